@@ -1,0 +1,132 @@
+"""A model without its weights, and the weights of one part of it at a time.
+
+The skeleton has the architecture's own modules with parameters on `meta` and real buffers (rotary tables, masks), so
+the model's own forward can run as soon as the parts it touches are loaded. transformers' own loader places the
+tensors, so renamed keys, missing prefixes (GPT-2) and merged experts (Mixtral, Qwen3-MoE) need no code for a family.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging as transformers_logging
+
+from calibration.errors import InputError
+
+
+def build_skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The architecture of `config` for causal language modelling: parameters on meta, buffers real, in eval mode."""
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model.eval()
+
+
+def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Name and list of the decoder blocks: the longest ModuleList of GradientCheckpointingLayer.
+
+    Raises InputError if there is none.
+    """
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module)
+        and all(isinstance(entry, GradientCheckpointingLayer) for entry in module)
+    ]
+    if not found:
+        raise InputError(
+            f"model: {type(model).__name__} has no list of decoder blocks "
+            "(a ModuleList of transformers' GradientCheckpointingLayer), so it can't be walked block by block"
+        )
+    return max(found, key=lambda entry: len(entry[1]))
+
+
+class PartLoader:
+    """Loads the weights below a prefix of a skeleton from a mapping of tensors, and frees them again."""
+
+    def __init__(self, model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+        """`tensors` may be lazy; its keys are the checkpoint's own names. Raises InputError if a weight is missing."""
+        self.model, self.tensors = model, tensors
+        self._mapping = get_model_conversion_mapping(model) or []
+        self.memory_names = self._resolve_names()
+        self._refuse_missing()
+
+    def _resolve_names(self) -> dict[str, str]:
+        """For each tensor of the checkpoint, the name of the (first) parameter it becomes part of."""
+        renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
+        known, prefix = self.model.state_dict(), self.model.base_model_prefix
+        names = {}
+        for key in self.tensors:
+            name, _ = rename_source_key(key, renamings, converters, prefix, known)
+            if name not in known:
+                name, _ = rename_source_key(key, [], [], prefix, known)
+            names[key] = name
+        return names
+
+    def _refuse_missing(self) -> None:
+        converted = {
+            target
+            for entry in self._mapping
+            if isinstance(entry, WeightConverter)
+            for target in entry.target_patterns
+        }
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
+        have = set(self.memory_names.values())
+        missing = [
+            name
+            for name, _ in self.model.named_parameters(remove_duplicate=False)
+            if name not in have and name not in tied and not any(target in name for target in converted)
+        ]
+        if missing:
+            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            raise InputError(f"model: the checkpoint lacks the weights {shown}")
+
+    def load(self, prefixes: Iterable[str], device: torch.device) -> None:
+        """Materialise every parameter whose name starts with one of the prefixes ("" is all)."""
+        starts = tuple(prefixes)
+        wanted = {key: self.tensors[key] for key, name in self.memory_names.items() if name.startswith(starts)}
+        self._place(wanted, device)
+
+    def load_outside(self, prefix: str, device: torch.device) -> None:
+        """Materialise everything that is not below the prefix: embeddings, final norm, head."""
+        wanted = {k: self.tensors[k] for k, name in self.memory_names.items() if not name.startswith(prefix)}
+        self._place(wanted, device)
+        self.model.tie_weights()
+
+    def _place(self, wanted: dict[str, Tensor], device: torch.device) -> None:
+        config = LoadStateDictConfig(
+            dtype=self.model.dtype, device_map={"": str(device)}, weight_mapping=self._mapping
+        )
+        transformers_logging.disable_progress_bar()
+        info, _ = convert_and_load_state_dict_in_model(self.model, wanted, config)
+        if info.mismatched_keys or info.conversion_errors or info.error_msgs:
+            detail = info.mismatched_keys or info.conversion_errors or info.error_msgs
+            raise InputError(f"model: weights that do not fit the architecture of config.json: {detail}")
+
+    def unload(self, module: nn.Module) -> None:
+        """Put a module's parameters back on meta; its buffers stay (they are not in the checkpoint)."""
+        for part in module.modules():
+            for name, parameter in list(part.named_parameters(recurse=False)):
+                setattr(part, name, nn.Parameter(parameter.detach().to("meta"), requires_grad=False))
+
+    def keys_of(self) -> dict[str, list[str]]:
+        """Checkpoint keys by the parameter they become."""
+        keys = defaultdict(list)
+        for key, name in self.memory_names.items():
+            keys[name].append(key)
+        return dict(keys)

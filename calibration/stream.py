@@ -1,0 +1,177 @@
+"""The hidden states of the calibration tokens between two decoder blocks, and the arguments blocks are called with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from calibration.data import Tokens
+from calibration.errors import InputError
+
+
+@dataclass(frozen=True)
+class Call:
+    """How the model called one block, hidden states aside."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    returns_tuple: bool
+
+
+class HiddenStates:
+    """One tensor (b, t, d) for each batch; above `memory_bytes` further ones are kept in files, which go with it."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self._memory_bytes, self._held = memory_bytes, 0
+        self._entries: list[Tensor | Path] = []
+        self._folder: TemporaryDirectory[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def append(self, hidden: Tensor) -> None:
+        """Add the next batch."""
+        self._entries.append(self._keep(hidden, len(self._entries)))
+
+    def __setitem__(self, index: int, hidden: Tensor) -> None:
+        old = self._entries[index]
+        if isinstance(old, Tensor):
+            self._held -= old.nbytes
+        self._entries[index] = self._keep(hidden, index)
+
+    def __getitem__(self, index: int) -> Tensor:
+        entry = self._entries[index]
+        return entry if isinstance(entry, Tensor) else load_file(entry)["hidden"]
+
+    def _keep(self, hidden: Tensor, index: int) -> Tensor | Path:
+        if self._held + hidden.nbytes <= self._memory_bytes:
+            self._held += hidden.nbytes
+            return hidden
+        if self._folder is None:
+            self._folder = TemporaryDirectory(prefix="compress-activations-")
+        path = Path(self._folder.name) / f"{index}.safetensors"
+        save_file({"hidden": hidden.cpu().contiguous()}, path)
+        return path
+
+
+class Stream:
+    """Batches of tokens on their way through the blocks: hidden states now, and each block's recorded arguments.
+
+    Made by running the model's own forward on each batch with every block replaced by a stub that records its
+    arguments and returns the hidden states unchanged, so masks, rotary embeddings and sliding windows are the
+    model's own. Everything outside the blocks must be loaded.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        blocks: nn.ModuleList,
+        batches: Sequence[Tokens],
+        memory_bytes: int = 4 << 30,
+    ) -> None:
+        """Raises InputError if the model does not call its blocks one after the other."""
+        self.model, self.blocks, self.batches = model, blocks, list(batches)
+        self.hidden = HiddenStates(memory_bytes)
+        self.calls: list[list[Call]] = []
+        for tokens in self.batches:
+            first, calls = _record(model, blocks, tokens)
+            self.hidden.append(first)
+            self.calls.append(calls)
+
+    def run(self, block: int, batch: int) -> Tensor:
+        """The block's output for one batch, from the hidden states as they are now: (b, t, d)."""
+        call = self.calls[batch][block]
+        module = self.blocks[block]
+        device = next(module.parameters()).device
+        with torch.no_grad():
+            output = module(self.hidden[batch].to(device), *call.args, **call.kwargs)
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        return hidden
+
+    def advance(self, block: int) -> None:
+        """Send every batch through the block as it is now."""
+        for batch in range(len(self.batches)):
+            self.hidden[batch] = self.run(block, batch)
+
+    def logits(self, batch: int) -> Tensor:
+        """What the model's own forward makes of the hidden states after the last block: (b, t, vocabulary)."""
+        final, calls = self.hidden[batch], self.calls[batch]
+
+        def replay(position: int, hidden: Tensor) -> Any:  # noqa: ANN401
+            out = final.to(hidden.device) if position == len(self.blocks) - 1 else hidden
+            return (out,) if calls[position].returns_tuple else out
+
+        tokens = self.batches[batch]
+        with torch.no_grad(), _stubbed(self.blocks, lambda k, hidden, _args, _kwargs: replay(k, hidden)):
+            output = self.model(**model_inputs(self.model, tokens))
+        logits: Tensor = output.logits
+        return logits
+
+
+def model_inputs(model: PreTrainedModel, tokens: Tokens) -> dict[str, Any]:
+    """Keyword arguments of the model's forward for these tokens."""
+    device = model.get_input_embeddings().weight.device
+    inputs: dict[str, Any] = {"input_ids": tokens.input_ids.to(device), "use_cache": False}
+    if tokens.attention_mask is not None:
+        inputs["attention_mask"] = tokens.attention_mask.to(device)
+    return inputs
+
+
+Stub = Callable[[int, Tensor, tuple[Any, ...], dict[str, Any]], Any]
+
+
+@contextmanager
+def _stubbed(blocks: nn.ModuleList, stub: Stub) -> Iterator[None]:
+    """Replace each block's forward; attributes that the model reads from a block stay readable."""
+
+    def bind(position: int) -> Callable[..., Any]:
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            return stub(position, hidden_states, args, kwargs)
+
+        return forward
+
+    for position, block in enumerate(blocks):
+        block.forward = bind(position)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _record(model: PreTrainedModel, blocks: nn.ModuleList, tokens: Tokens) -> tuple[Tensor, list[Call]]:
+    """Hidden states before the first block, and how each block is called."""
+    # A model that indexes what a block returns (bloom, codegen, gptj) takes a tuple. Given a tensor it would
+    # silently slice the batch off, which the shapes give away.
+    for returns_tuple in (False, True):
+        seen: list[Tensor] = []
+        calls: list[Call] = []
+
+        def note(_: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+            seen.append(hidden)
+            calls.append(Call(args, kwargs, returns_tuple))  # noqa: B023
+            return (hidden,) if returns_tuple else hidden  # noqa: B023
+
+        with torch.no_grad(), _stubbed(blocks, note):
+            try:
+                last = model.base_model(**model_inputs(model, tokens)).last_hidden_state
+            except (AttributeError, IndexError, TypeError, RuntimeError) as error:
+                failure: Exception | None = error
+                continue
+        failure = None
+        shapes = {tuple(hidden.shape) for hidden in seen} | {tuple(last.shape[:2]) + tuple(seen[0].shape[2:])}
+        if len(seen) == len(blocks) and len(shapes) == 1 and last.ndim == 3:
+            return seen[0], calls
+    raise InputError(
+        f"model: {type(model).__name__} does not call its {len(blocks)} blocks one after the other on hidden states "
+        f"of one shape, so it can't be walked block by block" + (f" ({failure})" if failure else "")
+    )

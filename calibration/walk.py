@@ -1,0 +1,183 @@
+"""The walk: one decoder block at a time, with the calibration tokens at its door.
+
+    for block in walk(model, loader, stream):
+        for shared in block.observe(needs):     # statistics of the inputs of its linear layers
+            ...
+        block.replace(name, module)             # put compressed layers in
+
+Between two turns the tokens go through the block as the caller left it (or as it was, see `Propagate`). The block is
+loaded before it is yielded and freed after, so memory holds one block and the activations.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from calibration.errors import InputError
+from calibration.skeleton import PartLoader, decoder_blocks
+from calibration.stats import Statistic, Statistics
+from calibration.stream import Stream
+
+
+class Propagate(enum.StrEnum):
+    """How far compressed activations feed forward."""
+
+    NONE = "none"
+    """Every block sees what the original model would give it: statistics serve any method."""
+    BLOCK = "block"
+    """A block sees the output of the compressed blocks before it."""
+    SUBLAYER = "sublayer"
+    """Besides, within a block each layer sees its compressed predecessors: more passes, closer statistics."""
+
+
+@dataclass(frozen=True)
+class SharedInput:
+    """Layers that read the same tensor, and the statistics of that tensor."""
+
+    names: tuple[str, ...]
+    stats: Statistics
+
+
+@dataclass
+class Block:
+    """A loaded decoder block."""
+
+    index: int
+    name: str
+    module: nn.Module
+    stream: Stream
+    layers: dict[str, nn.Module] = field(default_factory=dict)
+    """Its Linear and Conv1D layers by full name."""
+    keeps_outputs: bool = False
+    outputs: list[Tensor] = field(default_factory=list)
+    """What the block gave when it was last observed, if it keeps that (nothing then propagates)."""
+
+    def observe(self, names: frozenset[str], needs: frozenset[type[Statistic]]) -> list[SharedInput]:
+        """Run the tokens through the block as it is, and return the statistics of these layers' inputs.
+
+        Layers are grouped by the tensor they read, in the order of their first call. A layer that saw no token is in
+        no group. Raises InputError if an input holds NaN or infinity, naming the layer.
+        """
+        self.outputs.clear()
+        watch = _Watch(needs)
+        hooks = [
+            self.layers[name].register_forward_pre_hook(watch.hook(name)) for name in self.layers if name in names
+        ]
+        try:
+            for batch, tokens in enumerate(self.stream.batches):
+                watch.begin(tokens.attention_mask)
+                out = self.stream.run(self.index, batch)
+                if self.keeps_outputs:
+                    self.outputs.append(out)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return watch.shared_inputs()
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put a module in the place of a layer."""
+        parent, _, leaf = name.removeprefix(self.name + ".").rpartition(".")
+        setattr(self.module.get_submodule(parent), leaf, module)
+
+
+class _Watch:
+    """Collects statistics from forward pre-hooks; tensors are told apart by identity, while they are alive."""
+
+    def __init__(self, needs: frozenset[type[Statistic]]) -> None:
+        self.needs = needs
+        self.leaders: dict[str, str] = {}
+        self.sums: dict[str, Statistics] = {}
+        self._seen: list[tuple[Tensor, str]] = []
+        self._mask: Tensor | None = None
+
+    def begin(self, mask: Tensor | None) -> None:
+        """A new batch."""
+        self._seen, self._mask = [], mask
+
+    def hook(self, name: str):  # type: ignore[no-untyped-def]  # noqa: ANN201
+        """A forward pre-hook that observes the layer's input."""
+
+        def observe(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0]
+            for tensor, leader in self._seen:
+                if _same(tensor, x):
+                    self._follow(name, leader)
+                    return
+            self._seen.append((x, name))
+            self._follow(name, name)
+            rows, n_sequences = _tokens_of(x, self._mask, name)
+            stats = Statistics.of(rows, n_sequences, self.needs)
+            _refuse_not_finite(stats, name)
+            self.sums[name] = self.sums[name].absorb(stats) if name in self.sums else stats
+
+        return observe
+
+    def _follow(self, name: str, leader: str) -> None:
+        if self.leaders.setdefault(name, leader) != leader:
+            raise InputError(f"layer {name}: shares its input with {leader} in one batch but not in another")
+
+    def shared_inputs(self) -> list[SharedInput]:
+        """Groups in the order of their first call."""
+        return [
+            SharedInput(tuple(n for n, of in self.leaders.items() if of == leader), stats)
+            for leader, stats in self.sums.items()
+        ]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    if a is b:
+        return True
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a._version == b._version
+
+
+def _tokens_of(x: Tensor, mask: Tensor | None, name: str) -> tuple[Tensor, int]:
+    """The rows of x that stand for tokens, padding dropped: (..., i) -> (t, i)."""
+    if mask is None:
+        return x.reshape(-1, x.shape[-1]), x.shape[0]
+    if x.ndim == 2 and x.shape[0] == mask.numel():  # OPT flattens the batch before its MLP
+        return x[mask.to(x.device, torch.bool).flatten()], mask.shape[0]
+    if x.shape[:2] != mask.shape:
+        raise InputError(
+            f"layer {name}: its input {tuple(x.shape)} does not tell which rows are padding; "
+            f"use calibration text without padding (full sequences)"
+        )
+    return x[mask.to(x.device, torch.bool)], x.shape[0]
+
+
+def _refuse_not_finite(stats: Statistics, name: str) -> None:
+    for statistic in stats.values():
+        for tensor in statistic.tensors().values():
+            if not bool(torch.isfinite(tensor).all()):
+                raise InputError(
+                    f"layer {name}: its inputs hold NaN or infinity on the calibration text; "
+                    f"try --dtype float32, or look for NaN in the weights of the layers before it"
+                )
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a plain linear layer: nn.Linear or GPT-2's Conv1D."""
+    return type(module) in (nn.Linear, Conv1D)
+
+
+def walk(
+    stream: Stream, loader: PartLoader, *, propagate: Propagate, device: torch.device
+) -> Iterator[Block]:
+    """Yield each decoder block, loaded, with the tokens of the stream before it; see the head of this file."""
+    prefix, blocks = decoder_blocks(stream.model)
+    for index, module in enumerate(blocks):
+        name = f"{prefix}.{index}"
+        loader.load([name + "."], device)
+        layers = {f"{name}.{part}": layer for part, layer in module.named_modules() if is_linear(layer)}
+        block = Block(index, name, module, stream, layers, keeps_outputs=propagate is Propagate.NONE)
+        yield block
+        if not block.keeps_outputs:
+            stream.advance(index)
+        for batch, output in enumerate(block.outputs):
+            stream.hidden[batch] = output
+        loader.unload(module)

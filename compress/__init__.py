@@ -1,0 +1,60 @@
+"""Post-training compression of language models.
+
+After `import compress`, transformers' AutoModelForCausalLM.from_pretrained loads the checkpoints
+that this toolkit writes. What users need is here: run, plan, calibrate, load_export, Recipe,
+Report, the errors, and every method by name in METHODS.
+
+Registering the format costs the import of torch and transformers, about two seconds, also for
+`compress --help`: a checkpoint that loads only after the right import, or an import hook inside
+transformers, would be worse. Everything else is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from compress.shadows import refuse_strangers
+
+refuse_strangers()
+
+# PENDING: from compress import loading
+
+if TYPE_CHECKING:
+    from compress.compressor import METHODS
+    from compress.errors import CheckpointError, LayerError, RecipeError
+    from compress.exports.load import load_export
+    from compress.pipeline import calibrate, plan, run
+    from compress.recipe import Recipe
+    from compress.report import Report
+
+_HOMES = {
+    "METHODS": "compress.recipe",  # not compress.compressor: the recipe has walked the folder
+    "CheckpointError": "compress.errors",
+    "LayerError": "compress.errors",
+    "Recipe": "compress.recipe",
+    "RecipeError": "compress.errors",
+    "Report": "compress.report",
+    "calibrate": "compress.pipeline",
+    "load_export": "compress.exports.load",
+    "plan": "compress.pipeline",
+    "run": "compress.pipeline",
+}
+
+__all__ = [
+    "METHODS",
+    "CheckpointError",
+    "LayerError",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "calibrate",
+    "load_export",
+    "plan",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, imported from its home when first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'compress' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

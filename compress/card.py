@@ -1,0 +1,230 @@
+"""The model card: README.md of an output folder, made from its report alone."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from compress.report import LayerReport, Report
+from compress.summary import megabytes, rows
+
+_DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WORST = 5
+
+
+def model_card(report: Report) -> str:
+    """The card as Markdown with the front matter that the Hugging Face hub reads."""
+    parts = [
+        "---\n" + yaml.safe_dump(_front_matter(report), sort_keys=False) + "---",
+        *_introduction(report),
+        *_loading(report),
+        *_scores(report),
+        *_layers(report),
+        *_calibration(report),
+        *_kept(report),
+        *_remarks(report),
+        *_origin(report),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def base_model(spec: str) -> str | None:
+    """The hub id of what was compressed; None for a local file, which nobody else can follow."""
+    if spec == "demo":
+        return _DEMO
+    return spec if _HUB_ID.fullmatch(spec) else None
+
+
+def method_text(method: Mapping[str, Any]) -> str:
+    """A method and its base by name: "eora on gptq"."""
+    base = method.get("base")
+    name = str(method["name"])
+    return f"{name} on {method_text(base)}" if isinstance(base, Mapping) else name
+
+
+def _front_matter(report: Report) -> dict[str, Any]:
+    names = method_text(report.recipe["method"]).split(" on ")
+    matter: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": report.licence or "other",
+        "tags": ["compress", "compressed", *names],
+    }
+    base = base_model(str(report.recipe["model"]))
+    return matter | ({"base_model": base, "base_model_relation": "quantized"} if base else {})
+
+
+def _introduction(report: Report) -> Iterator[str]:
+    source, totals = _source(report), report.totals
+    yield f"# {source.rpartition('/')[2]}, compressed with {method_text(report.recipe['method'])}"
+    forms = ", ".join(f"{form} ({count} layers)" for form, count in _forms(report.layers))
+    yield (
+        f"{totals.n_layers} linear layers of `{source}` are stored as {forms or 'they were'}: "
+        f"{totals.layer_bits_per_weight:.2f} bits per weight in these layers, "
+        f"{megabytes(totals.tensor_bytes_after)} for the whole model instead of "
+        f"{megabytes(totals.tensor_bytes_before)}. Nothing was trained."
+    )
+
+
+def _source(report: Report) -> str:
+    return base_model(str(report.recipe["model"])) or report.model
+
+
+def _forms(layers: tuple[LayerReport, ...]) -> list[tuple[str, int]]:
+    return Counter(layer.form for layer in layers).most_common()
+
+
+def _loading(report: Report) -> Iterator[str]:
+    yield "## How to load it"
+    for export in report.exports:
+        yield _LOADING.get(export.format, _LOAD_PLAIN).format(folder=_folder(export.folder)).strip()
+        if export.adapter is not None:
+            yield _LOAD_ADAPTER.format(folder=_folder(export.adapter)).strip()
+        yield (
+            f"Loaded again in a fresh process, its logits differed from those of the compressed "
+            f"model by {export.relative_difference:.1e} (relative, tolerance "
+            f"{export.tolerance:.0e}) and agreed on {export.top1_agreement:.1%} of the top tokens."
+        )
+
+
+def _folder(folder: str) -> str:
+    return "THIS_FOLDER" if folder in ("", ".") else f"THIS_FOLDER/{folder}"
+
+
+def _scores(report: Report) -> Iterator[str]:
+    yield "## What it costs and what it saves"
+    table = ["| | before | after |", "| --- | ---: | ---: |"]
+    table += [f"| {row.label} | {row.before} | {row.after} |" for row in rows(report)]
+    yield "\n".join(table)
+    if report.scores is None:
+        yield "The model was not evaluated."
+        return
+    yield (
+        "± is one standard error. KL divergence and top-1 agreement compare with the original on "
+        f"held-out text (`{report.recipe['eval_text']}`, {report.recipe['eval_windows']} windows). "
+        "Task scores are lm-eval's, on the same items for both models; with few items a small "
+        "difference means nothing. Speed and memory are those of the machine named below, "
+        f"computing on {report.environment.device}."
+    )
+
+
+def _layers(report: Report) -> Iterator[str]:
+    yield "## Error of the layers"
+    measured = [layer for layer in report.layers if layer.relative_error is not None]
+    if not measured:
+        yield "No layer's error was measured."
+        return
+    worst = sorted(measured, key=lambda layer: -(layer.relative_error or 0.0))[:_WORST]
+    yield (
+        "The relative error of a layer's outputs on the calibration tokens; the worst "
+        f"{len(worst)} of {len(measured)} (all are in `report.json`):"
+    )
+    head = [
+        "| layer | shape | form | bits per weight | error |",
+        "| --- | --- | --- | ---: | ---: |",
+    ]
+    yield "\n".join([*head, *map(_layer_row, worst)])
+
+
+def _layer_row(layer: LayerReport) -> str:
+    shape = " x ".join(map(str, layer.shape))
+    error = f"{layer.relative_error:.4f}"
+    return f"| {layer.name} | {shape} | {layer.form} | {layer.bits_per_weight:.2f} | {error} |"
+
+
+def _calibration(report: Report) -> Iterator[str]:
+    yield "## What it was calibrated on"
+    text = yaml.safe_dump(report.calibration, sort_keys=False, allow_unicode=True)
+    yield f"```yaml\n{text}```"
+
+
+def _kept(report: Report) -> Iterator[str]:
+    yield "## What was left as it was"
+    if not report.kept:
+        yield "Nothing."
+        return
+    reasons: dict[str, list[int]] = {}
+    for tensor in report.kept:
+        reasons.setdefault(tensor.reason, []).append(tensor.n_bytes)
+    table = ["| why | tensors | size |", "| --- | ---: | ---: |"]
+    table += [f"| {why} | {len(part)} | {megabytes(sum(part))} |" for why, part in reasons.items()]
+    yield "\n".join(table)
+
+
+def _remarks(report: Report) -> Iterator[str]:
+    layers = [f"`{layer.name}`: {layer.note}" for layer in report.layers if layer.note]
+    remarks = [*report.notes, *layers]
+    yield "## Remarks and limits"
+    yield "\n".join(f"- {remark}" for remark in [*remarks, *_LIMITS])
+
+
+def _origin(report: Report) -> Iterator[str]:
+    yield "## How to make it again"
+    recipe = {key: value for key, value in report.recipe.items() if key != "out"}
+    yield f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```"
+    place = report.environment
+    versions = ", ".join(f"{name} {version}" for name, version in place.versions.items())
+    yield (
+        f"compress-llm {place.toolkit}"
+        + (f" (commit {place.commit})" if place.commit else "")
+        + f", Python {place.python}, {versions}; {place.platform}, {place.processor}, "
+        f"{place.n_threads} threads. Sha256 of the source: `{report.fingerprint}`."
+    )
+
+
+_LOAD_NATIVE = """
+Packed, with the toolkit (compress-llm) installed:
+
+```python
+import compress  # registers the format
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+```
+
+Without it, `from_pretrained("{folder}", trust_remote_code=True)` runs the code beside the weights.
+"""
+
+_LOAD_GPTQ = """
+As GPTQ, for transformers with gptqmodel, and for vLLM:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{folder}", device_map="auto")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+```
+"""
+
+_LOAD_ADAPTER = """
+The low-rank repair is a PEFT adapter beside it; without it the model is the unrepaired one:
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(model, "{folder}")
+```
+"""
+
+_LOAD_PLAIN = """
+As ordinary weights, for every tool; not smaller than the original:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+```
+"""
+
+_LOADING: Mapping[str, str] = {"native": _LOAD_NATIVE, "gptq": _LOAD_GPTQ, "dense": _LOAD_PLAIN}
+
+_LIMITS = (
+    "Compression changes what a model says, also where the scores above do not look; test it on "
+    "your own use.",
+    "Licence, intended use and known faults of the original apply.",
+)

@@ -1,0 +1,242 @@
+"""The command line: reads a recipe from YAML and flags, calls the pipeline, prints what came of it.
+
+Errors that a user can cause are caught here and nowhere else: one message on stderr, exit code 2.
+The pipeline is imported by the commands that need it, so that help does not wait for lm-eval.
+"""
+
+import os
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from calibration.errors import InputError
+from compress.environment import toolkit_version
+from compress.errors import CheckpointError, LayerError, RecipeError
+from compress.flags import Flags, Parser
+from compress.options import closest
+from compress.progress import show_progress
+from compress.recipe import METHODS, Recipe, read_yaml
+from compress.report import Report
+from compress.summary import Row, comparison_rows, lines, megabytes, rows, table
+from eval.errors import EvalError
+
+if TYPE_CHECKING:
+    from compress.planning import Plan
+
+_EXPECTED = (RecipeError, CheckpointError, LayerError, InputError, EvalError, OSError)
+_RECIPE_NAME = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: what it does, and one line about it."""
+
+    call: Callable[[list[str]], None]
+    about: str
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns 0, 2 for what was refused or failed, or 130 for Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    wants_traceback = "--traceback" in given or bool(os.environ.get("COMPRESS_TRACEBACK"))
+    given = [argument for argument in given if argument != "--traceback"]
+    try:
+        _dispatch(given)
+    except _EXPECTED as error:
+        if wants_traceback:
+            traceback.print_exc()
+        for line in (f"error: {error}", *getattr(error, "__notes__", ())):
+            print(line, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _dispatch(given: list[str]) -> None:
+    name, rest = (given[0], given[1:]) if given else ("--help", [])
+    if name in ("-h", "--help"):
+        print(_overview())
+    elif name == "--version":
+        print(f"compress-llm {toolkit_version()}")
+    elif name in COMMANDS:
+        COMMANDS[name].call(rest)
+    else:
+        there = ", ".join(COMMANDS)
+        raise RecipeError(f"{name}: no such command; there are {there}{closest(name, COMMANDS)}")
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    commands = [f"  {name:<{width}}  {command.about}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: compress COMMAND [options]",
+            "",
+            "Compresses language models after training: calibrate, compress, repair, export,",
+            "verify, evaluate, report. A first try: compress run --method eora --bits 4",
+            "",
+            *commands,
+            "",
+            "compress COMMAND --help lists the options; compress --version tells the version;",
+            "--traceback shows where an error came from.",
+        ]
+    )
+
+
+def _run(given: list[str]) -> None:
+    recipe = _recipe("run", given, COMMANDS["run"].about)
+    from compress import pipeline
+
+    with show_progress(Console(stderr=True)) as progress:
+        report = pipeline.run(recipe, progress=progress)
+    _show(rows(report), f"{recipe.model}, {recipe.method_name}")
+    print(f"written to {recipe.folder}; README.md there is the model card")
+
+
+def _plan(given: list[str]) -> None:
+    recipe = _recipe("plan", given, COMMANDS["plan"].about)
+    from compress import pipeline
+
+    with show_progress(Console(stderr=True)) as progress:
+        planned = pipeline.plan(recipe, progress=progress)
+    print("\n".join(_plan_lines(planned)))
+
+
+def _calibrate(given: list[str]) -> None:
+    recipe = _recipe("calibrate", given, COMMANDS["calibrate"].about)
+    from compress import pipeline
+
+    with show_progress(Console(stderr=True)) as progress:
+        folder = pipeline.calibrate(recipe, progress=progress)
+    print(f"statistics are in {folder}; a run on equal model, text and settings uses them")
+
+
+def _methods(given: list[str]) -> None:
+    Parser("compress methods", COMMANDS["methods"].about, "").parse_args(given)
+    for name, kind in sorted(METHODS.items()):
+        summary = (kind.__doc__ or "").strip().partition("\n")[0]
+        print(f"{name:<14}{summary}\n{'':<14}{kind.paper}")
+    print("\ncompress run --method NAME --help lists the options of one.")
+
+
+def _verify(given: list[str]) -> None:
+    parser = Parser("compress verify", COMMANDS["verify"].about, "DIR [--device DEVICE]")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="an export, or a folder of some")
+    parser.add_argument("--device", default="cpu", help="where to load it (default: cpu)")
+    known = parser.parse_args(given)
+    from compress.verify import verify
+
+    for folder in _exports(known.folder):
+        found = verify(folder, device=known.device)
+        print(
+            f"{folder}: loaded by {found.loader}, reproduces the compressed model; relative "
+            f"difference {found.relative_difference:.1e} (tolerance {found.tolerance:.0e})"
+        )
+
+
+def _evaluate(given: list[str]) -> None:
+    parser = Parser("compress eval", COMMANDS["eval"].about, "DIR [--reference MODEL] [options]")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="an export that `run` wrote")
+    parser.add_argument(
+        "--reference", metavar="MODEL", help="compare with it (default: its source)"
+    )
+    values = _neighbouring_recipe(given)
+    flags = Flags(Recipe, METHODS, ("general", "evaluation", "calibration"))
+    mapping, known = flags.parse(values, given, parser)
+    recipe = Recipe.from_mapping(mapping)
+    if known.reference is not None:
+        recipe = replace(recipe, model=known.reference)
+    elif "model" not in mapping:
+        raise RecipeError(f"--reference: {known.folder} has no recipe.yaml to tell; name a model")
+    from compress import pipeline
+
+    with show_progress(Console(stderr=True)) as progress:
+        scores = pipeline.evaluate(known.folder, recipe, progress=progress)
+    _show(comparison_rows(scores), f"{recipe.model} and {known.folder}")
+
+
+def _report(given: list[str]) -> None:
+    parser = Parser("compress report", COMMANDS["report"].about, "DIR")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a folder that `run` wrote")
+    folder = parser.parse_args(given).folder
+    report = Report.load(folder)
+    _show(rows(report), str(folder))
+    for note in report.notes:
+        print(f"note: {note}")
+
+
+COMMANDS: dict[str, Command] = {
+    "run": Command(_run, "Compress a model, verify, evaluate and describe the result."),
+    "plan": Command(_plan, "Refuse or describe a run, with its sizes, without doing it."),
+    "methods": Command(_methods, "List the methods there are, with their papers."),
+    "calibrate": Command(_calibrate, "Collect and save the statistics that a run would use."),
+    "verify": Command(_verify, "Load an export in a fresh process and compare its logits."),
+    "eval": Command(_evaluate, "Evaluate an export beside its original."),
+    "report": Command(_report, "Show the report in a folder that run wrote."),
+}
+
+
+def _recipe(command: str, given: list[str], about: str) -> Recipe:
+    """Defaults, overlaid by the YAML file if the first argument names one, overlaid by flags."""
+    has_file = bool(given) and not given[0].startswith("-")
+    values = read_yaml(Path(given[0])) if has_file else {}
+    parser = Parser(f"compress {command}", about, f"[{_RECIPE_NAME}] [options]")
+    parser.add_argument(
+        "recipe", nargs="?", metavar=_RECIPE_NAME, help="a recipe, which flags then override"
+    )
+    mapping, known = Flags(Recipe, METHODS).parse(values, given, parser)
+    if known.recipe is not None and not has_file:
+        raise RecipeError(f"{known.recipe}: a recipe goes first: compress {command} {known.recipe}")
+    return Recipe.from_mapping(mapping)
+
+
+def _neighbouring_recipe(given: list[str]) -> Mapping[str, Any]:
+    """The recipe in the folder that is named first, or beside it; empty if there is none."""
+    folders = (
+        [] if not given or given[0].startswith("-") else [Path(given[0]), Path(given[0]).parent]
+    )
+    files = [folder / _RECIPE_NAME for folder in folders]
+    return next((read_yaml(file) for file in files if file.is_file()), {})
+
+
+def _exports(folder: Path) -> list[Path]:
+    """`folder` itself if it is an export, or the exports in it."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    found = [path.parent for path in sorted(folder.glob("*/probe.safetensors"))]
+    return [folder] if (folder / "probe.safetensors").is_file() or not found else found
+
+
+def _plan_lines(plan: "Plan") -> list[str]:
+    """Sizes of a plan: what is compressed how, and what stays."""
+    before = sum(layer.bytes_before for layer in plan.layers)
+    after = sum(layer.bytes_after for layer in plan.layers)
+    methods = Counter(repr(layer.compressor) for layer in plan.layers)
+    reasons: Counter[str] = Counter()
+    for tensor in plan.kept:
+        reasons[tensor.reason] += tensor.n_bytes
+    return [
+        f"{len(plan.layers)} layers in {plan.n_blocks} blocks: "
+        f"{megabytes(before)} -> {megabytes(after)}",
+        *(f"  {count} with {method}" for method, count in methods.most_common()),
+        f"kept as they are: {len(plan.kept)} tensors, {megabytes(plan.kept_bytes)}",
+        *(f"  {megabytes(size)}: {reason}" for reason, size in reasons.most_common()),
+        f"whole model: {megabytes(plan.bytes_before)} -> {megabytes(plan.bytes_after)}",
+        f"statistics on disk: at most {megabytes(plan.statistics_bytes)}",
+    ]
+
+
+def _show(result: list[Row], title: str) -> None:
+    console = Console()
+    if console.is_terminal:
+        console.print(table(result, title))
+    else:
+        print("\n".join([title, *lines(result)]))

@@ -1,0 +1,193 @@
+"""The block loop: observe, compress, hand over, replace; then the walk moves on.
+
+Every finished layer is handed over before the next block is loaded, so memory holds one block, its statistics and the
+activations, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from calibration.skeleton import PartLoader
+from calibration.stats import Gram, Statistic, Statistics
+from calibration.store import Store
+from calibration.stream import Stream
+from calibration.walk import Block, Propagate, SharedInput, walk
+from compress.errors import LayerError
+from compress.forms import CompressedLinear, Form
+from compress.layers import bias_of, is_transposed, refuse_not_finite, weight_oi
+from compress.linalg import output_energy
+from compress.planning import Plan, PlannedLayer
+from compress.report import LayerReport
+from compress.stopwatch import Stopwatch
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A layer on its way out."""
+
+    planned: PlannedLayer
+    form: Form | None
+    """None: it was left as it was, the report says why."""
+    bias: Tensor | None
+    transposed: bool
+    report: LayerReport
+    energies: tuple[float, float]
+    """Mean over tokens of ||(W - W') x||^2 and of ||W x||^2."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the loop works with."""
+
+    plan: Plan
+    loader: PartLoader
+    stream: Stream
+    probe: Stream
+    needs: frozenset[type[Statistic]]
+    store: Store | None
+    propagate: Propagate
+    forgiven: tuple[type[Exception], ...]
+    """Errors after which a layer is left as it was, and recorded."""
+    device: torch.device
+    dtype: torch.dtype
+
+
+def compress_blocks(job: Job, watch: Stopwatch, progress: Progress) -> Iterator[Finished]:
+    """Walk the model once and yield every planned layer, finished; the probe follows through the compressed blocks.
+
+    Raises LayerError or InputError with the layer's name for what can't be compressed and is not forgiven.
+    """
+    planned = {layer.name: layer for layer in job.plan.layers}
+    blocks = walk(job.stream, job.loader, propagate=job.propagate, device=job.device)
+    for block in watch.each("load and propagate", blocks):
+        progress("compress", block.index, job.plan.n_blocks)
+        refuse_not_finite(block.module, block.name)
+        waiting = {name: planned[name] for name in block.layers if name in planned}
+        for shared in watch.each("observe", _statistics(job, block, frozenset(waiting))):
+            group = [waiting.pop(name) for name in shared.names]
+            with watch("compress"):
+                finished = _compress_group(job, block, group, shared.stats)
+            yield from finished
+        for layer in waiting.values():
+            yield _left(block, layer, _forgive(job, LayerError("it never saw a calibration token"), [layer]))
+        job.probe.advance(block.index)
+    progress("compress", job.plan.n_blocks, job.plan.n_blocks)
+
+
+def _statistics(job: Job, block: Block, names: frozenset[str]) -> Iterator[SharedInput]:
+    """Statistics of the inputs of these layers, group by group: from the store if it has them, else observed."""
+    if job.store is not None and job.store.complete:
+        yield from job.store.load(block.index)
+        return
+    used = []
+    for shared in _observed(job, block, names):
+        used.append(shared)
+        yield shared
+    if job.store is not None:
+        job.store.save(block.index, used)
+
+
+def _observed(job: Job, block: Block, names: frozenset[str]) -> Iterator[SharedInput]:
+    shared = block.observe(names, job.needs)
+    if job.propagate is not Propagate.SUBLAYER:
+        yield from shared
+        return
+    yield from shared[:1]
+    for entry in shared[1:]:
+        yield from block.observe(frozenset(entry.names), job.needs)
+
+
+def _compress_group(
+    job: Job, block: Block, group: Sequence[PlannedLayer], stats: Statistics
+) -> list[Finished]:
+    """Compress layers that share an input, and put what stands for them into the block."""
+    started = time.perf_counter()
+    weights = [weight_oi(block.layers[layer.name]).float() for layer in group]
+    try:
+        forms = group[0].compressor.compress(weights, stats)
+    except LayerError as error:
+        if len(group) > 1:
+            return [one for layer in group for one in _compress_group(job, block, [layer], stats)]
+        return [_left(block, group[0], _forgive(job, error, group))]
+    seconds = (time.perf_counter() - started) / len(group)
+    gram = stats[Gram].mean_ii()
+    return [
+        _finish(job, block, layer, form, (weight, gram, seconds))
+        for layer, weight, form in zip(group, weights, forms, strict=True)
+    ]
+
+
+def _finish(
+    job: Job, block: Block, layer: PlannedLayer, form: Form, measured: tuple[Tensor, Tensor, float]
+) -> Finished:
+    weight, gram, seconds = measured
+    module = block.layers[layer.name]
+    lost, energy = output_energy(weight.double() - form.dense(), gram), output_energy(weight, gram)
+    dead = int((gram.diagonal() == 0).sum())
+    report = LayerReport(
+        name=layer.name,
+        shape=layer.shape,
+        method=layer.compressor.name,
+        form=describe(form),
+        bytes_before=layer.bytes_before,
+        bytes_after=form.n_bytes(),
+        bits_per_weight=8 * form.n_bytes() / weight.numel(),
+        relative_error=(max(lost, 0.0) / energy) ** 0.5 if energy > 0 else 0.0,
+        seconds=seconds,
+        note=f"{dead} of {layer.shape[1]} input channels are zero on the calibration text" if dead else "",
+    )
+    bias = bias_of(module)
+    stand_in = form.unpacked(job.dtype).to(job.device)
+    block.replace(layer.name, CompressedLinear(stand_in, bias))
+    return Finished(layer, form, bias, is_transposed(module), report, (lost, energy))
+
+
+def _forgive(job: Job, error: LayerError, group: Sequence[PlannedLayer]) -> LayerError:
+    names = ", ".join(f"{layer.name} {layer.shape}" for layer in group)
+    if not isinstance(error, job.forgiven):
+        raise LayerError(f"layer {names} with {group[0].compressor.name}: {error}") from error
+    return error
+
+
+def _left(block: Block, layer: PlannedLayer, error: LayerError) -> Finished:
+    """A layer that stays as it was, and why."""
+    n_weights = layer.shape[0] * layer.shape[1]
+    report = LayerReport(
+        name=layer.name,
+        shape=layer.shape,
+        method=layer.compressor.name,
+        form="left as it was",
+        bytes_before=layer.bytes_before,
+        bytes_after=layer.bytes_before,
+        bits_per_weight=8 * layer.bytes_before / n_weights,
+        relative_error=None,
+        seconds=0.0,
+        note=f"not compressed: {error}",
+    )
+    module = block.layers[layer.name]
+    return Finished(layer, None, bias_of(module), is_transposed(module), report, (0.0, 0.0))
+
+
+def describe(form: Form) -> str:
+    """A form in a few words: `4-bit g64 + rank 32`."""
+    spec = form.spec()
+    match spec["form"]:
+        case "sum":
+            return " + ".join(describe(term) for term in form.terms)  # type: ignore[union-attr, arg-type]
+        case "quantised":
+            kind = "" if spec["symmetric"] else " asymmetric"
+            return f"{spec['bits']}-bit g{spec['group_size']}{kind}"
+        case "low_rank":
+            return f"rank {spec['rank']}"
+        case other:
+            return str(other)
+
+

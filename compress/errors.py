@@ -1,0 +1,13 @@
+"""What a user can do wrong, as types: the command line catches exactly these and prints one message."""
+
+
+class RecipeError(ValueError):
+    """An option, a key or a combination of them that cannot work; the message names it and what would."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not whole, not safe to read, or not what it claims to be."""
+
+
+class LayerError(RuntimeError):
+    """A layer that could not be compressed; the message names the layer and what was found in it."""

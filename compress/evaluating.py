@@ -1,0 +1,108 @@
+"""The original and an export of it, read back from disk, on the same text and the same items."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from calibration.data import load_windows, parse_source
+from compress.compressing import Progress
+from compress.errors import RecipeError
+from compress.exports.load import load_export, unpack
+from compress.models import resolve_model
+from compress.preparing import Prepared, settle_device, settle_dtype
+from compress.recipe import Recipe
+from compress.report import Comparison
+from eval.fidelity import compare
+from eval.footprint import measure, n_elements, peak_memory
+from eval.harness import Settings, run_tasks
+from eval.scores import Fidelity, Footprint, Scores, TaskScore
+
+
+@dataclass(frozen=True)
+class Original:
+    """The model that an export is measured against."""
+
+    folder: Path
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+
+
+def original_of(prepared: Prepared) -> Original:
+    """The source of a run."""
+    return Original(prepared.source.folder, prepared.tokenizer, prepared.device, prepared.dtype)
+
+
+def resolve_original(recipe: Recipe, progress: Progress) -> Original:
+    """The model that a recipe names. Raises what `resolve_model` raises."""
+    folder = resolve_model(recipe.model, None, progress=progress).folder
+    config = AutoConfig.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return Original(folder, tokenizer, settle_device(recipe.device), settle_dtype(recipe.dtype, config))
+
+
+def compare_with(original: Original, export: Path, recipe: Recipe, progress: Progress) -> Comparison:
+    """Footprints of both, and the fidelity and tasks that the recipe asks for.
+
+    Quality is measured on the export with its codes expanded once, which changes no output; speed and memory are
+    measured on the export as it loads, with its codes packed. Raises EvalError, InputError or CheckpointError.
+    """
+    before = load_original(original.folder, original.dtype, original.device)
+    after = load_export(export, original.dtype, original.device)
+    n_parameters = n_elements(original.folder)
+    footprints = (
+        _footprint(original, original.folder, before, n_parameters, progress),
+        _footprint(original, export, after, n_parameters, progress),
+    )
+    unpack(after)
+    fidelity = _fidelity(original, before, after, recipe, progress)
+    tasks = [_tasks(model, original, recipe, progress) for model in (before, after)]
+    return Comparison(
+        before=Scores(fidelity[0], tasks[0], footprints[0]), after=Scores(fidelity[1], tasks[1], footprints[1])
+    )
+
+
+def load_original(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The uncompressed model, in eval mode."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return model.to(device).eval()  # type: ignore[arg-type]
+
+
+def _footprint(
+    original: Original, folder: Path, model: PreTrainedModel, n_parameters: int, progress: Progress
+) -> Footprint:
+    same = folder == original.folder
+    loader = "compress.evaluating:load_original" if same else "compress.exports.load:load_export"
+    dtype = str(original.dtype).removeprefix("torch.")
+    peak = peak_memory(folder, loader=loader, dtype=dtype, device=str(original.device))
+    on_accelerator = peak.device_bytes if peak.device_bytes is not None else peak.peak_bytes
+    return measure(folder, model, n_parameters, peak_rss_bytes=on_accelerator, progress=progress)
+
+
+def _fidelity(
+    original: Original, before: PreTrainedModel, after: PreTrainedModel, recipe: Recipe, progress: Progress
+) -> tuple[Fidelity | None, Fidelity | None]:
+    if not recipe.eval_windows:
+        return None, None
+    windows = load_windows(
+        parse_source(recipe.eval_text), original.tokenizer, n_sequences=recipe.eval_windows, seq_len=recipe.seq_len
+    )
+    if windows.attention_mask is not None:
+        raise RecipeError(f"eval_text: {recipe.eval_text} has rows shorter than {recipe.seq_len} tokens; use longer text")
+    return compare(before, after, [tokens.input_ids for tokens in windows.batches(2)], progress=progress)
+
+
+def _tasks(
+    model: PreTrainedModel, original: Original, recipe: Recipe, progress: Progress
+) -> tuple[TaskScore, ...]:
+    if not recipe.tasks:
+        return ()
+    settings = Settings(
+        limit=recipe.limit, batch_size=recipe.batch_size, include_path=recipe.include_path, seed=recipe.seed
+    )
+    return tuple(run_tasks(model, original.tokenizer, recipe.tasks, settings, progress=progress))

@@ -1,0 +1,136 @@
+"""Drives the block loop into the exporters: compressed layers as they come, then everything that is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from calibration.data import Tokens
+from calibration.skeleton import decoder_blocks
+from calibration.store import Store
+from calibration.stream import Stream
+from compress.compressing import Job, Progress, compress_blocks
+from compress.errors import LayerError
+from compress.exports import EXPORTS, Exporter, LayerExport
+from compress.layers import refuse_not_finite
+from compress.preparing import Prepared
+from compress.recipe import OnFailure
+from compress.report import LayerReport
+from compress.stopwatch import Stopwatch
+from compress.verify import write_probe
+
+PROBE_TOKENS = 32
+PROBE_POSITIONS = 8
+
+
+@dataclass
+class Outcome:
+    """What the report needs of the layers."""
+
+    layers: list[LayerReport] = field(default_factory=list)
+    energies: list[tuple[float, float]] = field(default_factory=list)
+    """For each layer the mean over tokens of ||(W - W') x||^2 and of ||W x||^2."""
+    compressed: set[str] = field(default_factory=set)
+    reused: Path | None = None
+    """Folder of the statistics that were used again."""
+
+
+def export(prepared: Prepared, folders: Mapping[str, Path], watch: Stopwatch, progress: Progress) -> Outcome:
+    """Compress the model into every export folder, and write the probe that verification reproduces.
+
+    Raises LayerError, InputError, CheckpointError or OSError. Statistics of an unfinished run are removed.
+    """
+    exporters = [EXPORTS[name](folder, prepared.source) for name, folder in folders.items()]
+    store = prepared.store()
+    job = _job(prepared, store, watch)
+    outcome = Outcome(reused=store.folder if store is not None and store.complete else None)
+    try:
+        _export_layers(job, exporters, outcome, watch, progress)
+        if store is not None and outcome.reused is None:
+            store.finish()
+    finally:
+        if store is not None:
+            store.discard()
+    with watch("write"):
+        _copy_rest(prepared, exporters, outcome.compressed, progress)
+        for exporter in exporters:
+            exporter.close()
+        _write_probes(job.probe, list(folders.values()))
+    return outcome
+
+
+def _job(prepared: Prepared, store: Store | None, watch: Stopwatch) -> Job:
+    """Load what lies outside the blocks and bring the tokens to the first of them."""
+    prefix, blocks = decoder_blocks(prepared.model)
+    prepared.loader.load_outside(f"{prefix}.", prepared.device)
+    refuse_not_finite(prepared.model, "model")
+    saved = store is not None and store.complete
+    with watch("embed"):
+        batches = [] if saved else list(prepared.tokens.batches(prepared.recipe.batch_size))
+        stream = Stream(prepared.model, blocks, batches)
+        probe = Stream(prepared.model, blocks, [_probe_tokens(prepared.tokens)])
+    return Job(
+        plan=prepared.plan,
+        loader=prepared.loader,
+        stream=stream,
+        probe=probe,
+        needs=prepared.needs,
+        store=store,
+        propagate=prepared.recipe.propagate,
+        forgiven=(LayerError,) if prepared.recipe.on_failure is OnFailure.KEEP else (),
+        device=prepared.device,
+        dtype=prepared.dtype,
+    )
+
+
+def _probe_tokens(tokens: Tokens) -> Tokens:
+    """A few tokens of the first sequence, none of them padding."""
+    ids = tokens.input_ids[:1]
+    if tokens.attention_mask is not None:
+        ids = ids[:, tokens.attention_mask[0].bool()]
+    return Tokens(input_ids=ids[:, :PROBE_TOKENS], attention_mask=None, provenance={})
+
+
+def _export_layers(
+    job: Job, exporters: Sequence[Exporter], outcome: Outcome, watch: Stopwatch, progress: Progress
+) -> None:
+    for finished in compress_blocks(job, watch, progress):
+        outcome.layers.append(finished.report)
+        outcome.energies.append(finished.energies)
+        if finished.form is None:
+            continue
+        outcome.compressed.add(finished.planned.name)
+        layer = LayerExport(finished.planned.name, finished.form.cpu(), finished.bias, finished.transposed)
+        with watch("write"):
+            for exporter in exporters:
+                exporter.add_layer(layer)
+
+
+def _copy_rest(
+    prepared: Prepared, exporters: Sequence[Exporter], compressed: set[str], progress: Progress
+) -> None:
+    """Every tensor of the source that no compressed layer replaces, under the name the model knows it by."""
+    keys = prepared.loader.keys_of()
+    for done, (key, name) in enumerate(prepared.loader.memory_names.items()):
+        progress("copy the rest", done, len(prepared.loader.memory_names))
+        module, _, leaf = name.rpartition(".")
+        if module in compressed and leaf in ("weight", "bias"):
+            continue
+        # Tensors that are merged on loading (experts) keep the names that the merging expects.
+        target = name if len(keys[name]) == 1 else key
+        for exporter in exporters:
+            exporter.add_tensor(target, prepared.reader[key])
+    progress("copy the rest", len(prepared.loader.memory_names), len(prepared.loader.memory_names))
+
+
+def _write_probes(probe: Stream, folders: Sequence[Path]) -> None:
+    ids = probe.batches[0].input_ids
+    logits = probe.logits(0)[0].float().cpu()
+    if not bool(torch.isfinite(logits).all()):
+        raise LayerError("the compressed model's logits hold NaN or infinity; try --dtype float32")
+    positions = torch.linspace(0, ids.shape[1] - 1, min(PROBE_POSITIONS, ids.shape[1])).round().long()
+    for folder in folders:
+        write_probe(folder, ids, logits[positions].contiguous(), positions)

@@ -1,0 +1,263 @@
+"""Any GGUF file of a causal language model, turned once into an ordinary Hugging Face folder.
+
+transformers reads GGUF but refuses to save what it read, so the weights are moved (not copied) into a fresh model built
+on the meta device from the same configuration, and that one is saved. Peak memory is one set of unpacked weights.
+File format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+import struct
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGMLQuantizationType, GGUFReader
+from tokenizers import pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from compress.errors import CheckpointError
+
+Progress = Callable[[str, int, int], None]
+
+MAGIC = b"GGUF"
+CONVERTER_VERSION = 1
+"""Part of the cache key: raise it when converted folders would come out differently."""
+
+SOURCE_FILE = "compress_source.json"
+"""Written last into a converted folder; says what it was made from."""
+
+_STAGE = "converting GGUF"
+_N_STEPS = 4
+
+_DIGITS_THEN_GPT2 = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"})
+"""Values of `tokenizer.ggml.pre` whose vocabularies were learned with every digit alone (llama.cpp,
+`llama_vocab`: "\\p{N}" before the GPT-2 pattern). transformers 5.23 keeps only the GPT-2 pattern for them, which
+splits white space before a digit differently."""
+
+
+@dataclass(frozen=True)
+class GGUFHeader:
+    """What a GGUF file says about itself; no tensor data."""
+
+    path: Path
+    architecture: str
+    name: str | None
+    licence: str | None
+    pre_tokenizer: str | None
+    tensor_types: dict[str, int]
+    """Number of tensors of each storage type, e.g. {"Q4_1": 210, "F32": 61}."""
+    n_parameters: int
+    matrix_types: frozenset[str]
+    """Storage types of the tensors with two or more dimensions."""
+
+    def dtype(self) -> torch.dtype:
+        """The narrowest dtype that holds every weight exactly: float32, unless all matrices are 16-bit floats of one kind."""
+        exact = {frozenset({"F16"}): torch.float16, frozenset({"BF16"}): torch.bfloat16}
+        return exact.get(self.matrix_types, torch.float32)
+
+
+def read_header(path: Path) -> GGUFHeader:
+    """Read and check the header of a GGUF file: whole, one file, and of a model with a tokenizer.
+
+    Raises CheckpointError, naming the file and what is wrong with it.
+    """
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != MAGIC:
+        raise CheckpointError(f"{path}: not a GGUF file (it begins with {magic!r}, a GGUF file with {MAGIC!r})")
+    try:
+        reader = GGUFReader(str(path))
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError, struct.error) as error:
+        raise CheckpointError(
+            f"{path}: truncated or corrupt GGUF file of {path.stat().st_size} bytes ({error}); download it again"
+        ) from error
+    _refuse_other_kinds(path, reader)
+    types = Counter(GGMLQuantizationType(tensor.tensor_type).name for tensor in reader.tensors)
+    return GGUFHeader(
+        path=path,
+        architecture=str(_field(reader, "general.architecture")),
+        name=_text(_field(reader, "general.name")),
+        licence=_text(_field(reader, "general.license")),
+        pre_tokenizer=_text(_field(reader, "tokenizer.ggml.pre")),
+        tensor_types=dict(types),
+        n_parameters=sum(int(tensor.n_elements) for tensor in reader.tensors),
+        matrix_types=frozenset(
+            GGMLQuantizationType(tensor.tensor_type).name for tensor in reader.tensors if len(tensor.shape) > 1
+        ),
+    )
+
+
+def _refuse_other_kinds(path: Path, reader: GGUFReader) -> None:
+    if _field(reader, "general.architecture") is None or not reader.tensors:
+        raise CheckpointError(f"{path}: this GGUF file holds no model (no general.architecture, or no tensors)")
+    kind = _field(reader, "general.type")
+    if kind not in (None, "model"):
+        raise CheckpointError(f"{path}: this GGUF file holds a {kind}, not a model")
+    n_files = _field(reader, "split.count")
+    if n_files is not None and int(n_files) > 1:
+        raise CheckpointError(
+            f"{path}: this is one of {n_files} parts; join them first with `llama-gguf-split --merge`"
+        )
+    if _field(reader, "tokenizer.ggml.tokens") is None:
+        raise CheckpointError(f"{path}: this GGUF file has no tokenizer (tokenizer.ggml.tokens), so text cannot be read")
+
+
+def _field(reader: GGUFReader, key: str) -> Any:
+    field = reader.get_field(key)
+    return None if field is None else field.contents()
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def convert(path: Path, folder: Path, *, progress: Progress) -> None:
+    """Write the GGUF file `path` as an ordinary Hugging Face folder; `folder` appears whole or not at all.
+
+    A folder that is there already is left as it is. Weights are unpacked exactly (see GGUFHeader.dtype).
+    Raises CheckpointError for a file that is no model transformers can read, or when the disk is too small.
+    """
+    if (folder / SOURCE_FILE).is_file():
+        return
+    header = read_header(path)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    needed = header.n_parameters * header.dtype().itemsize
+    free = shutil.disk_usage(folder.parent).free
+    if free < 1.05 * needed:
+        raise CheckpointError(
+            f"{folder.parent}: {needed:,} bytes are needed to unpack {path.name}, {free:,} are free;"
+            " set COMPRESS_CACHE to a larger disk"
+        )
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _write(header, partial, progress)
+        _put_in_place(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    partial.chmod(0o755)  # mkdtemp makes it private
+    try:
+        partial.rename(folder)
+    except OSError:
+        # Another process may have finished the same conversion meanwhile; any other reason is an error.
+        if not (folder / SOURCE_FILE).is_file():
+            raise
+
+
+def _write(header: GGUFHeader, folder: Path, progress: Progress) -> None:
+    progress(_STAGE, 0, _N_STEPS)
+    with _without_progress_bars():
+        model = _load(header)
+        progress(_STAGE, 1, _N_STEPS)
+        model.save_pretrained(folder, max_shard_size="2GB")
+        max_length = int(getattr(model.config, "max_position_embeddings", 0))
+        n_embeddings = int(model.get_input_embeddings().weight.shape[0])
+    progress(_STAGE, 2, _N_STEPS)
+    _write_tokenizer(header, folder, max_length, n_embeddings)
+    progress(_STAGE, 3, _N_STEPS)
+    _write_source(header, folder)
+    progress(_STAGE, _N_STEPS, _N_STEPS)
+
+
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """The loader draws bars of its own on stderr; ours are the ones a user should see."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def _load(header: GGUFHeader) -> Any:
+    """The unpacked model as one that can be saved: same weights, no trace of the GGUF quantisation config."""
+    where = {"gguf_file": header.path.name, "local_files_only": True}
+    try:
+        config = AutoConfig.from_pretrained(header.path.parent, **where)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise CheckpointError(f"{header.path}: {header.architecture!r} is not a causal language model")
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            header.path.parent,
+            dtype=header.dtype(),
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+            **where,
+        )
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"{header.path}: transformers cannot read this GGUF file (architecture {header.architecture!r}): {error}"
+        ) from error
+    absent = sorted(set(info["missing_keys"]) | {str(key) for key in info["mismatched_keys"]})
+    if absent:
+        raise CheckpointError(f"{header.path}: no weights in the file for {', '.join(absent[:5])}")
+    return _saveable(loaded)
+
+
+def _saveable(loaded: Any) -> Any:
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=loaded.dtype)
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config = loaded.generation_config
+    return model
+
+
+def _write_tokenizer(header: GGUFHeader, folder: Path, max_length: int, n_embeddings: int) -> None:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            header.path.parent, gguf_file=header.path.name, local_files_only=True
+        )
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise CheckpointError(f"{header.path}: its tokenizer cannot be read: {error}") from error
+    if len(tokenizer) > n_embeddings:
+        raise CheckpointError(
+            f"{header.path}: the tokenizer has {len(tokenizer)} tokens, the model embeddings for {n_embeddings}"
+        )
+    if header.pre_tokenizer in _DIGITS_THEN_GPT2:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
+            ]
+        )
+    if max_length > 0:
+        tokenizer.model_max_length = max_length
+    for leftover in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(leftover, None)
+    tokenizer.save_pretrained(folder)
+
+
+def _write_source(header: GGUFHeader, folder: Path) -> None:
+    types = ", ".join(f"{count} {name}" for name, count in sorted(header.tensor_types.items()))
+    source = {
+        "format_version": 1,
+        "converter_version": CONVERTER_VERSION,
+        "file": header.path.name,
+        "name": header.name,
+        "licence": header.licence,
+        "note": f"weights unpacked from the GGUF file {header.path.name} ({types}) to {header.dtype()}",
+        "sha256": file_sha256(header.path),
+    }
+    front = f"---\nlicense: {header.licence}\n---\n\n" if header.licence else ""
+    title = header.name or header.path.stem
+    (folder / "README.md").write_text(f"{front}# {title}\n\n{str(source['note']).capitalize()}.\n", encoding="utf-8")
+    (folder / SOURCE_FILE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")

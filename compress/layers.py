@@ -1,0 +1,71 @@
+"""The border between a model's layers and the mathematics, which sees weights as (out, in) only."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from compress.errors import LayerError, RecipeError
+
+
+def weight_oi(layer: nn.Module) -> Tensor:
+    """The weight of a Linear or a Conv1D (GPT-2, stored transposed) as (out, in); a view."""
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator, union-attr, assignment]
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether the checkpoint stores the weight as (in, out)."""
+    return isinstance(layer, Conv1D)
+
+
+def bias_of(layer: nn.Module) -> Tensor | None:
+    """The bias (out,), or None."""
+    bias = layer.bias
+    return bias.detach() if isinstance(bias, Tensor) else None
+
+
+def refuse_not_finite(module: nn.Module, name: str) -> None:
+    """Raises LayerError naming the first loaded parameter that holds NaN or infinity."""
+    for part, parameter in module.named_parameters():
+        if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
+            raise LayerError(
+                f"{name}.{part}: the checkpoint's weight holds NaN or infinity; "
+                "the original is damaged, download or convert it again"
+            )
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a glob matches a layer's full name or a run of its dotted parts: `k_proj`, `layers.0`, `*.mlp.*`."""
+    return any(fnmatchcase(name, glob) for glob in (pattern, f"*.{pattern}", f"{pattern}.*", f"*.{pattern}.*"))
+
+
+def select(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> Mapping[str, str | None]:
+    """For each layer, None if it is compressed, else the reason why not.
+
+    Raises RecipeError for a pattern that matches nothing, and where nothing is left to compress.
+    """
+    known = list(names)
+    for option, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
+            if not any(matches(name, pattern) for name in known):
+                raise RecipeError(
+                    f"{option}: {pattern!r} matches no linear layer of the decoder blocks; there are "
+                    f"{', '.join(sorted({name.rpartition('.')[2] for name in known}))}, such as {known[0]}"
+                    if known
+                    else f"{option}: {pattern!r} matches nothing: the decoder blocks hold no linear layer"
+                )
+    reasons: dict[str, str | None] = {}
+    for name in known:
+        excluded = next((pattern for pattern in exclude if matches(name, pattern)), None)
+        if excluded is not None:
+            reasons[name] = f"excluded by {excluded!r}"
+        elif include and not any(matches(name, pattern) for pattern in include):
+            reasons[name] = "not among --include"
+        else:
+            reasons[name] = None
+    if known and all(reason is not None for reason in reasons.values()):
+        raise RecipeError("include/exclude: together they leave no layer to compress")
+    return reasons

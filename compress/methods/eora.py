@@ -1,0 +1,51 @@
+"""EoRA: low-rank repair of a compressed weight in the eigenspace of its inputs.
+
+Liu et al. 2024, arXiv:2410.21271, algorithm 1 and theorem 1; the same optimum is QERA-exact (Zhang et al. 2024,
+arXiv:2410.06040) and CALDERA's lemma 4.2 (Saha et al. 2024, arXiv:2405.18886). Needs: Gram, and what its base needs.
+Cost: one Cholesky (i^3) for each distinct input and one symmetric eigenproblem of min(o, i) for each weight.
+Shapes: o = out_features, i = in_features, r = rank.
+
+Exact: B A minimises ||(W - W' - B A) X||_F over all rank-r paths; any factor L of the Gram, L L^T = G, gives the same
+product, so a Cholesky factor serves and an eigendecomposition of G is not needed. Differs from the authors' code:
+every token weighs the same (theirs forgets early batches: the first of 64 weighs 0.377 of the last), damping is a
+ridge relative to the median of diag(G) (theirs replaces negative eigenvalues only), factors are balanced before they
+are rounded to 16 bits, and after rounding A, B is refitted in closed form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from calibration.stats import Gram, Statistics
+from compress.compressor import Compressor
+from compress.forms import LowRank
+from compress.linalg import balanced, cholesky, damped, refit_up, to_storage, whitened_svd
+from compress.methods.gptq import GPTQ
+from compress.repair import Repair
+
+
+@dataclass(frozen=True, kw_only=True)
+class EoRA(Repair, name="eora"):
+    """The exact low-rank repair of what a base method lost on the calibration inputs."""
+
+    paper: ClassVar[str] = "Liu et al. 2024, arXiv:2410.21271"
+
+    base: Compressor = field(default_factory=GPTQ, metadata={"help": "method whose error is repaired"})
+    damping: float = field(default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"})
+
+    def repair(self, residuals: Sequence[Tensor], stats: Statistics) -> list[LowRank]:
+        """One Cholesky factor for all of them, one eigenproblem each."""
+        gram_ii = damped(stats[Gram].mean_ii(), self.damping)
+        chol_ii = cholesky(gram_ii)
+        paths = []
+        for residual in residuals:
+            up, down, _ = whitened_svd(residual, chol_ii, self.rank)
+            _, down = balanced(up, down)
+            stored_down = to_storage(down, self.storage)
+            stored_up = to_storage(refit_up(residual, stored_down, gram_ii), self.storage)
+            paths.append(LowRank.from_factors(stored_up, stored_down))
+        return paths

@@ -1,0 +1,142 @@
+"""GPTQ: round column by column, and let the columns still to come make up for each rounding error.
+
+Frantar et al. 2022, arXiv:2210.17323, algorithm 1. Needs: Gram. Cost: one Cholesky inverse (i^3) for each distinct
+input and o i^2 for the sweep; layers that share an input are swept as one stack.
+Shapes: o = out_features (stacked), i = in_features, G = groups.
+
+Differs from the authors' code: scales are searched inside the sweep with the inputs' second moments as weights (theirs
+take max-abs); damping is relative to the median of diag(G), not its mean (outlier channels, see `linalg.damped`); once
+the codes are known, all scales of a row are refitted together by least squares in the metric of the whole Gram, and
+kept where that helps after rounding to fp16.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from calibration.stats import Gram, Statistics
+from compress.errors import RecipeError
+from compress.forms import Form
+from compress.grid import Grid, to_fp16_values
+from compress.linalg import cholesky, damped
+from compress.quantiser import Quantiser, stacked
+
+COLUMNS_AT_ONCE = 64
+
+
+class Order(enum.StrEnum):
+    """The order in which columns are quantised."""
+
+    NATURAL = "natural"
+    """As stored. Groups are runs of stored columns; every kernel reads that."""
+    ACTIVATION = "activation"
+    """Largest diag(G) first, groups along that order: the checkpoint stores each column's group (desc_act)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTQ(Quantiser, name="gptq"):
+    """Rounding with error feedback through the inverse Gram, scales searched inside the sweep."""
+
+    paper: ClassVar[str] = "Frantar et al. 2022, arXiv:2210.17323"
+
+    damping: float = field(default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"})
+    order: Order = field(default=Order.NATURAL, metadata={"help": "order in which columns are quantised"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.damping < 100:
+            raise RecipeError(f"method.damping: {self.damping} is not a share of the median diagonal (0.01 is usual)")
+
+    def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
+        """Sweep the stack of weights once, then refit its scales."""
+        weight_oi, rows = stacked(weights)
+        gram_ii = damped(stats[Gram].mean_ii(), self.damping)
+        order = torch.arange(weight_oi.shape[1], device=weight_oi.device)
+        if self.order is Order.ACTIVATION:
+            order = gram_ii.diagonal().argsort(descending=True, stable=True)
+            weight_oi, gram_ii = weight_oi[:, order], gram_ii[order][:, order]
+        size = self.group_of(weight_oi.shape[1])
+        codes, scales, zeros = sweep(weight_oi, gram_ii, self.grid, size)
+        scales = refit_scales(weight_oi, codes - _spread(zeros, size, codes.shape[1]), scales, gram_ii, size)
+        groups = None
+        if self.order is Order.ACTIVATION:
+            back = order.argsort()
+            codes, groups = codes[:, back], (back // size)
+        return self.forms(codes.to(torch.uint8), scales, zeros.to(torch.uint8), rows, groups)
+
+
+def sweep(weight_oi: Tensor, gram_ii: Tensor, grid: Grid, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (o, i), scales and zeros (o, G), all fp32, of weights (o, i) fp32 in the metric of a definite Gram (fp64).
+
+    Works on the transpose, where a column of the weight is one run of memory.
+    """
+    inverse = torch.cholesky_inverse(cholesky(gram_ii))
+    upper_ii = torch.linalg.cholesky(inverse, upper=True).float()
+    importance_i = gram_ii.diagonal().float()
+    rest_io = weight_oi.T.clone(memory_format=torch.contiguous_format)
+    codes_io = torch.empty_like(rest_io)
+    scales, zeros = [], []
+    step = size * -(-COLUMNS_AT_ONCE // size) if size <= 8 * COLUMNS_AT_ONCE else 2 * COLUMNS_AT_ONCE
+    for start in range(0, rest_io.shape[0], step):
+        stop = min(start + step, rest_io.shape[0])
+        errors_io = torch.empty_like(rest_io[start:stop])
+        for j in range(start, stop):
+            if j % size == 0:
+                # Every earlier column's error has reached this group: a group never straddles two steps' starts.
+                members = slice(j, j + size)
+                scale, zero = grid.scales(rest_io[members].T, importance_i[members])
+                scales.append(scale)
+                zeros.append(zero)
+            codes_io[j] = grid.codes(rest_io[j], scale, zero)
+            error = (rest_io[j] - (codes_io[j] - zero) * scale) / upper_ii[j, j]
+            rest_io[j + 1 : stop].addr_(upper_ii[j, j + 1 : stop], error, alpha=-1)
+            errors_io[j - start] = error
+        rest_io[stop:].addmm_(upper_ii[start:stop, stop:].T, errors_io, alpha=-1)
+    return codes_io.T, torch.stack(scales, 1), torch.stack(zeros, 1)
+
+
+def refit_scales(weight_oi: Tensor, steps_oi: Tensor, scales_og: Tensor, gram_ii: Tensor, size: int) -> Tensor:
+    """For each row, the scales of all groups that minimise (w - S q) G (w - S q)^T for its codes minus zero, q.
+
+    A G x G least-squares problem a row. The new scales replace the old where, rounded to fp16, they lose less.
+    """
+    o, i = steps_oi.shape
+    n_groups = scales_og.shape[1]
+    steps = steps_oi.double()
+    target_oi = weight_oi.double() @ gram_ii
+    grouped = _by_group(steps * target_oi, size)
+    normal_ogg = torch.empty(o, n_groups, n_groups, dtype=torch.float64, device=steps.device)
+    for group in range(n_groups):
+        members = slice(group * size, min((group + 1) * size, i))
+        normal_ogg[:, group] = _by_group((steps[:, members] @ gram_ii[members]).mul_(steps), size)
+    old = scales_og.double()
+    # A group whose codes are all the zero point has no say in its scale: pin it to the old one.
+    idle = normal_ogg.diagonal(dim1=1, dim2=2) == 0
+    normal_ogg.diagonal(dim1=1, dim2=2).add_(idle.double())
+    right = torch.where(idle, old, grouped)
+    solved, info = torch.linalg.solve_ex(normal_ogg, right)
+    usable = (info == 0)[:, None] & torch.isfinite(solved) & (solved != 0)
+    new = to_fp16_values(torch.where(usable, solved, old).float()).double()
+    better = _row_loss(new, normal_ogg, grouped) < _row_loss(old, normal_ogg, grouped)
+    return torch.where(better[:, None], new, old).float()
+
+
+def _row_loss(scales_og: Tensor, normal_ogg: Tensor, right_og: Tensor) -> Tensor:
+    """The quadratic loss of each row, up to a constant: s N s - 2 s r."""
+    return ((normal_ogg @ scales_og[:, :, None]).squeeze(2) * scales_og - 2 * right_og * scales_og).sum(1)
+
+
+def _by_group(values_oi: Tensor, size: int) -> Tensor:
+    """Sums over the entries of each group: (o, i) -> (o, G)."""
+    return torch.stack([part.sum(1) for part in values_oi.split(size, dim=1)], 1)
+
+
+def _spread(values_og: Tensor, size: int, n_inputs: int) -> Tensor:
+    """The value of each entry's group: (o, G) -> (o, i)."""
+    return values_og.repeat_interleave(size, dim=1)[:, :n_inputs]

@@ -1,0 +1,43 @@
+"""Plain SVD of the compression error: low-rank repair that does not look at the inputs.
+
+Yao et al. 2023 (ZeroQuant-V2), arXiv:2303.08302, section 5 (low rank compensation). The baseline that shows what
+EoRA's eigenspace adds: the same base, the same bytes, the metric I instead of G^1/2.
+Shapes: o = out_features, i = in_features, r = rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from calibration.stats import Statistics
+from compress.compressor import Compressor
+from compress.forms import LowRank
+from compress.linalg import balanced, refit_up, to_storage, whitened_svd
+from compress.methods.gptq import GPTQ
+from compress.repair import Repair
+
+
+@dataclass(frozen=True, kw_only=True)
+class SVDResidual(Repair, name="svd_residual"):
+    """The best low-rank approximation of a base method's weight error, inputs ignored."""
+
+    paper: ClassVar[str] = "Yao et al. 2023 (ZeroQuant-V2), arXiv:2303.08302"
+
+    base: Compressor = field(default_factory=GPTQ, metadata={"help": "method whose error is repaired"})
+
+    def repair(self, residuals: Sequence[Tensor], stats: Statistics) -> list[LowRank]:
+        """EoRA's computation with the identity in the place of the Gram."""
+        paths = []
+        for residual in residuals:
+            identity = torch.eye(residual.shape[1], dtype=torch.float64, device=residual.device)
+            up, down, _ = whitened_svd(residual, identity, self.rank)
+            _, down = balanced(up, down)
+            stored_down = to_storage(down, self.storage)
+            stored_up = to_storage(refit_up(residual, stored_down, identity), self.storage)
+            paths.append(LowRank.from_factors(stored_up, stored_down))
+        return paths

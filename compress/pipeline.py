@@ -1,0 +1,160 @@
+"""The pipeline: plan, calibrate, compress, export, verify, evaluate, report.
+
+An output folder appears whole or not at all: work happens in a hidden sibling, which is renamed at the end. What fails
+before the export is verified is removed; what fails later is kept, verified, as `<out>.unfinished`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from calibration.walk import walk
+from calibration.skeleton import decoder_blocks
+from calibration.stream import Stream
+from compress.card import model_card
+from compress.compressing import Progress
+from compress.errors import RecipeError
+from compress.evaluating import compare_with, original_of, resolve_original
+from compress.exporting import Outcome, export
+from compress.planning import Plan
+from compress.preparing import Prepared, prepare, refuse_small_disks
+from compress.recipe import Recipe
+from compress.report import Comparison, ExportReport, Report
+from compress.reporting import make_report
+from compress.stopwatch import Stopwatch
+from compress.verify import verify
+from eval.footprint import tensor_bytes
+
+RECIPE, REPORT, CARD = "recipe.yaml", "report.json", "README.md"
+VERIFIED = ".verified"
+
+
+def no_progress(stage: str, done: int, total: int) -> None:  # noqa: ARG001
+    """Progress that nobody watches."""
+
+
+def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Plan:
+    """What a run would do and what it would weigh; refuses all that a run refuses before work."""
+    prepared = prepare(recipe, progress)
+    refuse_small_disks(prepared)
+    return prepared.plan
+
+
+def run(recipe: Recipe, *, progress: Progress = no_progress) -> Report:
+    """Do the whole job; the folder `recipe.folder` then holds the checkpoint, its card and the report returned.
+
+    Raises RecipeError, CheckpointError, InputError or EvalError before work for what can be known by then, and
+    LayerError, CheckpointError, InputError or OSError during it. Nothing half-written is left behind.
+    """
+    watch = Stopwatch()
+    with watch("prepare"):
+        prepared = prepare(recipe, progress)
+        refuse_small_disks(prepared)
+    with _workshop(recipe.folder) as folder:
+        folders = _export_folders(recipe, folder)
+        outcome = export(prepared, folders, watch, progress)
+        with watch("verify"):
+            exports = [_verified(name, path, folder, progress) for name, path in folders.items()]
+        (folder / VERIFIED).touch()
+        (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")  # for `compress eval`, should that fail
+        first = next(iter(folders.values()))
+        with watch("evaluate"):
+            scores = compare_with(original_of(prepared), first, recipe, progress)
+        report = make_report(prepared, outcome, exports, scores, watch)
+        _describe(report, folder, folders.values())
+        (folder / VERIFIED).unlink()
+    return report
+
+
+def calibrate(recipe: Recipe, *, progress: Progress = no_progress) -> Path:
+    """Collect and save the original model's statistics, which every later run with `--propagate none` finds.
+
+    Returns the folder they are in. Raises what `prepare` raises, and RecipeError if statistics are not to be saved.
+    """
+    prepared = prepare(recipe, progress)
+    store = prepared.store()
+    if store is None:
+        raise RecipeError("statistics: off, but saving them is all that calibrate does; use reuse")
+    if store.complete:
+        return store.folder
+    refuse_small_disks(prepared)
+    prefix, blocks = decoder_blocks(prepared.model)
+    prepared.loader.load_outside(f"{prefix}.", prepared.device)
+    stream = Stream(prepared.model, blocks, list(prepared.tokens.batches(recipe.batch_size)))
+    names = frozenset(layer.name for layer in prepared.plan.layers)
+    try:
+        for block in walk(stream, prepared.loader, propagate=recipe.propagate, device=prepared.device):
+            progress("calibrate", block.index, len(blocks))
+            store.save(block.index, block.observe(names, prepared.needs))
+        store.finish()
+    finally:
+        store.discard()
+    progress("calibrate", len(blocks), len(blocks))
+    return store.folder
+
+
+def evaluate(folder: Path, recipe: Recipe, *, progress: Progress = no_progress) -> Comparison:
+    """The model of the recipe and an export of it, side by side."""
+    return compare_with(resolve_original(recipe, progress), folder, recipe, progress)
+
+
+@contextmanager
+def _workshop(out: Path) -> Iterator[Path]:
+    """A hidden sibling to work in, which becomes `out` at the end."""
+    folder = out.absolute().parent / f".{out.name}.partial"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        if out.exists():
+            raise RecipeError(f"out: {out} appeared while the run was at work; the result is kept beside it")
+        folder.rename(out)
+    except BaseException as error:
+        # Verified work is hours of somebody's time: it is kept, under a name that does not look finished.
+        if (folder / VERIFIED).exists():
+            kept = out.absolute().parent / f"{out.name}.unfinished"
+            shutil.rmtree(kept, ignore_errors=True)
+            folder.rename(kept)
+            error.add_note(f"the verified checkpoint is kept in {kept}; `compress eval {kept}` evaluates it")
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _export_folders(recipe: Recipe, folder: Path) -> dict[str, Path]:
+    """One export is the output folder itself; several have a folder each."""
+    if len(recipe.export) == 1:
+        return {recipe.export[0]: folder}
+    folders = {name: folder / name for name in recipe.export}
+    for path in folders.values():
+        path.mkdir()
+    return folders
+
+
+def _verified(name: str, path: Path, root: Path, progress: Progress) -> ExportReport:
+    progress(f"verify {name}", 0, 1)
+    found = verify(path)
+    progress(f"verify {name}", 1, 1)
+    return ExportReport(
+        format=name,
+        folder=str(path.relative_to(root)),
+        tensor_bytes=tensor_bytes(path),
+        loader=found.loader,
+        relative_difference=found.relative_difference,
+        max_abs_difference=found.max_abs_difference,
+        top1_agreement=found.top1_agreement,
+        tolerance=found.tolerance,
+    )
+
+
+def _describe(report: Report, folder: Path, exports: Iterable[Path]) -> None:
+    """Report, recipe and card go with every export, so that each folder can be published as it is."""
+    for path in {folder, *exports}:
+        (path / RECIPE).write_text(yaml.safe_dump(report.recipe, sort_keys=False), encoding="utf-8")
+        (path / REPORT).write_text(report.to_json(), encoding="utf-8")
+        (path / CARD).write_text(model_card(report), encoding="utf-8")

@@ -1,0 +1,157 @@
+"""Everything that can be refused is refused here, before work; what is left is a plan with its sizes."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from calibration.skeleton import PartLoader, decoder_blocks
+from calibration.store import stored_bytes
+from calibration.walk import is_linear
+from compress.checkpoint import Reader
+from compress.compressor import Compressor, LayerShape
+from compress.errors import RecipeError
+from compress.layers import is_transposed, select
+from compress.report import KeptTensor
+
+SPARE_DISK = 64 << 20
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """A layer that will be compressed."""
+
+    name: str
+    tensor: str
+    """Its weight's name in the checkpoint."""
+    shape: tuple[int, int]
+    bytes_before: int
+    bytes_after: int
+    compressor: Compressor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which layer is compressed how, what stays, and what it all weighs."""
+
+    layers: tuple[PlannedLayer, ...]
+    kept: tuple[KeptTensor, ...]
+    n_blocks: int
+    statistics_bytes: int
+
+    @property
+    def bytes_before(self) -> int:
+        """Tensor data of the checkpoint."""
+        return sum(layer.bytes_before for layer in self.layers) + self.kept_bytes
+
+    @property
+    def bytes_after(self) -> int:
+        """Tensor data of the native export."""
+        return sum(layer.bytes_after for layer in self.layers) + self.kept_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """Tensors that are copied."""
+        return sum(tensor.n_bytes for tensor in self.kept)
+
+    @property
+    def compressors(self) -> Mapping[str, Compressor]:
+        """By layer."""
+        return {layer.name: layer.compressor for layer in self.layers}
+
+
+def make_plan(
+    model: PreTrainedModel,
+    loader: PartLoader,
+    reader: Reader,
+    method: Compressor,
+    patterns: tuple[tuple[str, ...], tuple[str, ...]],
+) -> Plan:
+    """Plan for a skeleton and its checkpoint; `patterns` are those to include and to exclude.
+
+    Raises RecipeError for patterns that match nothing, and whatever the method refuses.
+    """
+    prefix, blocks = decoder_blocks(model)
+    linears = {
+        f"{prefix}.{index}.{part}": layer
+        for index, block in enumerate(blocks)
+        for part, layer in block.named_modules()
+        if is_linear(layer)
+    }
+    keys = {name: found[0] for name, found in loader.keys_of().items() if len(found) == 1}
+    reasons = select(linears, *patterns)
+    chosen = {name: linears[name] for name, reason in reasons.items() if reason is None}
+    shapes = {name: _shape(layer, reader, keys[f"{name}.weight"]) for name, layer in chosen.items()}
+    layers = tuple(
+        PlannedLayer(
+            name,
+            keys[f"{name}.weight"],
+            shapes[name].shape,
+            shapes[name].n_bytes,
+            compressor.planned_bytes(shapes[name].shape),
+            compressor,
+        )
+        for name, compressor in method.plan(shapes).items()
+    )
+    kept = _kept(reader, loader, prefix, {layer.tensor for layer in layers}, reasons)
+    # Most inputs serve several layers; a block's distinct widths, once each, are a close upper bound with q, k, v one.
+    statistics = sum(stored_bytes(shape.shape[1]) for shape in shapes.values())
+    return Plan(layers, kept, len(blocks), statistics)
+
+
+def _shape(layer: nn.Module, reader: Reader, tensor: str) -> LayerShape:
+    rows, columns = layer.weight.shape  # type: ignore[union-attr, misc]
+    shape = (columns, rows) if is_transposed(layer) else (rows, columns)
+    return LayerShape((int(shape[0]), int(shape[1])), reader.nbytes(tensor))
+
+
+def _kept(
+    reader: Reader, loader: PartLoader, prefix: str, replaced: set[str], reasons: Mapping[str, str | None]
+) -> tuple[KeptTensor, ...]:
+    kept = []
+    for key in reader:
+        if key in replaced:
+            continue
+        name = loader.memory_names[key]
+        module = name.rpartition(".")[0]
+        shape = tuple(reader.shape(key))
+        if not name.startswith(f"{prefix}."):
+            reason = "outside the decoder blocks"
+        elif name.endswith(".bias"):
+            reason = "bias"
+        elif module in reasons:
+            reason = reasons[module] or "part of a compressed layer"
+        elif "expert" in name:
+            reason = "stacked experts, which no method compresses yet"
+        else:
+            reason = "not a linear layer" if len(shape) < 2 else "not a layer that a method compresses"
+        kept.append(KeptTensor(name=key, shape=shape, reason=reason, n_bytes=reader.nbytes(key)))
+    return tuple(kept)
+
+
+def refuse_full_disk(folder: Path, needed: int, what: str) -> None:
+    """Raises RecipeError if the disk of a folder (or of its nearest parent) has less than `needed` bytes free."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed + SPARE_DISK:
+        raise RecipeError(
+            f"{what}: {(needed + SPARE_DISK) / 1e6:.0f} MB are needed in {existing}, {free / 1e6:.0f} MB are free"
+        )
+
+
+def seconds_of_forward(n_parameters: int, n_tokens: int, device: torch.device) -> float:
+    """A rough time for one forward pass: two operations a parameter and token, at the speed of a small product."""
+    a = torch.randn(1024, 1024, device=device)
+    a @ a
+    started = time.perf_counter()
+    for _ in range(4):
+        a = (a @ a).tanh_()
+    float(a[0, 0])
+    return 2 * n_parameters * n_tokens / (4 * 2 * 1024**3) * (time.perf_counter() - started)

@@ -1,0 +1,261 @@
+"""What a job is: one typed object that is the Python API, the YAML file and the command line."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from calibration.walk import Propagate
+from compress.compressor import Compressor, load_methods
+from compress.errors import RecipeError
+from compress.options import build, check_types, dump, name_of
+
+METHODS = load_methods()
+
+
+class Dtype(StrEnum):
+    """The number format that a model computes in; auto takes the one of its checkpoint."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class StatisticsMode(StrEnum):
+    """Whether statistics that a run on equal model, text and settings saved are used again."""
+
+    REUSE = "reuse"
+    OFF = "off"
+
+
+class OnFailure(StrEnum):
+    """What happens to a layer whose compression fails."""
+
+    RAISE = "raise"
+    KEEP = "keep"
+
+
+def _about(group: str, text: str) -> dict[str, str]:
+    return {"group": group, "help": text}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One compression job, complete: equal recipes on equal versions give equal checkpoints.
+
+    Raises:
+        RecipeError: from the constructor too, if a value cannot work whatever the model is.
+    """
+
+    model: str = field(
+        default="demo",
+        metadata=_about(
+            "general",
+            "what to compress: a Hugging Face folder, a hub id, a .gguf file, "
+            "or demo (SmolLM2-135M-Instruct)",
+        ),
+    )
+    out: Path | None = field(
+        default=None,
+        metadata=_about(
+            "general", "folder to write, which must not exist; none: MODEL-METHOD-Nbit right here"
+        ),
+    )
+    method: Compressor = field(
+        default_factory=lambda: METHODS["eora"](),
+        metadata=_about("method", "how layers are compressed; `compress methods` lists them"),
+    )
+    include: tuple[str, ...] = field(
+        default=(),
+        metadata=_about("general", "patterns of layer names to compress; empty: all in the blocks"),
+    )
+    exclude: tuple[str, ...] = field(
+        default=(), metadata=_about("general", "patterns of layer names to leave as they are")
+    )
+    export: tuple[str, ...] = field(
+        default=("native",),
+        metadata=_about("general", "formats to write: native, gptq (with a PEFT adapter), dense"),
+    )
+    device: str = field(
+        default="auto",
+        metadata=_about("general", "cpu, cuda, cuda:1, ...; auto: an accelerator if there is one"),
+    )
+    dtype: Dtype = field(
+        default=Dtype.AUTO,
+        metadata=_about("general", "number format to compute in; auto: the checkpoint's own"),
+    )
+    seed: int = field(default=0, metadata=_about("general", "of everything random"))
+    on_failure: OnFailure = field(
+        default=OnFailure.RAISE,
+        metadata=_about(
+            "general", "a layer that fails: raise stops the run, keep leaves it and records it"
+        ),
+    )
+    calibration: tuple[str, ...] = field(
+        default=("python-docs",),
+        metadata=_about(
+            "calibration",
+            "texts: python-docs (built in), .txt, .jsonl and .parquet paths, hub data sets; "
+            "TEXT:0.3 gives one a weight",
+        ),
+    )
+    samples: int = field(default=64, metadata=_about("calibration", "number of sequences"))
+    seq_len: int = field(default=512, metadata=_about("calibration", "tokens in a sequence"))
+    batch_size: int = field(
+        default=8, metadata=_about("calibration", "sequences that a model reads at once")
+    )
+    propagate: Propagate = field(
+        default=Propagate.BLOCK,
+        metadata=_about(
+            "calibration",
+            "calibrate on what the original model computes (none), or what the compressed blocks "
+            "before (block), and layers before within the block (sublayer), compute",
+        ),
+    )
+    statistics: StatisticsMode = field(
+        default=StatisticsMode.REUSE,
+        metadata=_about("calibration", "whether statistics saved by an equal run are used again"),
+    )
+    eval_text: str = field(
+        default="python-docs",
+        metadata=_about("evaluation", "held-out text for perplexity, KL and top-1 agreement"),
+    )
+    eval_windows: int = field(
+        default=16,
+        metadata=_about("evaluation", "windows of that text, seq-len tokens each; 0: skip it"),
+    )
+    tasks: tuple[str, ...] = field(
+        default=("offline_hellaswag", "offline_piqa", "offline_arc_easy"),
+        metadata=_about("evaluation", "lm-eval tasks for both models; --tasks alone: no tasks"),
+    )
+    limit: int = field(
+        default=40, metadata=_about("evaluation", "items of each task, the same for both models")
+    )
+    include_path: Path | None = field(
+        default=None, metadata=_about("evaluation", "a folder of further lm-eval tasks")
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot work whatever the model is."""
+        check_types(self)
+        least = {
+            "seed": 0,
+            "samples": 1,
+            "seq_len": 2,
+            "batch_size": 1,
+            "eval_windows": 0,
+            "limit": 1,
+        }
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise RecipeError(
+                    f"{name}: {getattr(self, name)} is too small; it takes {minimum} or more"
+                )
+        for name in ("calibration", "export"):
+            if not getattr(self, name):
+                raise RecipeError(f"{name}: empty; name at least one")
+        for name in ("model", "device", "eval_text"):
+            if not getattr(self, name).strip():
+                raise RecipeError(f"{name}: empty; leave the option out for its default")
+
+    @classmethod
+    def from_mapping(cls, values: object) -> Self:
+        """A recipe from plain values as YAML has them; what is not given is the default.
+
+        Raises:
+            RecipeError: the path of the option (`recipe.method.rnk`), the bad value, what is right.
+        """
+        return build(cls, values, "recipe", METHODS)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """A recipe from a YAML file.
+
+        Raises:
+            RecipeError: as `from_mapping`, or the file is no YAML mapping.
+        """
+        return cls.from_mapping(read_yaml(path))
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values (text, numbers, lists) from which `from_mapping` makes an equal recipe."""
+        return dump(self, METHODS)
+
+    def to_yaml(self) -> str:
+        """The recipe as the text of a YAML file with every option in it."""
+        return yaml.safe_dump(self.to_mapping(), sort_keys=False, allow_unicode=True, width=100)
+
+    @property
+    def method_name(self) -> str:
+        """The registered name of the method: "eora"."""
+        return name_of(self.method, METHODS)
+
+    @property
+    def folder(self) -> Path:
+        """Where the result goes: `out`, or "MODEL-METHOD-Nbit" in the current folder."""
+        return (
+            self.out
+            if self.out is not None
+            else Path(default_folder(self.model, self.method_name, self.method))
+        )
+
+
+def default_folder(model: str, method_name: str, method: object) -> str:
+    """Folder name from the last part of a model's path or id, the method and its bits, if any."""
+    stem = Path(model).name.removesuffix(".gguf") or "model"
+    inner: object = method
+    while inner is not None and not hasattr(inner, "bits"):
+        inner = getattr(inner, "base", None)
+    bits = f"-{inner.bits}bit" if inner is not None and hasattr(inner, "bits") else ""
+    return f"{stem}-{method_name}{bits}"
+
+
+def read_yaml(path: Path) -> Mapping[str, object]:
+    """The mapping in a YAML file; an empty file is an empty mapping.
+
+    Booleans and fractions stay texts, to be read by the type of their option: to YAML 1.1 `off` is
+    a boolean and 1e-2 a text. A key given twice is refused.
+
+    Raises:
+        RecipeError: no such file, not UTF-8 YAML, or not a mapping.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as a recipe: {error}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise RecipeError(
+            f"{path}: holds {type(values).__name__}, not a mapping such as `model: demo`"
+        )
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader without YAML 1.1's surprises: `off` and 1e-2 stay texts."""
+
+    def construct_mapping(
+        self,
+        node: yaml.MappingNode,
+        deep: bool = False,  # noqa: FBT001, FBT002 (yaml's signature)
+    ) -> dict[Hashable, Any]:
+        """A mapping whose keys differ; YAML would keep the last of two in silence."""
+        keys = [key.value for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"given more than once: {', '.join(twice)}", node.start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, test) for tag, test in tests if not tag.endswith((":bool", ":float"))]
+    for letter, tests in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}

@@ -1,0 +1,191 @@
+"""What a run did and reached, as typed data: report.json, and the table at the end of a run.
+
+The schema is versioned and strict: a report with unknown or missing keys is refused.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from compress.environment import Environment
+from compress.errors import CheckpointError
+from eval.scores import Scores
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """What became of one weight."""
+
+    name: str
+    shape: tuple[int, int]
+    """(out, in)."""
+    method: str
+    form: str
+    """What is stored, in short: "4-bit g64 + rank 32"."""
+    bytes_before: int
+    bytes_after: int
+    bits_per_weight: float
+    relative_error: float | None
+    """||(W - W') X|| / ||W X|| on the calibration tokens (Frobenius); None if not measured."""
+    seconds: float
+    """Time of the solver; layers that are solved together share it equally."""
+    note: str
+    """A fallback that was taken and why; empty if none was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptTensor:
+    """A tensor that is in the output as it was."""
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str
+    n_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """One written format, and its logits in a fresh process beside the compressed model's."""
+
+    format: str
+    folder: str
+    """Relative to the output folder."""
+    tensor_bytes: int
+    loader: str
+    relative_difference: float
+    """Of the logits, L2."""
+    max_abs_difference: float
+    top1_agreement: float
+    tolerance: float
+    """Of the relative difference."""
+    adapter: str | None = None
+    """Folder of the PEFT adapter, relative to the output folder; None if there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Sums over the layers and over the whole checkpoint."""
+
+    n_layers: int
+    layer_bytes_before: int
+    layer_bytes_after: int
+    tensor_bytes_before: int
+    tensor_bytes_after: int
+    layer_bits_per_weight: float
+    relative_error: float | None
+    """Root of the summed squared output errors over that of the outputs; None if not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The original and the export read back from disk, on the same text and items."""
+
+    before: Scores
+    after: Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that a reader needs to judge a compressed model and to make it again."""
+
+    schema: int = SCHEMA
+    recipe: dict[str, Any]
+    model: str
+    """The source as it was resolved: a name, and a revision or a hash."""
+    licence: str | None
+    fingerprint: str
+    """Sha256 of the source checkpoint."""
+    environment: Environment
+    calibration: dict[str, Any]
+    """What was read: paths, hashes, rows, tokens, seed."""
+    layers: tuple[LayerReport, ...]
+    kept: tuple[KeptTensor, ...]
+    exports: tuple[ExportReport, ...]
+    totals: Totals
+    scores: Comparison | None
+    """None if nothing was evaluated."""
+    timings: dict[str, float]
+    """Seconds of each stage, in order."""
+    notes: tuple[str, ...]
+    """Anything chosen or found on the way: statistics used again, tensors that were not read."""
+
+    def to_json(self) -> str:
+        """The text of report.json. Raises ValueError for NaN and infinity: JSON has neither."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        """The report in the text of a report.json.
+
+        Raises:
+            CheckpointError: not JSON, another schema, or a key that is unknown, missing or wrong.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"report: not JSON: {error}") from error
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != SCHEMA:
+            raise CheckpointError(f"report.schema: {schema!r}; this version reads {SCHEMA}")
+        report: Report = decode(cls, data, "report")
+        return report
+
+    @classmethod
+    def load(cls, folder: Path) -> "Report":
+        """The report of an output folder.
+
+        Raises:
+            CheckpointError: there is none, or it is not one of ours.
+        """
+        path = folder / "report.json"
+        if not path.is_file():
+            raise CheckpointError(f"{folder}: no report.json in it; name a folder that `run` wrote")
+        return cls.from_json(path.read_text(encoding="utf-8"))
+
+
+def decode(hint: Any, value: Any, path: str) -> Any:
+    """A value of type `hint` from what json made of it, strictly.
+
+    Raises:
+        CheckpointError: naming the path of what is wrong.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _decode_object(hint, value, path)
+    if origin in (Union, UnionType) and NoneType in arguments and value is None:
+        return None
+    if origin in (Union, UnionType):
+        inner = [kind for kind in arguments if kind is not NoneType]
+        return decode(inner[0] if len(inner) == 1 else Any, value, path)
+    if origin is tuple and isinstance(value, list):
+        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(kinds) != len(value):
+            raise CheckpointError(f"{path}: {len(value)} values, expected {len(kinds)}")
+        parts = enumerate(zip(kinds, value, strict=True))
+        return tuple(decode(kind, part, f"{path}[{index}]") for index, (kind, part) in parts)
+    try:
+        strict = ConfigDict(strict=True, allow_inf_nan=False)
+        return TypeAdapter(hint, config=strict).validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise CheckpointError(f"{path}: {value!r} does not fit: {message}") from None
+
+
+def _decode_object(kind: type, value: Any, path: str) -> Any:
+    hints = get_type_hints(kind)
+    names = [field.name for field in fields(kind)]
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"{path}: {value!r} is no object with {', '.join(names)}")
+    unknown, missing = sorted(set(value) - set(names)), [key for key in names if key not in value]
+    if unknown or missing:
+        wrong = [f"unknown {', '.join(unknown)}"] if unknown else []
+        wrong += [f"missing {', '.join(missing)}"] if missing else []
+        raise CheckpointError(f"{path}: {'; '.join(wrong)}")
+    return kind(**{name: decode(hints[name], value[name], f"{path}.{name}") for name in names})

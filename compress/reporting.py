@@ -1,0 +1,68 @@
+"""From what a run found to its report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from compress.environment import describe_environment
+from compress.exporting import Outcome
+from compress.preparing import Prepared
+from compress.report import Comparison, ExportReport, LayerReport, Report, Totals
+from compress.stopwatch import Stopwatch
+
+
+def make_report(
+    prepared: Prepared,
+    outcome: Outcome,
+    exports: Sequence[ExportReport],
+    scores: Comparison | None,
+    watch: Stopwatch,
+) -> Report:
+    """Everything a reader needs to judge the result and to make it again."""
+    return Report(
+        recipe=prepared.recipe.to_mapping(),
+        model=_model_text(prepared),
+        licence=prepared.source.licence,
+        fingerprint=prepared.reader.fingerprint(),
+        environment=describe_environment(str(prepared.device)),
+        calibration=dict(prepared.tokens.provenance),
+        layers=tuple(outcome.layers),
+        kept=prepared.plan.kept,
+        exports=tuple(exports),
+        totals=_totals(prepared, outcome, exports),
+        scores=scores,
+        timings={stage: round(seconds, 3) for stage, seconds in watch.seconds.items()},
+        notes=_notes(prepared, outcome),
+    )
+
+
+def _model_text(prepared: Prepared) -> str:
+    source = prepared.source
+    return source.spec if source.revision is None else f"{source.spec} at {source.revision}"
+
+
+def _totals(prepared: Prepared, outcome: Outcome, exports: Sequence[ExportReport]) -> Totals:
+    layers: list[LayerReport] = outcome.layers
+    n_weights = sum(math.prod(layer.shape) for layer in layers)
+    after = sum(layer.bytes_after for layer in layers)
+    lost, energy = (sum(part) for part in zip(*outcome.energies, strict=True))
+    return Totals(
+        n_layers=len(layers),
+        layer_bytes_before=sum(layer.bytes_before for layer in layers),
+        layer_bytes_after=after,
+        tensor_bytes_before=prepared.plan.bytes_before,
+        tensor_bytes_after=exports[0].tensor_bytes,
+        layer_bits_per_weight=8 * after / n_weights,
+        relative_error=math.sqrt(max(lost, 0.0) / energy) if energy > 0 else None,
+    )
+
+
+def _notes(prepared: Prepared, outcome: Outcome) -> tuple[str, ...]:
+    notes = list(prepared.source.notes)
+    if outcome.reused is not None:
+        notes.append("statistics of an equal earlier run (same model, text and settings) were used again")
+    left = [layer.name for layer in outcome.layers if layer.note.startswith("not compressed")]
+    if left:
+        notes.append(f"{len(left)} layers were left as they were after an error: {', '.join(left)}")
+    return tuple(notes)

@@ -1,0 +1,153 @@
+"""How far a model is from its original on a text: perplexity, KL divergence, top-1 agreement.
+
+Both see the same windows. Each position but a window's last predicts the next token; nothing is
+prepended. Log-softmax in fp32, all sums in float64. Standard errors are over windows: with window
+sums s and token counts m, sum(s)/sum(m) is a ratio estimate, which for windows of equal length is
+the mean of the windows' means.
+
+Shapes: b = windows in a batch, t = tokens in a window, n = positions in a piece, v = vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from eval.errors import EvalError
+from eval.logits import LogitPieces, check_finite, vocabulary
+from eval.scores import Fidelity, no_progress
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class _WindowSums:
+    """Sums over one window's predicted tokens."""
+
+    n_tokens: int
+    reference_nll: float
+    model_nll: float
+    kl: float
+    agreements: float
+
+
+def compare(
+    reference: PreTrainedModel,
+    model: PreTrainedModel,
+    batches: Iterable[Tensor],
+    *,
+    progress: Progress = no_progress,
+) -> tuple[Fidelity, Fidelity]:
+    """(Fidelity of `reference` to itself, Fidelity of `model` to `reference`) on token ids (b, t).
+
+    KL is KL(reference || model), nats a token. Cost: one forward of each model. Memory: the hidden
+    states of a batch and pieces of logits of bounded size, whatever the vocabulary.
+
+    Raises:
+        EvalError: no windows, windows of fewer than 2 tokens, ids or vocabularies that do not fit,
+            NaN or infinite logits (the message names the model and the window).
+    """
+    batches = list(batches)
+    _check(batches, {"original": reference, "compressed model": model})
+    windows: list[_WindowSums] = []
+    total = sum(len(batch) for batch in batches)
+    for batch in batches:
+        windows += _compare_batch(reference, model, batch, len(windows))
+        progress("fidelity", len(windows), total)
+    return _of_reference(windows), _of_model(windows)
+
+
+@torch.inference_mode()
+def _compare_batch(
+    reference: PreTrainedModel, model: PreTrainedModel, ids_bt: Tensor, first_window: int
+) -> list[_WindowSums]:
+    theirs = LogitPieces.of("original", reference, ids_bt)
+    ours = LogitPieces.of("compressed model", model, ids_bt)
+    return [_compare_window(theirs, ours, row, first_window + row) for row in range(len(ids_bt))]
+
+
+def _compare_window(theirs: LogitPieces, ours: LogitPieces, row: int, window: int) -> _WindowSums:
+    next_ids = theirs.ids_bt[row, 1:]
+    sums = torch.zeros(4, dtype=torch.float64)
+    start = 0
+    for p_nv, q_nv in zip(theirs.window(row), ours.window(row), strict=True):
+        check_finite(p_nv, theirs.label, window)
+        check_finite(q_nv, ours.label, window)
+        targets = next_ids[start : start + len(p_nv)]
+        start += len(p_nv)
+        # A window's last position predicts a token that is not there.
+        sums += _piece_sums(p_nv[: len(targets)], q_nv[: len(targets)].to(p_nv.device), targets)
+    reference_nll, model_nll, kl, agreements = sums.tolist()
+    return _WindowSums(len(next_ids), reference_nll, model_nll, kl, agreements)
+
+
+def _piece_sums(p_nv: Tensor, q_nv: Tensor, targets_n: Tensor) -> Tensor:
+    """Float64 sums over n: both negative log-likelihoods, KL(p || q), equal likeliest tokens."""
+    log_p, log_q = F.log_softmax(p_nv, dim=-1), F.log_softmax(q_nv, dim=-1)
+    at = targets_n.unsqueeze(-1)
+    agree = (log_p.argmax(-1) == log_q.argmax(-1)).double()
+    divergence = (log_p.exp() * (log_p - log_q)).sum(-1, dtype=torch.float64)
+    nlls = [-log.gather(-1, at).double() for log in (log_p, log_q)]
+    return torch.stack([nlls[0].sum(), nlls[1].sum(), divergence.sum(), agree.sum()]).cpu()
+
+
+def _ratio(sums: Sequence[float], counts: Sequence[int]) -> tuple[float, float | None]:
+    """sum(sums) / sum(counts) and its standard error over windows; None for a single window."""
+    n = len(sums)
+    total = sum(counts)
+    ratio = math.fsum(sums) / total
+    if n < 2:
+        return ratio, None
+    squares = math.fsum((s - ratio * m) ** 2 for s, m in zip(sums, counts, strict=True))
+    return ratio, math.sqrt(squares * n / (n - 1)) / total
+
+
+def _perplexity(nlls: Sequence[float], counts: Sequence[int]) -> tuple[float, float | None]:
+    """exp of the mean negative log-likelihood; the error is carried through by its derivative."""
+    mean, stderr = _ratio(nlls, counts)
+    perplexity = math.exp(mean)
+    return perplexity, None if stderr is None else perplexity * stderr
+
+
+def _of_model(windows: Sequence[_WindowSums]) -> Fidelity:
+    counts = [window.n_tokens for window in windows]
+    perplexity, perplexity_stderr = _perplexity([w.model_nll for w in windows], counts)
+    kl, kl_stderr = _ratio([w.kl for w in windows], counts)
+    top1, top1_stderr = _ratio([w.agreements for w in windows], counts)
+    return Fidelity(
+        perplexity=perplexity,
+        perplexity_stderr=perplexity_stderr,
+        # Rounding can push the KL of equal models a hair below zero.
+        kl=max(kl, 0.0),
+        kl_stderr=kl_stderr,
+        top1_agreement=top1,
+        top1_stderr=top1_stderr,
+        n_tokens=sum(counts),
+    )
+
+
+def _of_reference(windows: Sequence[_WindowSums]) -> Fidelity:
+    counts = [window.n_tokens for window in windows]
+    perplexity, stderr = _perplexity([w.reference_nll for w in windows], counts)
+    return Fidelity(perplexity, stderr, 0.0, 0.0, 1.0, 0.0, sum(counts))
+
+
+def _check(batches: Sequence[Tensor], models: dict[str, PreTrainedModel]) -> None:
+    if not batches or not all(len(batch) for batch in batches):
+        raise EvalError("eval_windows: there is no window of text to evaluate on; at least 1")
+    for batch in batches:
+        if batch.dim() != 2 or batch.shape[1] < 2:
+            raise EvalError(
+                f"windows of shape {tuple(batch.shape)}; expected (windows, tokens >= 2)"
+            )
+    sizes = {label: vocabulary(model) for label, model in models.items()}
+    if len(set(sizes.values())) > 1:
+        raise EvalError(f"vocabularies differ, so logits cannot be compared: {sizes}")
+    largest = max(int(batch.max()) for batch in batches)
+    for label, size in sizes.items():
+        if largest >= size:
+            raise EvalError(f"{label}: token id {largest}, but its vocabulary has {size} entries")

@@ -1,0 +1,333 @@
+"""The command line: what argv becomes, what help shows, how errors end."""
+
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from compress.cli import COMMANDS, main
+from compress.errors import LayerError, RecipeError
+from compress.flags import Flags, Parser
+from compress.options import build
+from compress.progress import Lines, duration, show_progress
+from compress.recipe import Recipe
+
+
+class Tool:
+    """What a field of another options class is declared as."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saw(Tool):
+    """Cuts."""
+
+    teeth: int = field(default=24, metadata={"help": "how many (50 % is a share)"})
+    force: float = field(default=1.0, metadata={"help": "in newtons"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drill(Tool):
+    """Bores."""
+
+    force: float = field(default=2.0, metadata={"help": "in newtons"})
+    holder: Tool = field(default_factory=Saw, metadata={"help": "what holds it"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The root."""
+
+    wood: tuple[str, ...] = field(default=("oak",), metadata={"help": "kinds", "group": "general"})
+    n_boards: int = field(default=1, metadata={"help": "boards", "group": "general"})
+    tool: Tool = field(default_factory=Drill, metadata={"help": "which", "group": "method"})
+    score: str = field(default="high", metadata={"help": "aim", "group": "evaluation"})
+
+
+TOOLS = {"saw": Saw, "drill": Drill}
+
+
+def job(arguments: Sequence[str], values: dict[str, object] | None = None) -> Job:
+    mapping, _ = Flags(Job, TOOLS).parse(values or {}, arguments, Parser("job", "", ""))
+    return build(Job, mapping, "job", TOOLS)
+
+
+def help_of(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as caught:
+        job([*arguments, "--help"])
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_no_flags_give_the_defaults() -> None:
+    assert job([]) == Job()
+
+
+def test_full_paths_and_unique_endings_mean_the_same() -> None:
+    expected = Job(tool=Drill(holder=Saw(teeth=3)))
+    for flag in ("--tool.holder.teeth", "--holder.teeth", "--teeth"):
+        assert job([flag, "3"]) == job([f"{flag}=3"]) == expected
+    assert job(["--n-boards", "2"]) == job(["--n_boards", "2"]) == Job(n_boards=2)
+
+
+def test_an_ambiguous_ending_is_refused_with_its_candidates() -> None:
+    with pytest.raises(RecipeError) as caught:
+        job(["--force", "3"])
+    assert str(caught.value) == (
+        "--force: could be --tool.force or --tool.holder.force; write one of these"
+    )
+    assert job(["--tool.force", "3"]).tool == Drill(force=3.0)
+    assert job(["--holder.force", "3"]).tool == Drill(holder=Saw(force=3.0))
+
+
+def test_a_beginning_of_a_flag_is_not_a_flag() -> None:
+    with pytest.raises(RecipeError, match=r"--teet: no such option \(did you mean --teeth\?\)"):
+        job(["--teet", "3"])
+
+
+def test_flags_override_yaml_and_yaml_overrides_defaults() -> None:
+    values: dict[str, object] = {"n_boards": 5, "tool": {"force": 9, "holder": {"teeth": 8}}}
+    assert job([], values) == Job(n_boards=5, tool=Drill(force=9.0, holder=Saw(teeth=8)))
+    assert job(["--teeth", "7"], values).tool == Drill(force=9.0, holder=Saw(teeth=7))
+
+
+def test_a_choice_on_the_command_line_brings_its_own_options() -> None:
+    assert job(["--teeth", "5", "--tool", "saw"]).tool == Saw(teeth=5)
+    nested = job(["--tool", "drill", "--holder", "drill"])
+    assert nested.tool == Drill(holder=Drill())
+
+
+def test_naming_the_method_of_the_yaml_keeps_its_options_and_another_drops_them() -> None:
+    values: dict[str, object] = {"tool": {"name": "saw", "teeth": 9}}
+    assert job(["--tool", "saw"], values).tool == Saw(teeth=9)
+    assert job(["--tool", "drill"], values).tool == Drill()
+    assert job(["--force", "3"], {"tool": "saw"}).tool == Saw(force=3.0)
+
+
+def test_the_last_of_two_equal_flags_counts() -> None:
+    assert job(["--tool", "saw", "--tool", "drill"]).tool == Drill()
+    assert job(["--n-boards", "2", "--n-boards", "3"]).n_boards == 3
+
+
+@pytest.mark.parametrize("given", [["a", "b", "c"], ["a,b", "c"], ["a,b,c"], ["a, b", ",c"]])
+def test_lists_take_spaces_and_commas(given: list[str]) -> None:
+    assert job(["--wood", *given]).wood == ("a", "b", "c")
+
+
+def test_a_list_flag_alone_is_the_empty_list() -> None:
+    assert job(["--wood"]).wood == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--n-boards", "four"], "job.n_boards: 'four' does not fit; it takes a whole number"),
+        (["--n-boards"], "expected one argument; job --help lists the options"),
+        (["--tool", "sww"], "--tool: there is no 'sww'; there are drill, saw (did you mean saw?)"),
+        (["--holder.tooth", "1"], "--holder.tooth: no such option"),
+        (["stray"], "unrecognized arguments: stray"),
+    ],
+)
+def test_a_wrong_flag_is_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        job(arguments)
+    assert message in str(caught.value)
+
+
+def test_help_shows_only_the_options_of_the_chosen_methods(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with_drill = help_of([], capsys)
+    assert "--teeth, --tool.holder.teeth N" in with_drill
+    assert "--tool.force X" in with_drill
+    with_saw = help_of(["--tool", "saw", "--teeth", "4"], capsys)
+    assert "holder" not in with_saw
+    assert "how many (50 % is a share) (default: 24)" in with_saw
+    titles = re.findall(r"^(\S.*):$", with_saw, flags=re.MULTILINE)
+    assert titles == ["options", "general", "tool: Saw, Cuts", "evaluation"]
+
+
+def test_groups_limit_the_options() -> None:
+    flags = Flags(Job, TOOLS, ("evaluation",))
+    assert [option.path for option in flags.options({})] == [("score",)]
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
+    """Recipes that `compress run` hands to the pipeline, which then stops."""
+    recipes: list[Recipe] = []
+
+    def stop(recipe: Recipe, **_: object) -> None:
+        recipes.append(recipe)
+        raise RecipeError("stopped here")
+
+    monkeypatch.setattr("compress.pipeline.run", stop)
+    return recipes
+
+
+def test_run_hands_the_recipe_to_the_pipeline(ran: list[Recipe], tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("method: {name: eora, rank: 16}\nsamples: 4\n")
+    main(["run", str(file), "--base", "rtn", "--bits", "3", "--tasks", "--samples", "5"])
+    (recipe,) = ran
+    assert recipe == Recipe.from_mapping(
+        {
+            "method": {"name": "eora", "rank": 16, "base": {"name": "rtn", "bits": 3}},
+            "samples": 5,
+            "tasks": [],
+        }
+    )
+
+
+def test_an_expected_error_is_one_message_and_exit_code_two(
+    ran: list[Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run"]) == 2
+    assert ran
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", "error: stopped here\n")
+
+
+def test_notes_of_an_error_are_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        error = LayerError("a weight is not finite")
+        error.add_note("while compressing model.layers.0.mlp.up_proj (64, 32) with gptq")
+        raise error
+
+    monkeypatch.setattr("compress.pipeline.run", fail)
+    assert main(["run"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "error: a weight is not finite"
+    assert second == "while compressing model.layers.0.mlp.up_proj (64, 32) with gptq"
+
+
+def test_traceback_is_shown_on_request(
+    ran: list[Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--traceback"]) == 2
+    assert ran
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compress.pipeline.run", interrupt)
+    assert main(["run"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_an_error_of_ours_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise AssertionError("a fault in the toolkit")
+
+    monkeypatch.setattr("compress.pipeline.run", fault)
+    with pytest.raises(AssertionError):
+        main(["run"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rum"], "error: rum: no such command; there are run, plan"),
+        (["run", "--rnk", "3"], "error: --rnk: no such option (did you mean --rank?)"),
+        (["run", "--limit", "1.5"], "error: recipe.limit: '1.5' does not fit"),
+        (["run", "--bits", "7"], "error: recipe.method.base.bits: 7 is not supported"),
+        (
+            ["run", "--damping", "1"],
+            "error: --damping: could be --method.",
+        ),
+        (["run", "--seed", "1", "x.yaml"], "error: x.yaml: a recipe goes first"),
+        (["run", "nix.yaml"], "error: nix.yaml: cannot be read as a recipe"),
+        (["report", "nix"], "error: nix: no report.json in it"),
+        (["verify", "nix"], "error: nix: no such folder"),
+        (["verify"], "error: the following arguments are required: DIR"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    assert COMMANDS[name].about in capsys.readouterr().out
+
+
+def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    overview = capsys.readouterr().out
+    assert all(f"  {name} " in overview for name in COMMANDS)
+
+
+def test_methods_are_listed_with_their_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    assert "arXiv:2410.21271" in capsys.readouterr().out
+
+
+def test_a_strangers_package_in_the_way_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "eval.py").write_text("")
+    finished = subprocess.run(
+        [sys.executable, "-c", "import compress"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 1
+    assert "ImportError: `eval` would be imported from" in finished.stderr
+    assert str(tmp_path / "eval.py") in finished.stderr
+
+
+def test_lines_are_few_and_estimate_what_is_left() -> None:
+    written: list[str] = []
+    now = iter([0.0, 4.0, 12.0, 13.0, 40.0, 41.0])
+    progress = Lines(written.append, every=10.0, clock=lambda: next(now))
+    for done in (0, 10, 30, 35, 100):
+        progress("calibrate", done, 100)
+    progress("export", 0, 0)
+    assert written == [
+        "calibrate: 0 % (0/100)",
+        "calibrate: 30 % (30/100), about 28 s left",
+        "calibrate: done in 40 s",
+        "export: started",
+    ]
+
+
+def test_progress_is_lines_without_a_terminal_and_bars_on_one() -> None:
+    plain, drawn = io.StringIO(), io.StringIO()
+    for stream, is_terminal in ((plain, False), (drawn, True)):
+        with show_progress(Console(file=stream, force_terminal=is_terminal)) as progress:
+            progress("calibrate", 1, 2)
+            progress("calibrate", 2, 2)
+    assert "\x1b" not in plain.getvalue()
+    assert "calibrate: 50 % (1/2)" in plain.getvalue()
+    assert "\x1b" in drawn.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(8.4, "8 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
+)
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

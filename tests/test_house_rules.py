@@ -1,0 +1,110 @@
+"""Rules of the house that no linter checks: sizes of files and functions, and what must not be named."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("compress", "calibration", "eval")
+MOST_FILE_LINES = 300
+MOST_FUNCTION_LINES = 40
+
+# Written apart, so that this file does not name them either.
+MACHINE_PATHS = re.compile("|".join(("/" + top + "/") for top in ("root", "home", "work", "Users")))
+
+
+def sources() -> list[Path]:
+    found = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    assert len(found) > len(PACKAGES)
+    return found
+
+
+def text_files() -> Iterator[Path]:
+    """Every file of ours: what git would add, or without git the folders that we know."""
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        paths = [ROOT / name for name in names.splitlines()]
+    except (OSError, subprocess.CalledProcessError):
+        folders = (*PACKAGES, "tests", "scripts")
+        paths = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    for path in paths:
+        if path.is_file() and path.suffix in {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ""}:
+            yield path
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", sources(), ids=named)
+def test_a_file_is_small(path: Path) -> None:
+    n_lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert n_lines <= MOST_FILE_LINES, f"{named(path)} has {n_lines} lines; split it by idea"
+
+
+@pytest.mark.parametrize("path", sources(), ids=named)
+def test_a_function_is_small(path: Path) -> None:
+    long = [
+        f"{function.name} ({n_lines} lines)"
+        for function in functions(path)
+        if (n_lines := body_lines(function)) > MOST_FUNCTION_LINES
+    ]
+    assert not long, f"{named(path)}: {', '.join(long)}"
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring: explaining is free."""
+    body = function.body
+    has_docstring = ast.get_docstring(function) is not None
+    docstring = (body[0].end_lineno or 0) - body[0].lineno + 1 if has_docstring else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - docstring
+
+
+@pytest.mark.parametrize("path", sources(), ids=named)
+def test_no_error_is_caught_without_being_named(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ExceptHandler):
+            caught = ast.unparse(node.type) if node.type else "everything"
+            ends = node.body[-1]
+            passes_on = isinstance(ends, ast.Raise) and ends.exc is None
+            broad = caught in {"everything", "Exception", "BaseException"}
+            assert not broad or passes_on, f"{named(path)}:{node.lineno} catches {caught}"
+
+
+@pytest.mark.parametrize("path", sources(), ids=named)
+def test_nothing_is_unpickled(path: Path) -> None:
+    """torch.load and the pickle family execute what they read; safetensors, JSON and YAML do not."""
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"^\s*(import|from) (pickle|dill|joblib|shelve|marshal)\b", text, re.M)
+    assert not re.search(r"\btorch\.load\(|\byaml\.(unsafe_load|full_load)\(", text)
+
+
+def test_no_file_names_a_folder_of_one_machine() -> None:
+    found = [
+        f"{named(path)}:{number}"
+        for path in text_files()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if MACHINE_PATHS.search(line)
+    ]
+    assert not found
+
+
+def test_there_is_no_module_for_odds_and_ends() -> None:
+    assert not [
+        named(path) for path in sources() if path.stem in {"utils", "helpers", "common", "misc"}
+    ]
+
+
+def test_every_package_is_typed() -> None:
+    assert all((ROOT / package / "py.typed").is_file() for package in PACKAGES)

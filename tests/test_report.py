@@ -1,0 +1,232 @@
+"""The report: strict to read, complete to write; the summary and the card that are made of it."""
+
+import ast
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+
+from compress.card import base_model, method_text, model_card
+from compress.environment import describe_environment
+from compress.errors import CheckpointError
+from compress.recipe import Recipe
+from compress.report import Comparison, ExportReport, KeptTensor, LayerReport, Report, Totals
+from compress.summary import comparison_rows, lines, megabytes, rows, table, with_error
+from eval.scores import Fidelity, Footprint, Scores, TaskScore
+
+
+def layer(name: str, error: float | None, note: str = "") -> LayerReport:
+    return LayerReport(
+        name=name,
+        shape=(64, 32),
+        method="eora",
+        form="4-bit g32 + rank 8",
+        bytes_before=8192,
+        bytes_after=2000,
+        bits_per_weight=7.8,
+        relative_error=error,
+        seconds=0.25,
+        note=note,
+    )
+
+
+def scores(perplexity: float, kl: float, accuracy: float) -> Scores:
+    task = TaskScore("offline_piqa", "acc_norm", accuracy, 0.05, 40, "1.0", True, (1.0, 0.0))
+    return Scores(
+        fidelity=Fidelity(perplexity, 0.5, kl, 0.001, 1.0 - kl, None, 8176),
+        tasks=(replace(task, metric="acc", value=0.1), task),
+        footprint=Footprint(10_500_000, 10_000_000, 2_500_000, 4.25, 512.4, 31.26, None, "cpu"),
+    )
+
+
+@pytest.fixture
+def report() -> Report:
+    return Report(
+        recipe=Recipe(model="org/tiny", seed=3).to_mapping(),
+        model="org/tiny at 0123abc",
+        licence="apache-2.0",
+        fingerprint="f" * 64,
+        environment=describe_environment("cpu"),
+        calibration={"sources": [{"name": "python-docs", "n_tokens": 32768}], "seed": 3},
+        layers=(*(layer(f"blocks.{n}", n / 100) for n in range(9)), layer("odd", None, "kept")),
+        kept=(
+            KeptTensor(name="embed", shape=(99, 32), reason="outside", n_bytes=3_000_000),
+            KeptTensor(name="norm", shape=(32,), reason="outside", n_bytes=1_000_000),
+        ),
+        exports=tuple(
+            ExportReport(
+                format=name,
+                folder=name,
+                tensor_bytes=100,
+                loader="AutoModelForCausalLM",
+                relative_difference=2e-7,
+                max_abs_difference=1e-5,
+                top1_agreement=1.0,
+                tolerance=1e-4,
+                adapter="gptq/adapter" if name == "gptq" else None,
+            )
+            for name in ("native", "gptq", "dense")
+        ),
+        totals=Totals(
+            n_layers=10,
+            layer_bytes_before=81920,
+            layer_bytes_after=20000,
+            tensor_bytes_before=538_000_000,
+            tensor_bytes_after=101_300_000,
+            layer_bits_per_weight=7.8,
+            relative_error=0.04,
+        ),
+        scores=Comparison(before=scores(27.8, 0.0, 0.7), after=scores(29.1, 0.06, 0.65)),
+        timings={"calibrate": 1.5, "compress": 3.0},
+        notes=("statistics of an equal run were used again",),
+    )
+
+
+def changed(report: Report, path: str, value: object) -> str:
+    """The report's JSON with `value` at a dotted path; ... removes the key."""
+    data: dict[str, Any] = json.loads(report.to_json())
+    *parents, last = path.split(".")
+    inner: Any = data
+    for part in parents:
+        inner = inner[int(part) if part.isdigit() else part]
+    if value is ...:
+        del inner[last]
+    else:
+        inner[last] = value
+    return json.dumps(data)
+
+
+def test_reading_undoes_writing(report: Report) -> None:
+    assert Report.from_json(report.to_json()) == report
+    unscored = replace(report, scores=None)
+    assert Report.from_json(unscored.to_json()) == unscored
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("schema", 2, "report.schema: 2; this version reads 1"),
+        ("schema", ..., "report.schema: None; this version reads 1"),
+        ("totals.n_layers", ..., "report.totals: missing n_layers"),
+        ("totals.extra", 1, "report.totals: unknown extra"),
+        ("layers.2.bytes_after", "many", "report.layers[2].bytes_after: 'many' does not fit"),
+        ("layers.2.shape", [1, 2, 3], "report.layers[2].shape: 3 values, expected 2"),
+        ("exports.0.adapter", ..., "report.exports[0]: missing adapter"),
+        ("scores.after.fidelity.kl", None, "report.scores.after.fidelity.kl: None does not fit"),
+        ("scores.after.tasks.0.n_items", 1.5, "report.scores.after.tasks[0].n_items: 1.5"),
+        ("environment", [], "report.environment: [] is no object"),
+        ("notes", "one", "report.notes: 'one' does not fit"),
+    ],
+)
+def test_another_schema_is_refused_with_the_path(
+    report: Report, path: str, value: object, message: str
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        Report.from_json(changed(report, path, value))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "NaN"])
+def test_what_is_no_report_is_refused(text: str) -> None:
+    with pytest.raises(CheckpointError, match=r"^report"):
+        Report.from_json(text)
+
+
+def test_numbers_that_json_does_not_know_are_not_written(report: Report) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        replace(report, timings={"calibrate": float("nan")}).to_json()
+
+
+def test_the_recipe_in_a_report_makes_the_same_recipe(report: Report) -> None:
+    read = Report.from_json(report.to_json())
+    assert Recipe.from_mapping(read.recipe) == Recipe(model="org/tiny", seed=3)
+
+
+def test_the_summary_puts_every_score_beside_the_original(report: Report) -> None:
+    found = {row.label: (row.before, row.after) for row in rows(report)}
+    assert found == {
+        "tensor bytes": ("538.0 MB", "101.3 MB"),
+        "bits per weight": ("4.25", "4.25"),
+        "perplexity": ("27.800 ± 0.500", "29.100 ± 0.500"),
+        "KL divergence, nats/token": ("-", "0.0600 ± 0.0010"),
+        "top-1 agreement": ("-", "0.9400"),
+        "offline_piqa, acc_norm (40 items)": ("0.700 ± 0.050", "0.650 ± 0.050"),
+        "prefill, tokens/s": ("512", "512"),
+        "decode, tokens/s": ("31.3", "31.3"),
+        "peak memory": ("-", "-"),
+    }
+
+
+def test_a_summary_without_an_evaluation_is_its_size(report: Report) -> None:
+    assert [row.label for row in rows(replace(report, scores=None))] == ["tensor bytes"]
+
+
+def test_what_was_not_measured_is_a_dash() -> None:
+    empty = Scores(fidelity=None, tasks=(), footprint=None)
+    found = comparison_rows(Comparison(before=empty, after=empty))
+    assert {(row.before, row.after) for row in found} == {("-", "-")}
+
+
+def test_lines_are_aligned_and_the_table_has_every_row(report: Report) -> None:
+    text = lines(rows(report))
+    assert len({len(line) for line in text}) == 1
+    assert table(rows(report), "title").row_count == len(rows(report)) == len(text) - 1
+
+
+def test_figures_are_written_for_people() -> None:
+    assert megabytes(2_500_000_000) == "2.50 GB"
+    assert with_error(1.0, None, 2) == "1.00"
+    assert with_error(None, None, 2) == "-"
+
+
+def test_the_card_has_front_matter_that_the_hub_reads(report: Report) -> None:
+    matter = yaml.safe_load(model_card(report).split("---")[1])
+    assert matter["base_model"] == "org/tiny"
+    assert matter["license"] == "apache-2.0"
+    assert matter["library_name"] == "transformers"
+    assert {"eora", "gptq"} <= set(matter["tags"])
+
+
+def test_the_code_in_the_card_is_python_and_names_every_export(report: Report) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", model_card(report), flags=re.DOTALL)
+    for block in blocks:
+        ast.parse(block)
+    named = set(re.findall(r'"THIS_FOLDER/([\w/]+)"', "".join(blocks)))
+    assert named == {"native", "gptq", "gptq/adapter", "dense"}
+
+
+def test_the_card_shows_the_five_worst_layers_and_what_was_left(report: Report) -> None:
+    card = model_card(report)
+    assert re.findall(r"^\| (blocks\.\d) ", card, flags=re.MULTILINE) == [
+        f"blocks.{n}" for n in (8, 7, 6, 5, 4)
+    ]
+    assert "| outside | 2 | 4.0 MB |" in card
+    assert "- `odd`: kept" in card
+    assert "- statistics of an equal run were used again" in card
+
+
+def test_the_recipe_in_the_card_makes_the_same_model(report: Report) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", model_card(report), flags=re.DOTALL)
+    assert Recipe.from_mapping(yaml.safe_load(blocks[-1])) == Recipe(model="org/tiny", seed=3)
+
+
+def test_a_card_without_scores_or_errors_says_so(report: Report) -> None:
+    bare = replace(report, scores=None, layers=(layer("odd", None),), kept=(), notes=())
+    card = model_card(bare)
+    assert "was not evaluated" in card
+    assert "No layer's error was measured." in card
+
+
+def test_only_what_others_can_follow_is_a_base_model() -> None:
+    assert base_model("demo") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert base_model("org/model-1.5B") == "org/model-1.5B"
+    for local in ("./here", "/there/model", "model.gguf", "a/b/c"):
+        assert base_model(local) is None
+
+
+def test_a_method_is_written_with_its_base() -> None:
+    assert method_text({"name": "eora", "base": {"name": "rtn", "bits": 4}}) == "eora on rtn"
+    assert method_text({"name": "rtn"}) == "rtn"
