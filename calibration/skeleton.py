@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from typing import Any
+
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
@@ -32,7 +34,8 @@ def build_skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedMo
     """The architecture of `config` for causal language modelling: parameters on meta, buffers real, in eval mode."""
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -61,7 +64,7 @@ class PartLoader:
     def __init__(self, model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
         """`tensors` may be lazy; its keys are the checkpoint's own names. Raises InputError if a weight is missing."""
         self.model, self.tensors = model, tensors
-        self._mapping = get_model_conversion_mapping(model) or []
+        self._mapping: list[Any] = list(get_model_conversion_mapping(model) or ())
         self.memory_names = self._resolve_names()
         self._refuse_missing()
 
@@ -90,21 +93,33 @@ class PartLoader:
         missing = [
             name
             for name, _ in self.model.named_parameters(remove_duplicate=False)
-            if name not in have and name not in tied and not any(target in name for target in converted)
+            if name not in have
+            and name not in tied
+            and not any(target in name for target in converted)
         ]
         if missing:
-            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            shown = ", ".join(missing[:5]) + (
+                f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            )
             raise InputError(f"model: the checkpoint lacks the weights {shown}")
 
     def load(self, prefixes: Iterable[str], device: torch.device) -> None:
         """Materialise every parameter whose name starts with one of the prefixes ("" is all)."""
         starts = tuple(prefixes)
-        wanted = {key: self.tensors[key] for key, name in self.memory_names.items() if name.startswith(starts)}
+        wanted = {
+            key: self.tensors[key]
+            for key, name in self.memory_names.items()
+            if name.startswith(starts)
+        }
         self._place(wanted, device)
 
     def load_outside(self, prefix: str, device: torch.device) -> None:
         """Materialise everything that is not below the prefix: embeddings, final norm, head."""
-        wanted = {k: self.tensors[k] for k, name in self.memory_names.items() if not name.startswith(prefix)}
+        wanted = {
+            k: self.tensors[k]
+            for k, name in self.memory_names.items()
+            if not name.startswith(prefix)
+        }
         self._place(wanted, device)
         self.model.tie_weights()
 
@@ -116,13 +131,17 @@ class PartLoader:
         info, _ = convert_and_load_state_dict_in_model(self.model, wanted, config)
         if info.mismatched_keys or info.conversion_errors or info.error_msgs:
             detail = info.mismatched_keys or info.conversion_errors or info.error_msgs
-            raise InputError(f"model: weights that do not fit the architecture of config.json: {detail}")
+            raise InputError(
+                f"model: weights that do not fit the architecture of config.json: {detail}"
+            )
 
     def unload(self, module: nn.Module) -> None:
         """Put a module's parameters back on meta; its buffers stay (they are not in the checkpoint)."""
         for part in module.modules():
             for name, parameter in list(part.named_parameters(recurse=False)):
-                setattr(part, name, nn.Parameter(parameter.detach().to("meta"), requires_grad=False))
+                setattr(
+                    part, name, nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+                )
 
     def keys_of(self) -> dict[str, list[str]]:
         """Checkpoint keys by the parameter they become."""

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 PRODUCT_ROWS = 4096
+SMALLEST_PANEL = 128
+N_PANELS = 8
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,18 @@ class Statistic(ABC):
 
     def __add__(self, other: Self) -> Self:
         """Field by field: of(a ++ b) == of(a) + of(b)."""
-        return type(self)(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+        return type(self)(
+            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        )
 
     def absorb(self, other: Self) -> Self:
         """The sum, in the memory of self's tensors (a Gram of 11,008 inputs is 1 GB): do not use self after."""
         for name, tensor in self.tensors().items():
             tensor += getattr(other, name)
         return replace(
-            self, n_tokens=self.n_tokens + other.n_tokens, n_sequences=self.n_sequences + other.n_sequences
+            self,
+            n_tokens=self.n_tokens + other.n_tokens,
+            n_sequences=self.n_sequences + other.n_sequences,
         )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -59,13 +65,21 @@ class Gram(Statistic):
 
     @classmethod
     def of(cls, x_ti: Tensor, n_sequences: int) -> Self:
-        """Products in fp32 (TF32 off), a few thousand tokens each, summed in fp64. (t, i) -> (i, i)."""
+        """Products in fp32 (TF32 off), a few thousand tokens each, summed in fp64. (t, i) -> (i, i).
+
+        Only the panels on and below the diagonal are multiplied, about half of the work; the rest is their mirror.
+        """
         n_inputs = x_ti.shape[1]
+        panel = max(SMALLEST_PANEL, -(-n_inputs // N_PANELS))
         total = torch.zeros(n_inputs, n_inputs, dtype=torch.float64, device=x_ti.device)
         with full_fp32_products():
             for rows in x_ti.split(PRODUCT_ROWS):
                 rows_fp32 = rows.float()
-                total += rows_fp32.T @ rows_fp32
+                for start in range(0, n_inputs, panel):
+                    stop = min(start + panel, n_inputs)
+                    total[start:stop, :stop] += rows_fp32[:, start:stop].T @ rows_fp32[:, :stop]
+        total.tril_()
+        total += total.tril(-1).T
         return cls(n_tokens=x_ti.shape[0], n_sequences=n_sequences, sum_ii=total)
 
     def mean_ii(self) -> Tensor:
@@ -83,7 +97,9 @@ class Mean(Statistic):
     @classmethod
     def of(cls, x_ti: Tensor, n_sequences: int) -> Self:
         """(t, i) -> (i,), fp64."""
-        return cls(n_tokens=x_ti.shape[0], n_sequences=n_sequences, sum_i=x_ti.sum(0, dtype=torch.float64))
+        return cls(
+            n_tokens=x_ti.shape[0], n_sequences=n_sequences, sum_i=x_ti.sum(0, dtype=torch.float64)
+        )
 
 
 @dataclass(frozen=True)
@@ -109,7 +125,9 @@ class Statistics(dict[type[Statistic], Any]):
     @classmethod
     def of(cls, x_ti: Tensor, n_sequences: int, needs: frozenset[type[Statistic]]) -> Self:
         """Observe these tokens with every statistic that is needed."""
-        return cls({kind: kind.of(x_ti, n_sequences) for kind in sorted(needs, key=lambda k: k.name)})
+        return cls(
+            {kind: kind.of(x_ti, n_sequences) for kind in sorted(needs, key=lambda k: k.name)}
+        )
 
     def __add__(self, other: Self) -> Self:
         """Statistic by statistic."""

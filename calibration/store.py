@@ -62,7 +62,9 @@ class Store:
 
     def finish(self) -> None:
         """All blocks are saved: give the folder its name."""
-        (self._partial / "manifest.json").write_text(json.dumps(self.settings, indent=2), encoding="utf-8")
+        (self._partial / "manifest.json").write_text(
+            json.dumps(self.settings, indent=2), encoding="utf-8"
+        )
         if self.folder.exists():
             shutil.rmtree(self.folder)
         self._partial.rename(self.folder)
@@ -91,7 +93,7 @@ def _encode(tensors: dict[str, Tensor], key: str, shared: SharedInput) -> dict[s
     return {"names": list(shared.names), "statistics": kinds}
 
 
-def _decode(read: Any, key: str, entry: Mapping[str, Any]) -> Statistics:  # noqa: ANN401  (a bound method of safetensors)
+def _decode(read: Any, key: str, entry: Mapping[str, Any]) -> Statistics:
     stats = Statistics()
     for kind_name, counts in entry["statistics"].items():
         kind = STATISTICS[kind_name]

@@ -106,12 +106,15 @@ class Stream:
         """What the model's own forward makes of the hidden states after the last block: (b, t, vocabulary)."""
         final, calls = self.hidden[batch], self.calls[batch]
 
-        def replay(position: int, hidden: Tensor) -> Any:  # noqa: ANN401
+        def replay(position: int, hidden: Tensor) -> Any:
             out = final.to(hidden.device) if position == len(self.blocks) - 1 else hidden
             return (out,) if calls[position].returns_tuple else out
 
         tokens = self.batches[batch]
-        with torch.no_grad(), _stubbed(self.blocks, lambda k, hidden, _args, _kwargs: replay(k, hidden)):
+        with (
+            torch.no_grad(),
+            _stubbed(self.blocks, lambda k, hidden, _args, _kwargs: replay(k, hidden)),
+        ):
             output = self.model(**model_inputs(self.model, tokens))
         logits: Tensor = output.logits
         return logits
@@ -119,7 +122,7 @@ class Stream:
 
 def model_inputs(model: PreTrainedModel, tokens: Tokens) -> dict[str, Any]:
     """Keyword arguments of the model's forward for these tokens."""
-    device = model.get_input_embeddings().weight.device
+    device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment, union-attr]
     inputs: dict[str, Any] = {"input_ids": tokens.input_ids.to(device), "use_cache": False}
     if tokens.attention_mask is not None:
         inputs["attention_mask"] = tokens.attention_mask.to(device)
@@ -134,13 +137,13 @@ def _stubbed(blocks: nn.ModuleList, stub: Stub) -> Iterator[None]:
     """Replace each block's forward; attributes that the model reads from a block stay readable."""
 
     def bind(position: int) -> Callable[..., Any]:
-        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             return stub(position, hidden_states, args, kwargs)
 
         return forward
 
     for position, block in enumerate(blocks):
-        block.forward = bind(position)  # type: ignore[assignment]
+        block.forward = bind(position)
     try:
         yield
     finally:
@@ -148,30 +151,42 @@ def _stubbed(blocks: nn.ModuleList, stub: Stub) -> Iterator[None]:
             del block.forward
 
 
-def _record(model: PreTrainedModel, blocks: nn.ModuleList, tokens: Tokens) -> tuple[Tensor, list[Call]]:
+def _record(
+    model: PreTrainedModel, blocks: nn.ModuleList, tokens: Tokens
+) -> tuple[Tensor, list[Call]]:
     """Hidden states before the first block, and how each block is called."""
     # A model that indexes what a block returns (bloom, codegen, gptj) takes a tuple. Given a tensor it would
     # silently slice the batch off, which the shapes give away.
+    failure: Exception | None = None
     for returns_tuple in (False, True):
-        seen: list[Tensor] = []
-        calls: list[Call] = []
-
-        def note(_: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-            seen.append(hidden)
-            calls.append(Call(args, kwargs, returns_tuple))  # noqa: B023
-            return (hidden,) if returns_tuple else hidden  # noqa: B023
-
-        with torch.no_grad(), _stubbed(blocks, note):
+        recorder = _Recorder(returns_tuple=returns_tuple)
+        with torch.no_grad(), _stubbed(blocks, recorder):
             try:
                 last = model.base_model(**model_inputs(model, tokens)).last_hidden_state
             except (AttributeError, IndexError, TypeError, RuntimeError) as error:
-                failure: Exception | None = error
+                failure = error
                 continue
-        failure = None
-        shapes = {tuple(hidden.shape) for hidden in seen} | {tuple(last.shape[:2]) + tuple(seen[0].shape[2:])}
-        if len(seen) == len(blocks) and len(shapes) == 1 and last.ndim == 3:
-            return seen[0], calls
+        shapes = {tuple(hidden.shape) for hidden in recorder.seen}
+        shapes.add((*last.shape[:2], *recorder.seen[0].shape[2:]))
+        if len(recorder.seen) == len(blocks) and len(shapes) == 1 and last.ndim == 3:
+            return recorder.seen[0], recorder.calls
     raise InputError(
         f"model: {type(model).__name__} does not call its {len(blocks)} blocks one after the other on hidden states "
         f"of one shape, so it can't be walked block by block" + (f" ({failure})" if failure else "")
     )
+
+
+class _Recorder:
+    """A stub that notes how each block is called and hands the hidden states on."""
+
+    def __init__(self, *, returns_tuple: bool) -> None:
+        self.returns_tuple = returns_tuple
+        self.seen: list[Tensor] = []
+        self.calls: list[Call] = []
+
+    def __call__(
+        self, _: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        self.seen.append(hidden)
+        self.calls.append(Call(args, kwargs, self.returns_tuple))
+        return (hidden,) if self.returns_tuple else hidden

@@ -58,7 +58,9 @@ class Block:
     outputs: list[Tensor] = field(default_factory=list)
     """What the block gave when it was last observed, if it keeps that (nothing then propagates)."""
 
-    def observe(self, names: frozenset[str], needs: frozenset[type[Statistic]]) -> list[SharedInput]:
+    def observe(
+        self, names: frozenset[str], needs: frozenset[type[Statistic]]
+    ) -> list[SharedInput]:
         """Run the tokens through the block as it is, and return the statistics of these layers' inputs.
 
         Layers are grouped by the tensor they read, in the order of their first call. A layer that saw no token is in
@@ -67,7 +69,9 @@ class Block:
         self.outputs.clear()
         watch = _Watch(needs)
         hooks = [
-            self.layers[name].register_forward_pre_hook(watch.hook(name)) for name in self.layers if name in names
+            self.layers[name].register_forward_pre_hook(watch.hook(name))
+            for name in self.layers
+            if name in names
         ]
         try:
             for batch, tokens in enumerate(self.stream.batches):
@@ -100,7 +104,7 @@ class _Watch:
         """A new batch."""
         self._seen, self._mask = [], mask
 
-    def hook(self, name: str):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    def hook(self, name: str):  # type: ignore[no-untyped-def]
         """A forward pre-hook that observes the layer's input."""
 
         def observe(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -120,7 +124,9 @@ class _Watch:
 
     def _follow(self, name: str, leader: str) -> None:
         if self.leaders.setdefault(name, leader) != leader:
-            raise InputError(f"layer {name}: shares its input with {leader} in one batch but not in another")
+            raise InputError(
+                f"layer {name}: shares its input with {leader} in one batch but not in another"
+            )
 
     def shared_inputs(self) -> list[SharedInput]:
         """Groups in the order of their first call."""
@@ -133,7 +139,12 @@ class _Watch:
 def _same(a: Tensor, b: Tensor) -> bool:
     if a is b:
         return True
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a._version == b._version
+    return (
+        a.data_ptr() == b.data_ptr()
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+        and a._version == b._version
+    )
 
 
 def _tokens_of(x: Tensor, mask: Tensor | None, name: str) -> tuple[Tensor, int]:
@@ -173,8 +184,12 @@ def walk(
     for index, module in enumerate(blocks):
         name = f"{prefix}.{index}"
         loader.load([name + "."], device)
-        layers = {f"{name}.{part}": layer for part, layer in module.named_modules() if is_linear(layer)}
-        block = Block(index, name, module, stream, layers, keeps_outputs=propagate is Propagate.NONE)
+        layers = {
+            f"{name}.{part}": layer for part, layer in module.named_modules() if is_linear(layer)
+        }
+        block = Block(
+            index, name, module, stream, layers, keeps_outputs=propagate is Propagate.NONE
+        )
         yield block
         if not block.keeps_outputs:
             stream.advance(index)

@@ -16,7 +16,7 @@ from compress.shadows import refuse_strangers
 
 refuse_strangers()
 
-# PENDING: from compress import loading
+from compress import loading as _loading  # noqa: E402, F401 (registers the native format)
 
 if TYPE_CHECKING:
     from compress.compressor import METHODS

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -31,11 +32,14 @@ def model_card(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def base_model(spec: str) -> str | None:
-    """The hub id of what was compressed; None for a local file, which nobody else can follow."""
+def base_model(report: Report) -> str | None:
+    """The hub id of what was compressed; None for a local path, which nobody else can follow."""
+    spec = str(report.recipe["model"])
     if spec == "demo":
         return _DEMO
-    return spec if _HUB_ID.fullmatch(spec) else None
+    # Only what came from the hub has a revision; a relative path may look like a hub id.
+    is_on_hub = _HUB_ID.fullmatch(spec) and report.model.startswith(f"{spec} at ")
+    return spec if is_on_hub else None
 
 
 def method_text(method: Mapping[str, Any]) -> str:
@@ -53,7 +57,7 @@ def _front_matter(report: Report) -> dict[str, Any]:
         "license": report.licence or "other",
         "tags": ["compress", "compressed", *names],
     }
-    base = base_model(str(report.recipe["model"]))
+    base = base_model(report)
     return matter | ({"base_model": base, "base_model_relation": "quantized"} if base else {})
 
 
@@ -70,7 +74,7 @@ def _introduction(report: Report) -> Iterator[str]:
 
 
 def _source(report: Report) -> str:
-    return base_model(str(report.recipe["model"])) or report.model
+    return base_model(report) or Path(str(report.recipe["model"])).name
 
 
 def _forms(layers: tuple[LayerReport, ...]) -> list[tuple[str, int]]:
@@ -103,6 +107,7 @@ def _scores(report: Report) -> Iterator[str]:
         yield "The model was not evaluated."
         return
     yield (
+        f"Measured on the {report.exports[0].format} export as it was read back from disk. "
         "± is one standard error. KL divergence and top-1 agreement compare with the original on "
         f"held-out text (`{report.recipe['eval_text']}`, {report.recipe['eval_windows']} windows). "
         "Task scores are lm-eval's, on the same items for both models; with few items a small "

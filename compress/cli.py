@@ -7,13 +7,14 @@ The pipeline is imported by the commands that need it, so that help does not wai
 import os
 import sys
 import traceback
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from transformers.utils import logging
 
 from calibration.errors import InputError
 from compress.environment import toolkit_version
@@ -23,14 +24,18 @@ from compress.options import closest
 from compress.progress import show_progress
 from compress.recipe import METHODS, Recipe, read_yaml
 from compress.report import Report
-from compress.summary import Row, comparison_rows, lines, megabytes, rows, table
+from compress.summary import Row, comparison_rows, lines, rows, table
 from eval.errors import EvalError
 
 if TYPE_CHECKING:
-    from compress.planning import Plan
+    pass
 
 _EXPECTED = (RecipeError, CheckpointError, LayerError, InputError, EvalError, OSError)
 _RECIPE_NAME = "recipe.yaml"
+_EVALUATION = (
+    *("device", "dtype", "seed", "batch_size", "seq_len"),
+    *("eval_text", "eval_windows", "tasks", "limit", "include_path"),
+)
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _EXPECTED as error:
         if wants_traceback:
             traceback.print_exc()
-        for line in (f"error: {error}", *getattr(error, "__notes__", ())):
-            print(line, file=sys.stderr)
+        _complain(str(error), error)
         return 2
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _complain("interrupted", error)
         return 130
     return 0
+
+
+def _complain(message: str, error: BaseException) -> None:
+    for line in (f"error: {message}", *getattr(error, "__notes__", ())):
+        print(line, file=sys.stderr)
 
 
 def _dispatch(given: list[str]) -> None:
@@ -95,7 +104,7 @@ def _run(given: list[str]) -> None:
     recipe = _recipe("run", given, COMMANDS["run"].about)
     from compress import pipeline
 
-    with show_progress(Console(stderr=True)) as progress:
+    with _progress() as progress:
         report = pipeline.run(recipe, progress=progress)
     _show(rows(report), f"{recipe.model}, {recipe.method_name}")
     print(f"written to {recipe.folder}; README.md there is the model card")
@@ -105,16 +114,16 @@ def _plan(given: list[str]) -> None:
     recipe = _recipe("plan", given, COMMANDS["plan"].about)
     from compress import pipeline
 
-    with show_progress(Console(stderr=True)) as progress:
+    with _progress() as progress:
         planned = pipeline.plan(recipe, progress=progress)
-    print("\n".join(_plan_lines(planned)))
+    print("\n".join(planned.lines()))
 
 
 def _calibrate(given: list[str]) -> None:
     recipe = _recipe("calibrate", given, COMMANDS["calibrate"].about)
     from compress import pipeline
 
-    with show_progress(Console(stderr=True)) as progress:
+    with _progress() as progress:
         folder = pipeline.calibrate(recipe, progress=progress)
     print(f"statistics are in {folder}; a run on equal model, text and settings uses them")
 
@@ -149,7 +158,7 @@ def _evaluate(given: list[str]) -> None:
         "--reference", metavar="MODEL", help="compare with it (default: its source)"
     )
     values = _neighbouring_recipe(given)
-    flags = Flags(Recipe, METHODS, ("general", "evaluation", "calibration"))
+    flags = Flags(Recipe, METHODS, _EVALUATION)
     mapping, known = flags.parse(values, given, parser)
     recipe = Recipe.from_mapping(mapping)
     if known.reference is not None:
@@ -158,7 +167,7 @@ def _evaluate(given: list[str]) -> None:
         raise RecipeError(f"--reference: {known.folder} has no recipe.yaml to tell; name a model")
     from compress import pipeline
 
-    with show_progress(Console(stderr=True)) as progress:
+    with _progress() as progress:
         scores = pipeline.evaluate(known.folder, recipe, progress=progress)
     _show(comparison_rows(scores), f"{recipe.model} and {known.folder}")
 
@@ -215,23 +224,12 @@ def _exports(folder: Path) -> list[Path]:
     return [folder] if (folder / "probe.safetensors").is_file() or not found else found
 
 
-def _plan_lines(plan: "Plan") -> list[str]:
-    """Sizes of a plan: what is compressed how, and what stays."""
-    before = sum(layer.bytes_before for layer in plan.layers)
-    after = sum(layer.bytes_after for layer in plan.layers)
-    methods = Counter(repr(layer.compressor) for layer in plan.layers)
-    reasons: Counter[str] = Counter()
-    for tensor in plan.kept:
-        reasons[tensor.reason] += tensor.n_bytes
-    return [
-        f"{len(plan.layers)} layers in {plan.n_blocks} blocks: "
-        f"{megabytes(before)} -> {megabytes(after)}",
-        *(f"  {count} with {method}" for method, count in methods.most_common()),
-        f"kept as they are: {len(plan.kept)} tensors, {megabytes(plan.kept_bytes)}",
-        *(f"  {megabytes(size)}: {reason}" for reason, size in reasons.most_common()),
-        f"whole model: {megabytes(plan.bytes_before)} -> {megabytes(plan.bytes_after)}",
-        f"statistics on disk: at most {megabytes(plan.statistics_bytes)}",
-    ]
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Our progress on stderr, and no bars of transformers in between."""
+    logging.disable_progress_bar()
+    with show_progress(Console(stderr=True)) as progress:
+        yield progress
 
 
 def _show(result: list[Row], title: str) -> None:

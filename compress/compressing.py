@@ -77,7 +77,9 @@ def compress_blocks(job: Job, watch: Stopwatch, progress: Progress) -> Iterator[
                 finished = _compress_group(job, block, group, shared.stats)
             yield from finished
         for layer in waiting.values():
-            yield _left(block, layer, _forgive(job, LayerError("it never saw a calibration token"), [layer]))
+            yield _left(
+                block, layer, _forgive(job, LayerError("it never saw a calibration token"), [layer])
+            )
         job.probe.advance(block.index)
     progress("compress", job.plan.n_blocks, job.plan.n_blocks)
 
@@ -142,7 +144,9 @@ def _finish(
         bits_per_weight=8 * form.n_bytes() / weight.numel(),
         relative_error=(max(lost, 0.0) / energy) ** 0.5 if energy > 0 else 0.0,
         seconds=seconds,
-        note=f"{dead} of {layer.shape[1]} input channels are zero on the calibration text" if dead else "",
+        note=f"{dead} of {layer.shape[1]} input channels are zero on the calibration text"
+        if dead
+        else "",
     )
     bias = bias_of(module)
     stand_in = form.unpacked(job.dtype).to(job.device)
@@ -181,7 +185,7 @@ def describe(form: Form) -> str:
     spec = form.spec()
     match spec["form"]:
         case "sum":
-            return " + ".join(describe(term) for term in form.terms)  # type: ignore[union-attr, arg-type]
+            return " + ".join(describe(term) for term in form.terms)  # type: ignore[union-attr]
         case "quantised":
             kind = "" if spec["symmetric"] else " asymmetric"
             return f"{spec['bits']}-bit g{spec['group_size']}{kind}"
@@ -189,5 +193,3 @@ def describe(form: Form) -> str:
             return f"rank {spec['rank']}"
         case other:
             return str(other)
-
-

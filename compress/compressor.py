@@ -38,7 +38,7 @@ class Compressor(ABC):
     name: ClassVar[str]
     paper: ClassVar[str]
 
-    def __init_subclass__(cls, *, name: str = "", **kwargs: Any) -> None:  # noqa: ANN401
+    def __init_subclass__(cls, *, name: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if name:
             cls.name = name

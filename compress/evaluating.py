@@ -43,10 +43,14 @@ def resolve_original(recipe: Recipe, progress: Progress) -> Original:
     folder = resolve_model(recipe.model, None, progress=progress).folder
     config = AutoConfig.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return Original(folder, tokenizer, settle_device(recipe.device), settle_dtype(recipe.dtype, config))
+    return Original(
+        folder, tokenizer, settle_device(recipe.device), settle_dtype(recipe.dtype, config)
+    )
 
 
-def compare_with(original: Original, export: Path, recipe: Recipe, progress: Progress) -> Comparison:
+def compare_with(
+    original: Original, export: Path, recipe: Recipe, progress: Progress
+) -> Comparison:
     """Footprints of both, and the fidelity and tasks that the recipe asks for.
 
     Quality is measured on the export with its codes expanded once, which changes no output; speed and memory are
@@ -63,14 +67,16 @@ def compare_with(original: Original, export: Path, recipe: Recipe, progress: Pro
     fidelity = _fidelity(original, before, after, recipe, progress)
     tasks = [_tasks(model, original, recipe, progress) for model in (before, after)]
     return Comparison(
-        before=Scores(fidelity[0], tasks[0], footprints[0]), after=Scores(fidelity[1], tasks[1], footprints[1])
+        before=Scores(fidelity[0], tasks[0], footprints[0]),
+        after=Scores(fidelity[1], tasks[1], footprints[1]),
     )
 
 
 def load_original(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The uncompressed model, in eval mode."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    return model.to(device).eval()  # type: ignore[arg-type]
+    model.to(device).eval()  # type: ignore[arg-type]
+    return model
 
 
 def _footprint(
@@ -85,16 +91,27 @@ def _footprint(
 
 
 def _fidelity(
-    original: Original, before: PreTrainedModel, after: PreTrainedModel, recipe: Recipe, progress: Progress
+    original: Original,
+    before: PreTrainedModel,
+    after: PreTrainedModel,
+    recipe: Recipe,
+    progress: Progress,
 ) -> tuple[Fidelity | None, Fidelity | None]:
     if not recipe.eval_windows:
         return None, None
     windows = load_windows(
-        parse_source(recipe.eval_text), original.tokenizer, n_sequences=recipe.eval_windows, seq_len=recipe.seq_len
+        parse_source(recipe.eval_text),
+        original.tokenizer,
+        n_sequences=recipe.eval_windows,
+        seq_len=recipe.seq_len,
     )
     if windows.attention_mask is not None:
-        raise RecipeError(f"eval_text: {recipe.eval_text} has rows shorter than {recipe.seq_len} tokens; use longer text")
-    return compare(before, after, [tokens.input_ids for tokens in windows.batches(2)], progress=progress)
+        raise RecipeError(
+            f"eval_text: {recipe.eval_text} has rows shorter than {recipe.seq_len} tokens; use longer text"
+        )
+    return compare(
+        before, after, [tokens.input_ids for tokens in windows.batches(2)], progress=progress
+    )
 
 
 def _tasks(
@@ -103,6 +120,9 @@ def _tasks(
     if not recipe.tasks:
         return ()
     settings = Settings(
-        limit=recipe.limit, batch_size=recipe.batch_size, include_path=recipe.include_path, seed=recipe.seed
+        limit=recipe.limit,
+        batch_size=recipe.batch_size,
+        include_path=recipe.include_path,
+        seed=recipe.seed,
     )
     return tuple(run_tasks(model, original.tokenizer, recipe.tasks, settings, progress=progress))

@@ -38,7 +38,9 @@ class Outcome:
     """Folder of the statistics that were used again."""
 
 
-def export(prepared: Prepared, folders: Mapping[str, Path], watch: Stopwatch, progress: Progress) -> Outcome:
+def export(
+    prepared: Prepared, folders: Mapping[str, Path], watch: Stopwatch, progress: Progress
+) -> Outcome:
     """Compress the model into every export folder, and write the probe that verification reproduces.
 
     Raises LayerError, InputError, CheckpointError or OSError. Statistics of an unfinished run are removed.
@@ -103,7 +105,9 @@ def _export_layers(
         if finished.form is None:
             continue
         outcome.compressed.add(finished.planned.name)
-        layer = LayerExport(finished.planned.name, finished.form.cpu(), finished.bias, finished.transposed)
+        layer = LayerExport(
+            finished.planned.name, finished.form.cpu(), finished.bias, finished.transposed
+        )
         with watch("write"):
             for exporter in exporters:
                 exporter.add_layer(layer)
@@ -131,6 +135,8 @@ def _write_probes(probe: Stream, folders: Sequence[Path]) -> None:
     logits = probe.logits(0)[0].float().cpu()
     if not bool(torch.isfinite(logits).all()):
         raise LayerError("the compressed model's logits hold NaN or infinity; try --dtype float32")
-    positions = torch.linspace(0, ids.shape[1] - 1, min(PROBE_POSITIONS, ids.shape[1])).round().long()
+    positions = (
+        torch.linspace(0, ids.shape[1] - 1, min(PROBE_POSITIONS, ids.shape[1])).round().long()
+    )
     for folder in folders:
         write_probe(folder, ids, logits[positions].contiguous(), positions)

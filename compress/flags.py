@@ -50,12 +50,12 @@ class _Formatter(argparse.HelpFormatter):
 class Flags:
     """The flags of one command over options of dataclass `kind`.
 
-    `groups` limits the options to some groups (field metadata "group"); empty allows all.
+    `only` limits them to fields of `kind` with these names; empty allows all.
     """
 
     kind: type
     registry: Registry
-    groups: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
     def choose(self, values: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
         """`values` with every method that flags name; options of a replaced method are dropped."""
@@ -73,11 +73,7 @@ class Flags:
         """Every option that the methods in `values` have, with its value there or its default."""
         start: Any = build(self.kind, values, self.kind.__name__.lower(), self.registry)
         every = walk_options(start, self.registry)
-        tops = {
-            field.name: field.metadata.get("group", "general")
-            for field in start.__dataclass_fields__.values()
-        }
-        return [each for each in every if not self.groups or tops[each.path[0]] in self.groups]
+        return [option for option in every if not self.only or option.path[0] in self.only]
 
     def parse(
         self, values: Mapping[str, Any], arguments: Sequence[str], parser: Parser
@@ -183,10 +179,19 @@ def _joined(value: str | list[str]) -> str | tuple[str, ...]:
 
 
 def _matches(flag: str, options: Sequence[Option]) -> list[Option]:
-    """The option with exactly this path, or else all whose path ends in it."""
+    """The option with exactly this path, or else all whose path ends in it.
+
+    Of options inside one another, as when the base has a base, --base means the outer one.
+    """
     wanted = tuple(flag.removeprefix("--").replace("-", "_").split("."))
     exact = [option for option in options if option.path == wanted]
-    return exact or [option for option in options if option.path[-len(wanted) :] == wanted]
+    ending = [option for option in options if option.path[-len(wanted) :] == wanted]
+    outer = [
+        option
+        for option in ending
+        if all(other.path[: len(option.path)] == option.path for other in ending)
+    ]
+    return exact or outer or ending
 
 
 def _shortest(option: Option, options: Sequence[Option]) -> str:

@@ -9,6 +9,7 @@ checkpoint is the file that reads it.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -88,7 +89,9 @@ class Quantised(Form):
     qzeros: Tensor | None
     g_idx: Tensor | None
 
-    def __init__(self, shape: tuple[int, int], bits: int, group_size: int, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, shape: tuple[int, int], bits: int, group_size: int, tensors: Mapping[str, Tensor]
+    ) -> None:
         super().__init__(shape)
         self.bits, self.group_size = bits, group_size
         for name in ("qweight", "scales", "qzeros", "g_idx"):
@@ -107,7 +110,10 @@ class Quantised(Form):
     ) -> Self:
         """Pack codes (o, i), scales (o, G) and zeros (o, G, None when symmetric); `groups_i` (i,) if not in order."""
         o, i = codes_oi.shape
-        tensors = {"qweight": pack(codes_oi.T, bits), "scales": scales_og.T.to(torch.float16).contiguous()}
+        tensors = {
+            "qweight": pack(codes_oi.T, bits),
+            "scales": scales_og.T.to(torch.float16).contiguous(),
+        }
         if zeros_og is not None:
             tensors["qzeros"] = pack(zeros_og, bits).T.contiguous()
         if groups_i is not None:
@@ -196,7 +202,9 @@ class LowRank(Form):
         return {"form": self.kind, "rank": self.rank}
 
     def unpacked(self, dtype: torch.dtype) -> Form:  # noqa: D102
-        return LowRank.from_factors(self.up.weight.detach().to(dtype), self.down.weight.detach().to(dtype))
+        return LowRank.from_factors(
+            self.up.weight.detach().to(dtype), self.down.weight.detach().to(dtype)
+        )
 
 
 def _factor(weight: Tensor) -> Factor:
@@ -267,19 +275,21 @@ def empty(spec: Spec, shape: tuple[int, int], dtype: torch.dtype, device: Device
             return Sum([empty(term, shape, dtype, device) for term in spec["terms"]])
         case "quantised":
             return _empty_quantised(spec, shape, device)
-    raise ValueError(f"form {spec['form']!r} is unknown to this version; known: dense, low_rank, quantised, sum")
+    raise ValueError(
+        f"form {spec['form']!r} is unknown to this version; known: dense, low_rank, quantised, sum"
+    )
 
 
 def _empty_quantised(spec: Spec, shape: tuple[int, int], device: Device) -> Quantised:
     (o, i), bits, group_size = shape, int(spec["bits"]), int(spec["group_size"])
     n_groups = -(-i // group_size)
-    int32 = {"dtype": torch.int32, "device": device}
+    codes = partial(torch.empty, dtype=torch.int32, device=device)
     tensors = {
-        "qweight": torch.empty(-(-i // CODES_A_ROW) * bits, o, **int32),
+        "qweight": codes(-(-i // CODES_A_ROW) * bits, o),
         "scales": torch.empty(n_groups, o, dtype=torch.float16, device=device),
     }
     if not spec["symmetric"]:
-        tensors["qzeros"] = torch.empty(n_groups, -(-o // CODES_A_ROW) * bits, **int32)
+        tensors["qzeros"] = codes(n_groups, -(-o // CODES_A_ROW) * bits)
     if not spec["ordered"]:
-        tensors["g_idx"] = torch.empty(i, **int32)
+        tensors["g_idx"] = codes(i)
     return Quantised(shape, bits, group_size, tensors)

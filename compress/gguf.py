@@ -1,7 +1,8 @@
 """Any GGUF file of a causal language model, turned once into an ordinary Hugging Face folder.
 
-transformers reads GGUF but refuses to save what it read, so the weights are moved (not copied) into a fresh model built
-on the meta device from the same configuration, and that one is saved. Peak memory is one set of unpacked weights.
+transformers reads GGUF but refuses to save what it read, so the weights are moved (not copied) into
+a fresh model built on the meta device from the same configuration, and that one is saved. Peak
+memory is one set of unpacked weights.
 File format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -39,9 +40,9 @@ _STAGE = "converting GGUF"
 _N_STEPS = 4
 
 _DIGITS_THEN_GPT2 = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"})
-"""Values of `tokenizer.ggml.pre` whose vocabularies were learned with every digit alone (llama.cpp,
-`llama_vocab`: "\\p{N}" before the GPT-2 pattern). transformers 5.23 keeps only the GPT-2 pattern for them, which
-splits white space before a digit differently."""
+"""Values of `tokenizer.ggml.pre` whose vocabularies were learned with every digit alone
+(llama.cpp, `llama_vocab`: "\\p{N}" before the GPT-2 pattern). transformers 5.23 keeps only the GPT-2
+pattern for them, which splits white space before a digit differently."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,31 @@ class GGUFHeader:
     """Storage types of the tensors with two or more dimensions."""
 
     def dtype(self) -> torch.dtype:
-        """The narrowest dtype that holds every weight exactly: float32, unless all matrices are 16-bit floats of one kind."""
+        """float32, unless all matrices are 16-bit floats of one kind; those stay as they are."""
         exact = {frozenset({"F16"}): torch.float16, frozenset({"BF16"}): torch.bfloat16}
         return exact.get(self.matrix_types, torch.float32)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether this is a file that begins as GGUF files do."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether `folder` was finished by `convert`."""
+    return (folder / SOURCE_FILE).is_file()
+
+
+def refuse_bad_magic(path: Path) -> None:
+    """Raise CheckpointError unless the file begins as GGUF files do."""
+    if not is_gguf(path):
+        raise CheckpointError(
+            f"{path}: not a GGUF file (it does not begin with {MAGIC.decode()!r}); a model is a"
+            " folder with config.json and safetensors, or a .gguf file"
+        )
 
 
 def read_header(path: Path) -> GGUFHeader:
@@ -70,15 +93,13 @@ def read_header(path: Path) -> GGUFHeader:
 
     Raises CheckpointError, naming the file and what is wrong with it.
     """
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != MAGIC:
-        raise CheckpointError(f"{path}: not a GGUF file (it begins with {magic!r}, a GGUF file with {MAGIC!r})")
+    refuse_bad_magic(path)
     try:
         reader = GGUFReader(str(path))
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError, struct.error) as error:
         raise CheckpointError(
-            f"{path}: truncated or corrupt GGUF file of {path.stat().st_size} bytes ({error}); download it again"
+            f"{path}: truncated or corrupt GGUF file of {path.stat().st_size:,} bytes ({error});"
+            " download it again"
         ) from error
     _refuse_other_kinds(path, reader)
     types = Counter(GGMLQuantizationType(tensor.tensor_type).name for tensor in reader.tensors)
@@ -91,24 +112,30 @@ def read_header(path: Path) -> GGUFHeader:
         tensor_types=dict(types),
         n_parameters=sum(int(tensor.n_elements) for tensor in reader.tensors),
         matrix_types=frozenset(
-            GGMLQuantizationType(tensor.tensor_type).name for tensor in reader.tensors if len(tensor.shape) > 1
+            GGMLQuantizationType(tensor.tensor_type).name
+            for tensor in reader.tensors
+            if len(tensor.shape) > 1
         ),
     )
 
 
 def _refuse_other_kinds(path: Path, reader: GGUFReader) -> None:
     if _field(reader, "general.architecture") is None or not reader.tensors:
-        raise CheckpointError(f"{path}: this GGUF file holds no model (no general.architecture, or no tensors)")
+        raise CheckpointError(
+            f"{path}: this GGUF file holds no model (no general.architecture, or no tensors)"
+        )
     kind = _field(reader, "general.type")
     if kind not in (None, "model"):
         raise CheckpointError(f"{path}: this GGUF file holds a {kind}, not a model")
     n_files = _field(reader, "split.count")
     if n_files is not None and int(n_files) > 1:
         raise CheckpointError(
-            f"{path}: this is one of {n_files} parts; join them first with `llama-gguf-split --merge`"
+            f"{path}: this is one of {n_files} parts; join them with `llama-gguf-split --merge`"
         )
     if _field(reader, "tokenizer.ggml.tokens") is None:
-        raise CheckpointError(f"{path}: this GGUF file has no tokenizer (tokenizer.ggml.tokens), so text cannot be read")
+        raise CheckpointError(
+            f"{path}: this GGUF file has no tokenizer (tokenizer.ggml.tokens); text needs one"
+        )
 
 
 def _field(reader: GGUFReader, key: str) -> Any:
@@ -127,12 +154,13 @@ def file_sha256(path: Path) -> str:
 
 
 def convert(path: Path, folder: Path, *, progress: Progress) -> None:
-    """Write the GGUF file `path` as an ordinary Hugging Face folder; `folder` appears whole or not at all.
+    """Write the GGUF file `path` as an ordinary Hugging Face folder.
 
-    A folder that is there already is left as it is. Weights are unpacked exactly (see GGUFHeader.dtype).
-    Raises CheckpointError for a file that is no model transformers can read, or when the disk is too small.
+    `folder` appears whole or not at all; one that is there already is left as it is. Weights are
+    unpacked exactly (see GGUFHeader.dtype). Raises CheckpointError for a file that is no model
+    transformers can read, or when the disk is too small.
     """
-    if (folder / SOURCE_FILE).is_file():
+    if is_converted(folder):
         return
     header = read_header(path)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -140,8 +168,8 @@ def convert(path: Path, folder: Path, *, progress: Progress) -> None:
     free = shutil.disk_usage(folder.parent).free
     if free < 1.05 * needed:
         raise CheckpointError(
-            f"{folder.parent}: {needed:,} bytes are needed to unpack {path.name}, {free:,} are free;"
-            " set COMPRESS_CACHE to a larger disk"
+            f"{folder.parent}: unpacking {path.name} needs {needed:,} bytes, {free:,} are free; set"
+            " COMPRESS_CACHE to a larger disk"
         )
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -156,8 +184,8 @@ def _put_in_place(partial: Path, folder: Path) -> None:
     try:
         partial.rename(folder)
     except OSError:
-        # Another process may have finished the same conversion meanwhile; any other reason is an error.
-        if not (folder / SOURCE_FILE).is_file():
+        # Another process may have finished the same conversion; any other reason is an error.
+        if not is_converted(folder):
             raise
 
 
@@ -184,13 +212,16 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def _load(header: GGUFHeader) -> Any:
-    """The unpacked model as one that can be saved: same weights, no trace of the GGUF quantisation config."""
-    where = {"gguf_file": header.path.name, "local_files_only": True}
+    """The unpacked model as one that can be saved: same weights, no quantisation config."""
+    where: dict[str, Any] = {"gguf_file": header.path.name, "local_files_only": True}
+    model_class: Any = AutoModelForCausalLM  # its stubs do not know output_loading_info
     try:
         config = AutoConfig.from_pretrained(header.path.parent, **where)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise CheckpointError(f"{header.path}: {header.architecture!r} is not a causal language model")
-        loaded, info = AutoModelForCausalLM.from_pretrained(
+            raise CheckpointError(
+                f"{header.path}: {header.architecture!r} is not a causal language model"
+            )
+        loaded, info = model_class.from_pretrained(
             header.path.parent,
             dtype=header.dtype(),
             quantization_config=GgufConfig(dequantize=True),
@@ -201,7 +232,8 @@ def _load(header: GGUFHeader) -> Any:
         raise
     except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         raise CheckpointError(
-            f"{header.path}: transformers cannot read this GGUF file (architecture {header.architecture!r}): {error}"
+            f"{header.path}: transformers cannot read this GGUF file (architecture"
+            f" {header.architecture!r}): {error}"
         ) from error
     absent = sorted(set(info["missing_keys"]) | {str(key) for key in info["mismatched_keys"]})
     if absent:
@@ -213,6 +245,7 @@ def _saveable(loaded: Any) -> Any:
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    config.__dict__.pop("_model_name_or_path", None)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=loaded.dtype)
     model.load_state_dict(loaded.state_dict(), assign=True)
@@ -230,7 +263,8 @@ def _write_tokenizer(header: GGUFHeader, folder: Path, max_length: int, n_embedd
         raise CheckpointError(f"{header.path}: its tokenizer cannot be read: {error}") from error
     if len(tokenizer) > n_embeddings:
         raise CheckpointError(
-            f"{header.path}: the tokenizer has {len(tokenizer)} tokens, the model embeddings for {n_embeddings}"
+            f"{header.path}: the tokenizer has {len(tokenizer)} tokens, the model embeddings for"
+            f" {n_embeddings}"
         )
     if header.pre_tokenizer in _DIGITS_THEN_GPT2:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -248,16 +282,19 @@ def _write_tokenizer(header: GGUFHeader, folder: Path, max_length: int, n_embedd
 
 def _write_source(header: GGUFHeader, folder: Path) -> None:
     types = ", ".join(f"{count} {name}" for name, count in sorted(header.tensor_types.items()))
+    note = f"weights unpacked from the GGUF file {header.path.name} ({types}) to {header.dtype()}"
     source = {
         "format_version": 1,
         "converter_version": CONVERTER_VERSION,
         "file": header.path.name,
         "name": header.name,
         "licence": header.licence,
-        "note": f"weights unpacked from the GGUF file {header.path.name} ({types}) to {header.dtype()}",
+        "note": note,
         "sha256": file_sha256(header.path),
     }
     front = f"---\nlicense: {header.licence}\n---\n\n" if header.licence else ""
     title = header.name or header.path.stem
-    (folder / "README.md").write_text(f"{front}# {title}\n\n{str(source['note']).capitalize()}.\n", encoding="utf-8")
+    (folder / "README.md").write_text(
+        f"{front}# {title}\n\n{note[0].upper()}{note[1:]}.\n", encoding="utf-8"
+    )
     (folder / SOURCE_FILE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")

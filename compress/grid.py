@@ -73,7 +73,9 @@ class Grid:
             self._scales(w, h.expand_as(w).float() + 1e-12)
             for w, h in zip(
                 weight_ng.split(max(1, CHUNK_ENTRIES // weight_ng.shape[1])),
-                importance_g.expand_as(weight_ng).split(max(1, CHUNK_ENTRIES // weight_ng.shape[1])),
+                importance_g.expand_as(weight_ng).split(
+                    max(1, CHUNK_ENTRIES // weight_ng.shape[1])
+                ),
                 strict=True,
             )
         ]
@@ -96,7 +98,9 @@ class Grid:
             # The other sign: the extreme falls on the short side, which reaches one step less far.
             mirrored = -scale * (self.middle / max(self.middle - 1, 1))
             for k in range(N_SHRINKS):
-                best.offer(*self._shrunk(weight_ng, mirrored, 1 - (1 - lowest) * k / (N_SHRINKS - 1)))
+                best.offer(
+                    *self._shrunk(weight_ng, mirrored, 1 - (1 - lowest) * k / (N_SHRINKS - 1))
+                )
         for _ in range(N_REFINEMENTS):
             best.offer(best.least_squares(), best.zero)
         return best.scale, best.zero
@@ -125,7 +129,9 @@ class Grid:
 class _Best:
     """The best scale so far of every row, and the codes it gives."""
 
-    def __init__(self, grid: Grid, weight_ng: Tensor, importance_ng: Tensor, scale: Tensor, zero: Tensor) -> None:
+    def __init__(
+        self, grid: Grid, weight_ng: Tensor, importance_ng: Tensor, scale: Tensor, zero: Tensor
+    ) -> None:
         self.grid, self.weight, self.importance = grid, weight_ng, importance_ng
         self.scale, self.zero = scale.clone(), zero.clone()
         self.error = self._error(scale, zero)
@@ -141,10 +147,15 @@ class _Best:
 
     def least_squares(self) -> Tensor:
         """The scale that fits the best codes so far with the least weighted error."""
-        steps = self.grid.codes(self.weight, self.scale[:, None], self.zero[:, None]) - self.zero[:, None]
+        steps = (
+            self.grid.codes(self.weight, self.scale[:, None], self.zero[:, None])
+            - self.zero[:, None]
+        )
         weighted = steps * self.importance
         norm = (weighted * steps).sum(1)
-        return torch.where(norm > 0, (weighted * self.weight).sum(1) / norm.clamp_min(1e-30), self.scale)
+        return torch.where(
+            norm > 0, (weighted * self.weight).sum(1) / norm.clamp_min(1e-30), self.scale
+        )
 
     def _error(self, scale: Tensor, zero: Tensor) -> Tensor:
         steps = self.grid.codes(self.weight, scale[:, None], zero[:, None]).sub_(zero[:, None])

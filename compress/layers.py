@@ -12,7 +12,7 @@ from compress.errors import LayerError, RecipeError
 
 def weight_oi(layer: nn.Module) -> Tensor:
     """The weight of a Linear or a Conv1D (GPT-2, stored transposed) as (out, in); a view."""
-    weight: Tensor = layer.weight.detach()  # type: ignore[operator, union-attr, assignment]
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
@@ -39,10 +39,15 @@ def refuse_not_finite(module: nn.Module, name: str) -> None:
 
 def matches(name: str, pattern: str) -> bool:
     """Whether a glob matches a layer's full name or a run of its dotted parts: `k_proj`, `layers.0`, `*.mlp.*`."""
-    return any(fnmatchcase(name, glob) for glob in (pattern, f"*.{pattern}", f"{pattern}.*", f"*.{pattern}.*"))
+    return any(
+        fnmatchcase(name, glob)
+        for glob in (pattern, f"*.{pattern}", f"{pattern}.*", f"*.{pattern}.*")
+    )
 
 
-def select(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> Mapping[str, str | None]:
+def select(
+    names: Iterable[str], include: Sequence[str], exclude: Sequence[str]
+) -> Mapping[str, str | None]:
     """For each layer, None if it is compressed, else the reason why not.
 
     Raises RecipeError for a pattern that matches nothing, and where nothing is left to compress.

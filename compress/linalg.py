@@ -19,10 +19,12 @@ def damped(gram_ii: Tensor, damping: float) -> Tensor:
     diagonal = gram_ii.diagonal().double()
     live = diagonal[diagonal > 0]
     if live.numel() == 0:
-        raise LayerError("every input channel is zero on the calibration text; use other text, or --exclude the layer")
+        raise LayerError(
+            "every input channel is zero on the calibration text; use other text, or --exclude the layer"
+        )
     median = diagonal.median()
     scale = median if median > 0 else live.median()
-    result = gram_ii.double().clone()
+    result: Tensor = gram_ii.double().clone()
     result.diagonal().add_(damping * scale)
     return result
 
@@ -35,7 +37,8 @@ def cholesky(matrix_ii: Tensor) -> Tensor:
             f"the Gram of its inputs is singular (order {int(info)} of {matrix_ii.shape[0]}): more calibration text, "
             "or a larger --damping (0.01 is the default), makes it definite"
         )
-    return factor
+    lower: Tensor = factor
+    return lower
 
 
 def output_energy(error_oi: Tensor, gram_ii: Tensor) -> float:
@@ -76,7 +79,9 @@ def balanced(up_or: Tensor, down_ri: Tensor) -> tuple[Tensor, Tensor]:
     """The same product with ||up[:, k]|| == ||down[k, :]|| for every k, so that neither factor overflows 16 bits."""
     up_norm, down_norm = up_or.norm(dim=0), down_ri.norm(dim=1)
     live = (up_norm > 0) & (down_norm > 0)
-    ratio = torch.where(live, (down_norm / up_norm.clamp_min(1e-300)).sqrt(), torch.ones_like(up_norm))
+    ratio = torch.where(
+        live, (down_norm / up_norm.clamp_min(1e-300)).sqrt(), torch.ones_like(up_norm)
+    )
     return up_or * ratio, down_ri / ratio[:, None].clamp_min(1e-300)
 
 
@@ -87,7 +92,8 @@ def refit_up(matrix_oi: Tensor, down_ri: Tensor, gram_ii: Tensor) -> Tensor:
     """
     down, gram = down_ri.double(), gram_ii.double()
     normal = down @ gram @ down.T
-    return matrix_oi.double() @ gram @ down.T @ torch.linalg.pinv(normal, hermitian=True)
+    up: Tensor = matrix_oi.double() @ gram @ down.T @ torch.linalg.pinv(normal, hermitian=True)
+    return up
 
 
 def to_storage(factor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import yaml
 
-from calibration.walk import walk
 from calibration.skeleton import decoder_blocks
 from calibration.stream import Stream
+from calibration.walk import walk
 from compress.card import model_card
 from compress.compressing import Progress
 from compress.errors import RecipeError
 from compress.evaluating import compare_with, original_of, resolve_original
-from compress.exporting import Outcome, export
-from compress.planning import Plan
-from compress.preparing import Prepared, prepare, refuse_small_disks
+from compress.exporting import export
+from compress.planning import Forecast, seconds_of_forward
+from compress.preparing import prepare, refuse_small_disks
 from compress.recipe import Recipe
 from compress.report import Comparison, ExportReport, Report
 from compress.reporting import make_report
@@ -34,15 +34,17 @@ RECIPE, REPORT, CARD = "recipe.yaml", "report.json", "README.md"
 VERIFIED = ".verified"
 
 
-def no_progress(stage: str, done: int, total: int) -> None:  # noqa: ARG001
+def no_progress(stage: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
 
 
-def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Plan:
-    """What a run would do and what it would weigh; refuses all that a run refuses before work."""
+def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Forecast:
+    """What a run would do, what it would weigh and take; refuses all that a run refuses before work."""
     prepared = prepare(recipe, progress)
     refuse_small_disks(prepared)
-    return prepared.plan
+    n_parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
+    seconds = seconds_of_forward(n_parameters, prepared.tokens.n_tokens, prepared.device)
+    return Forecast(prepared.plan, seconds)
 
 
 def run(recipe: Recipe, *, progress: Progress = no_progress) -> Report:
@@ -61,7 +63,9 @@ def run(recipe: Recipe, *, progress: Progress = no_progress) -> Report:
         with watch("verify"):
             exports = [_verified(name, path, folder, progress) for name, path in folders.items()]
         (folder / VERIFIED).touch()
-        (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")  # for `compress eval`, should that fail
+        (folder / RECIPE).write_text(
+            recipe.to_yaml(), encoding="utf-8"
+        )  # for `compress eval`, should that fail
         first = next(iter(folders.values()))
         with watch("evaluate"):
             scores = compare_with(original_of(prepared), first, recipe, progress)
@@ -88,7 +92,9 @@ def calibrate(recipe: Recipe, *, progress: Progress = no_progress) -> Path:
     stream = Stream(prepared.model, blocks, list(prepared.tokens.batches(recipe.batch_size)))
     names = frozenset(layer.name for layer in prepared.plan.layers)
     try:
-        for block in walk(stream, prepared.loader, propagate=recipe.propagate, device=prepared.device):
+        for block in walk(
+            stream, prepared.loader, propagate=recipe.propagate, device=prepared.device
+        ):
             progress("calibrate", block.index, len(blocks))
             store.save(block.index, block.observe(names, prepared.needs))
         store.finish()
@@ -112,7 +118,9 @@ def _workshop(out: Path) -> Iterator[Path]:
     try:
         yield folder
         if out.exists():
-            raise RecipeError(f"out: {out} appeared while the run was at work; the result is kept beside it")
+            raise RecipeError(
+                f"out: {out} appeared while the run was at work; the result is kept beside it"
+            )
         folder.rename(out)
     except BaseException as error:
         # Verified work is hours of somebody's time: it is kept, under a name that does not look finished.
@@ -120,7 +128,9 @@ def _workshop(out: Path) -> Iterator[Path]:
             kept = out.absolute().parent / f"{out.name}.unfinished"
             shutil.rmtree(kept, ignore_errors=True)
             folder.rename(kept)
-            error.add_note(f"the verified checkpoint is kept in {kept}; `compress eval {kept}` evaluates it")
+            error.add_note(
+                f"the verified checkpoint is kept in {kept}; `compress eval {kept}` evaluates it"
+            )
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

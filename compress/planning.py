@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -45,6 +46,7 @@ class Plan:
     kept: tuple[KeptTensor, ...]
     n_blocks: int
     statistics_bytes: int
+    """An upper bound of what the saved statistics take."""
 
     @property
     def bytes_before(self) -> int:
@@ -61,10 +63,65 @@ class Plan:
         """Tensors that are copied."""
         return sum(tensor.n_bytes for tensor in self.kept)
 
-    @property
-    def compressors(self) -> Mapping[str, Compressor]:
-        """By layer."""
-        return {layer.name: layer.compressor for layer in self.layers}
+    def lines(self) -> list[str]:
+        """The plan for a terminal: layers of a kind together, what is kept and why, totals."""
+        kinds: dict[tuple[str, tuple[int, int], str], list[PlannedLayer]] = defaultdict(list)
+        for layer in self.layers:
+            kinds[layer.name.rpartition(".")[2], layer.shape, _options(layer.compressor)].append(
+                layer
+            )
+        out = [
+            f"{'layers':<22}{'out x in':>14}{'bytes before':>15}{'after':>13}{'bits/weight':>13}"
+        ]
+        for (leaf, (o, i), _), group in kinds.items():
+            before, after = (
+                sum(getattr(e, f"bytes_{w}") for e in group) for w in ("before", "after")
+            )
+            bits = 8 * after / (len(group) * o * i)
+            out.append(
+                f"{len(group)} x {leaf:<18}{f'{o} x {i}':>14}{before:>15,}{after:>13,}{bits:>13.2f}"
+            )
+        out += [f"method: {text}" for text in dict.fromkeys(options for _, _, options in kinds)]
+        for reason in dict.fromkeys(tensor.reason for tensor in self.kept):
+            members = [tensor for tensor in self.kept if tensor.reason == reason]
+            size = sum(tensor.n_bytes for tensor in members)
+            out.append(f"kept as they are: {len(members)} tensors, {size:,} bytes ({reason})")
+        share = 100 * self.bytes_after / self.bytes_before
+        out.append(
+            f"whole checkpoint: {self.bytes_before:,} -> {self.bytes_after:,} bytes ({share:.1f} % kept)"
+        )
+        out.append(f"saved statistics: at most {self.statistics_bytes:,} bytes")
+        return out
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A plan and roughly how long it will take."""
+
+    plan: Plan
+    seconds_of_forward: float
+    """One plain forward pass over the calibration tokens."""
+
+    def lines(self) -> list[str]:
+        """For a terminal."""
+        low, high = 2 * self.seconds_of_forward, 6 * self.seconds_of_forward
+        return [
+            *self.plan.lines(),
+            f"one forward pass over the calibration text: about {self.seconds_of_forward:.0f} s; "
+            f"calibrating and compressing: {low:.0f} to {high:.0f} s; verification and evaluation come on top",
+        ]
+
+
+def _options(compressor: Compressor) -> str:
+    """A compressor's options in one line."""
+    parts = []
+    for entry in fields(compressor):  # type: ignore[arg-type]  # every compressor is a dataclass
+        value = getattr(compressor, entry.name)
+        if isinstance(value, Compressor):
+            parts.append(f"{entry.name}=({_options(value)})")
+        elif value is not None:
+            parts.append(f"{entry.name}={value}")
+    return f"{compressor.name}: {', '.join(parts)}"
 
 
 def make_plan(
@@ -113,7 +170,11 @@ def _shape(layer: nn.Module, reader: Reader, tensor: str) -> LayerShape:
 
 
 def _kept(
-    reader: Reader, loader: PartLoader, prefix: str, replaced: set[str], reasons: Mapping[str, str | None]
+    reader: Reader,
+    loader: PartLoader,
+    prefix: str,
+    replaced: set[str],
+    reasons: Mapping[str, str | None],
 ) -> tuple[KeptTensor, ...]:
     kept = []
     for key in reader:
@@ -131,7 +192,9 @@ def _kept(
         elif "expert" in name:
             reason = "stacked experts, which no method compresses yet"
         else:
-            reason = "not a linear layer" if len(shape) < 2 else "not a layer that a method compresses"
+            reason = (
+                "not a linear layer" if len(shape) < 2 else "not a layer that a method compresses"
+            )
         kept.append(KeptTensor(name=key, shape=shape, reason=reason, n_bytes=reader.nbytes(key)))
     return tuple(kept)
 

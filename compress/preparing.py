@@ -25,7 +25,7 @@ from compress.exports import EXPORTS
 from compress.models import SourceModel, resolve_model
 from compress.planning import Plan, make_plan, refuse_full_disk
 from compress.recipe import Dtype, Recipe, StatisticsMode
-from eval.harness import check_tasks
+from eval.catalog import check_tasks
 from eval.wheels import cache_root
 
 
@@ -95,7 +95,18 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
         split=Split.CALIBRATION,
     )
     return Prepared(
-        recipe, source, reader, config, tokenizer, model, loader, plan, tokens, device, dtype, _needs(recipe)
+        recipe,
+        source,
+        reader,
+        config,
+        tokenizer,
+        model,
+        loader,
+        plan,
+        tokens,
+        device,
+        dtype,
+        _needs(recipe),
     )
 
 
@@ -117,7 +128,9 @@ def refuse_small_disks(prepared: Prepared) -> None:
     refuse_full_disk(prepared.recipe.folder.absolute().parent, needed, "out")
     store = prepared.store()
     if store is not None and not store.complete:
-        refuse_full_disk(store.folder, prepared.plan.statistics_bytes, "statistics (or --statistics off)")
+        refuse_full_disk(
+            store.folder, prepared.plan.statistics_bytes, "statistics (or --statistics off)"
+        )
 
 
 def settle_device(name: str) -> torch.device:
@@ -129,7 +142,9 @@ def settle_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         first = str(error).partition("\n")[0]
-        raise RecipeError(f"device: {name!r} can't be used here ({first}); cpu always can") from error
+        raise RecipeError(
+            f"device: {name!r} can't be used here ({first}); cpu always can"
+        ) from error
     return device
 
 

@@ -24,7 +24,10 @@ WHOLE_ROW = -1
 class Quantiser(Compressor, ABC):
     """Options of every method that stores integer codes."""
 
-    bits: int = field(default=4, metadata={"help": "bits of a weight's code: 2, 3, 4, 8; 5 and 6 in native exports"})
+    bits: int = field(
+        default=4,
+        metadata={"help": "bits of a weight's code: 2, 3, 4, 8; 5 and 6 in native exports"},
+    )
     group_size: int | None = field(
         default=None,
         metadata={
@@ -32,18 +35,26 @@ class Quantiser(Compressor, ABC):
             "every layer's inputs"
         },
     )
-    symmetry: Symmetry = field(default=Symmetry.SYMMETRIC, metadata={"help": "whether groups store a zero point"})
+    symmetry: Symmetry = field(
+        default=Symmetry.SYMMETRIC, metadata={"help": "whether groups store a zero point"}
+    )
     scales: ScaleSearch = field(
         default=ScaleSearch.SEARCH,
-        metadata={"help": "scale of a group: least error weighted by diag(G), or the smallest that clips nothing"},
+        metadata={
+            "help": "scale of a group: least error weighted by diag(G), or the smallest that clips nothing"
+        },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bits not in BITS:
-            raise RecipeError(f"method.bits: {self.bits} is not supported; there are {', '.join(map(str, BITS))}")
+            raise RecipeError(
+                f"method.bits: {self.bits} is not supported; there are {', '.join(map(str, BITS))}"
+            )
         if self.group_size is not None and self.group_size < 1 and self.group_size != WHOLE_ROW:
-            raise RecipeError(f"method.group_size: {self.group_size} is neither a size nor -1 (a whole row)")
+            raise RecipeError(
+                f"method.group_size: {self.group_size} is neither a size nor -1 (a whole row)"
+            )
 
     @property
     def grid(self) -> Grid:
@@ -57,12 +68,18 @@ class Quantiser(Compressor, ABC):
             fitting = [size for size in GROUP_SIZES if all(n % size == 0 for n in inputs.values())]
             if not fitting:
                 odd = {name: n for name, n in inputs.items() if n % GROUP_SIZES[-1]}
-                raise RecipeError(f"method.group_size: none of 128, 64, 32 divides the inputs of {_shown(odd)}; give one")
+                raise RecipeError(
+                    f"method.group_size: none of 128, 64, 32 divides the inputs of {_shown(odd)}; give one"
+                )
             return dict.fromkeys(layers, replace(self, group_size=fitting[0]))
         if self.group_size != WHOLE_ROW:
             odd = {name: n for name, n in inputs.items() if n % self.group_size}
             if odd:
-                sizes = [s for s in (256, *GROUP_SIZES, 16, 8) if all(n % s == 0 for n in inputs.values())]
+                sizes = [
+                    s
+                    for s in (256, *GROUP_SIZES, 16, 8)
+                    if all(n % s == 0 for n in inputs.values())
+                ]
                 raise RecipeError(
                     f"method.group_size: {self.group_size} does not divide the inputs of {_shown(odd)}; "
                     f"{', '.join(map(str, sizes)) or 'only -1, a whole row,'} would"
@@ -83,7 +100,12 @@ class Quantiser(Compressor, ABC):
         return total
 
     def forms(
-        self, codes_oi: Tensor, scales_og: Tensor, zeros_og: Tensor, rows: Sequence[int], groups_i: Tensor | None = None
+        self,
+        codes_oi: Tensor,
+        scales_og: Tensor,
+        zeros_og: Tensor,
+        rows: Sequence[int],
+        groups_i: Tensor | None = None,
     ) -> list[Form]:
         """Cut a stack of quantised rows into one form for each weight; `groups_i` if groups are not in order."""
         stored = None if self.symmetry is Symmetry.SYMMETRIC else zeros_og
@@ -107,7 +129,9 @@ class Quantiser(Compressor, ABC):
 
 def stacked(weights: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     """Weights that share an input, one above the other, fp32, and how many rows each has."""
-    return torch.cat([weight.float() for weight in weights]), [weight.shape[0] for weight in weights]
+    return torch.cat([weight.float() for weight in weights]), [
+        weight.shape[0] for weight in weights
+    ]
 
 
 def _shown(layers: Mapping[str, int]) -> str:

@@ -4,12 +4,23 @@ import re
 
 from compress.errors import RecipeError
 
-UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+}
 
 
 def parse_bytes(text: str, option: str) -> int:
     """A number of bytes from `120MB`, `1.5 GiB` or `4096`. Raises RecipeError naming the option."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if not match or match[2].lower() not in UNITS:
-        raise RecipeError(f"{option}: {text!r} is not an amount of bytes; write 120MB, 1.5GiB or 4096")
+        raise RecipeError(
+            f"{option}: {text!r} is not an amount of bytes; write 120MB, 1.5GiB or 4096"
+        )
     return int(float(match[1]) * UNITS[match[2].lower()])

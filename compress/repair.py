@@ -35,16 +35,22 @@ class Repair(Compressor, ABC):
     rank: int = field(default=32, metadata={"help": "rank of the repair of every layer"})
     budget: str | None = field(
         default=None,
-        metadata={"help": "bytes for all repairs together (20MB, 0.5GiB); takes the place of the rank"},
+        metadata={
+            "help": "bytes for all repairs together (20MB, 0.5GiB); takes the place of the rank"
+        },
     )
-    factor_dtype: FactorDtype = field(default=FactorDtype.FLOAT16, metadata={"help": "dtype of the stored factors"})
+    factor_dtype: FactorDtype = field(
+        default=FactorDtype.FLOAT16, metadata={"help": "dtype of the stored factors"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rank < 1:
             raise RecipeError(f"method.rank: {self.rank} is not a rank; 1 or more")
         if isinstance(self.base, Repair):
-            raise RecipeError(f"method.base: {self.base.name} is itself a repair; give the method that compresses")
+            raise RecipeError(
+                f"method.base: {self.base.name} is itself a repair; give the method that compresses"
+            )
 
     @property
     def storage(self) -> torch.dtype:
@@ -59,7 +65,11 @@ class Repair(Compressor, ABC):
     def plan(self, layers: Mapping[str, LayerShape]) -> dict[str, Compressor]:
         """Plan the base and settle the rank. Raises RecipeError for ranks that can't be or that save nothing."""
         bases = self.base.plan(layers)
-        rank = self.rank if self.budget is None else self._rank_for(parse_bytes(self.budget, "method.budget"), layers)
+        rank = (
+            self.rank
+            if self.budget is None
+            else self._rank_for(parse_bytes(self.budget, "method.budget"), layers)
+        )
         thin = {name: min(layer.shape) for name, layer in layers.items() if min(layer.shape) < rank}
         if thin:
             name, smallest = min(thin.items(), key=lambda entry: entry[1])
@@ -68,7 +78,9 @@ class Repair(Compressor, ABC):
                 f"{layers[name].shape}; {smallest} is the most, or --exclude them"
             )
         planned = {name: replace(self, base=bases[name], rank=rank, budget=None) for name in layers}
-        wasteful = [n for n, c in planned.items() if c.planned_bytes(layers[n].shape) >= layers[n].n_bytes]
+        wasteful = [
+            n for n, c in planned.items() if c.planned_bytes(layers[n].shape) >= layers[n].n_bytes
+        ]
         if wasteful:
             name = wasteful[0]
             size, before = planned[name].planned_bytes(layers[name].shape), layers[name].n_bytes
@@ -91,8 +103,13 @@ class Repair(Compressor, ABC):
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
         """The base's forms, each with a low-rank path for what it lost as it is stored."""
         bases = self.base.compress(weights, stats)
-        residuals = [w.double() - base.dense().double() for w, base in zip(weights, bases, strict=True)]
-        return [Sum([base, path]) for base, path in zip(bases, self.repair(residuals, stats), strict=True)]
+        residuals = [
+            w.double() - base.dense().double() for w, base in zip(weights, bases, strict=True)
+        ]
+        return [
+            Sum([base, path])
+            for base, path in zip(bases, self.repair(residuals, stats), strict=True)
+        ]
 
     @abstractmethod
     def repair(self, residuals: Sequence[Tensor], stats: Statistics) -> list[LowRank]:

@@ -61,7 +61,9 @@ def _totals(prepared: Prepared, outcome: Outcome, exports: Sequence[ExportReport
 def _notes(prepared: Prepared, outcome: Outcome) -> tuple[str, ...]:
     notes = list(prepared.source.notes)
     if outcome.reused is not None:
-        notes.append("statistics of an equal earlier run (same model, text and settings) were used again")
+        notes.append(
+            "statistics of an equal earlier run (same model, text and settings) were used again"
+        )
     left = [layer.name for layer in outcome.layers if layer.note.startswith("not compressed")]
     if left:
         notes.append(f"{len(left)} layers were left as they were after an error: {', '.join(left)}")

@@ -66,7 +66,7 @@ class PeakMemory:
     device_bytes: int | None
 
 
-def footprint(
+def measure(
     folder: Path,
     model: PreTrainedModel,
     n_parameters_reference: int,

@@ -11,13 +11,14 @@ Shapes: b = windows in a batch, t = tokens in a window, n = positions in a piece
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import ModelOutput
 
 from eval.errors import EvalError
 
@@ -29,14 +30,15 @@ PIECE_BYTES = 32 << 20
 class LogitPieces:
     """The logits of one batch of windows, computed piece by piece when asked for.
 
-    `hidden_btd` is None for an architecture whose forward does not go through `get_decoder()`: then
-    the logits of a whole window are made at once, with the same result.
+    `decoded` is the decoder's output, with hidden states (b, t, d). It is None for an architecture
+    whose forward does not go through `get_decoder()`: then the logits of a whole window are made at
+    once, with the same result.
     """
 
     label: str
     model: PreTrainedModel
     ids_bt: Tensor
-    hidden_btd: Tensor | None
+    decoded: ModelOutput | None
 
     @classmethod
     def of(cls, label: str, model: PreTrainedModel, ids_bt: Tensor) -> "LogitPieces":
@@ -45,41 +47,47 @@ class LogitPieces:
         decoder = model.get_decoder()
         if decoder is model:
             return cls(label, model, ids_bt, None)
-        hidden_btd: Tensor = decoder(input_ids=ids_bt, use_cache=False)[0]
-        if _from_hidden(model, ids_bt[:1, :1], hidden_btd[:1, :1]) is None:
+        decoded = decoder(input_ids=ids_bt, use_cache=False)
+        if not isinstance(decoded, ModelOutput) or "last_hidden_state" not in decoded:
             return cls(label, model, ids_bt, None)
-        return cls(label, model, ids_bt, hidden_btd)
+        if _logits(model, decoded, ids_bt, slice(0, 1), slice(0, 1)) is None:
+            return cls(label, model, ids_bt, None)
+        return cls(label, model, ids_bt, decoded)
 
     def window(self, row: int) -> Iterator[Tensor]:
         """Logits of window `row`, its positions in order, as fp32 tensors (n, v)."""
-        ids_1t = self.ids_bt[row : row + 1]
-        if self.hidden_btd is None:
-            logits_tv = self.model(input_ids=ids_1t, use_cache=False).logits[0]
-            yield from (piece.float() for piece in logits_tv.split(piece_length(self.model)))
-            return
         n = piece_length(self.model)
-        for start in range(0, ids_1t.shape[1], n):
+        this = slice(row, row + 1)
+        if self.decoded is None:
+            logits_tv = self.model(input_ids=self.ids_bt[this], use_cache=False).logits[0]
+            yield from (piece.float() for piece in logits_tv.split(n))
+            return
+        for start in range(0, self.ids_bt.shape[1], n):
             here = slice(start, start + n)
-            logits = _from_hidden(self.model, ids_1t[:, here], self.hidden_btd[row : row + 1, here])
+            logits = _logits(self.model, self.decoded, self.ids_bt, this, here)
             assert logits is not None, "the decoder was called a moment ago"
             yield logits[0].float()
 
 
-def _from_hidden(model: PreTrainedModel, ids_1n: Tensor, hidden_1nd: Tensor) -> Tensor | None:
-    """The model's logits (1, n, v) for these hidden states; None if it did not ask its decoder."""
-    with _decoder_returning(model.get_decoder(), hidden_1nd) as calls:
-        logits: Tensor = model(input_ids=ids_1n, use_cache=False).logits
+def _logits(
+    model: PreTrainedModel, decoded: ModelOutput, ids_bt: Tensor, rows: slice, positions: slice
+) -> Tensor | None:
+    """The model's logits for a part of what was decoded; None if it did not ask its decoder."""
+    part = copy(decoded)
+    part["last_hidden_state"] = decoded["last_hidden_state"][rows, positions]
+    with _decoder_returning(model.get_decoder(), part) as calls:
+        logits: Tensor = model(input_ids=ids_bt[rows, positions], use_cache=False).logits
     return logits if calls else None
 
 
 @contextmanager
-def _decoder_returning(decoder: nn.Module, hidden_1nd: Tensor) -> Iterator[list[int]]:
-    """Lets `decoder` return what it is given here; yields a list that grows with each call."""
+def _decoder_returning(decoder: nn.Module, output: ModelOutput) -> Iterator[list[int]]:
+    """Lets `decoder` return `output`; yields a list that grows with each call."""
     calls: list[int] = []
 
-    def returning(*_: Any, **__: Any) -> BaseModelOutputWithPast:
+    def returning(*_: Any, **__: Any) -> ModelOutput:
         calls.append(1)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_1nd)
+        return output
 
     before = decoder.__dict__.get("forward")
     decoder.forward = returning

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_pieces_of_logits_are_the_models_logits(name: str) -> None:
     with torch.inference_mode():
         whole = model(input_ids=ids).logits
         pieces = logits.LogitPieces.of("it", model, ids)
-        assert pieces.hidden_btd is not None
+        assert pieces.decoded is not None
         for row in range(len(ids)):
             parts = list(pieces.window(row))
             assert max(len(part) for part in parts) == 7
@@ -85,11 +86,12 @@ def test_pieces_of_logits_are_the_models_logits(name: str) -> None:
 @pytest.mark.usefixtures("_small_pieces")
 def test_a_forward_that_bypasses_the_decoder_gives_the_same_logits() -> None:
     model, ids = tiny(), windows()
-    decoder = model.get_decoder()
-    model.get_decoder = lambda: decoder.layers[0].mlp  # type: ignore[method-assign]
+    bystander = deepcopy(model.get_decoder())
+    model.get_decoder = lambda: bystander  # type: ignore[method-assign]
     with torch.inference_mode():
         whole = model(input_ids=ids).logits
-        pieces = logits.LogitPieces("it", model, ids, None)
+        pieces = logits.LogitPieces.of("it", model, ids)
+        assert pieces.decoded is None
         torch.testing.assert_close(torch.cat(list(pieces.window(1))), whole[1])
 
 

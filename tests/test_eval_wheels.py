@@ -10,12 +10,20 @@ import pytest
 from eval import wheels
 from eval.errors import EvalError
 
+DIST_INFO = {
+    "METADATA": "Metadata-Version: 2.1\nName: a-package\nVersion: 1.0\n",
+    "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    "RECORD": "",
+}
+
 
 def make_wheel(folder: Path, text: str = "hello") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "a_package-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.txt", text)
+        for name, value in DIST_INFO.items():
+            archive.writestr(f"a_package-1.0.dist-info/{name}", value)
     return path
 
 

@@ -34,7 +34,16 @@ def layer(name: str, error: float | None, note: str = "") -> LayerReport:
 
 
 def scores(perplexity: float, kl: float, accuracy: float) -> Scores:
-    task = TaskScore("offline_piqa", "acc_norm", accuracy, 0.05, 40, "1.0", True, (1.0, 0.0))
+    task = TaskScore(
+        task="offline_piqa",
+        metric="acc_norm",
+        value=accuracy,
+        stderr=0.05,
+        n_items=40,
+        version="1.0",
+        higher_is_better=True,
+        per_item=(1.0, 0.0),
+    )
     return Scores(
         fidelity=Fidelity(perplexity, 0.5, kl, 0.001, 1.0 - kl, None, 8176),
         tasks=(replace(task, metric="acc", value=0.1), task),
@@ -220,11 +229,14 @@ def test_a_card_without_scores_or_errors_says_so(report: Report) -> None:
     assert "No layer's error was measured." in card
 
 
-def test_only_what_others_can_follow_is_a_base_model() -> None:
-    assert base_model("demo") == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert base_model("org/model-1.5B") == "org/model-1.5B"
-    for local in ("./here", "/there/model", "model.gguf", "a/b/c"):
-        assert base_model(local) is None
+def test_only_what_others_can_follow_is_a_base_model(report: Report) -> None:
+    def base(spec: str, resolved: str) -> str | None:
+        return base_model(replace(report, recipe={"model": spec}, model=resolved))
+
+    assert base("demo", "demo") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert base("org/model-1.5B", "org/model-1.5B at 0123") == "org/model-1.5B"
+    for local in ("./here", "models/tiny", "/there/model", "model.gguf", "a/b/c"):
+        assert base(local, local) is None
 
 
 def test_a_method_is_written_with_its_base() -> None:

@@ -34,8 +34,12 @@ class EoRA(Repair, name="eora"):
 
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2410.21271"
 
-    base: Compressor = field(default_factory=GPTQ, metadata={"help": "method whose error is repaired"})
-    damping: float = field(default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"})
+    base: Compressor = field(
+        default_factory=GPTQ, metadata={"help": "method whose error is repaired"}
+    )
+    damping: float = field(
+        default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"}
+    )
 
     def repair(self, residuals: Sequence[Tensor], stats: Statistics) -> list[LowRank]:
         """One Cholesky factor for all of them, one eigenproblem each."""

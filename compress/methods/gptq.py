@@ -45,13 +45,19 @@ class GPTQ(Quantiser, name="gptq"):
 
     paper: ClassVar[str] = "Frantar et al. 2022, arXiv:2210.17323"
 
-    damping: float = field(default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"})
-    order: Order = field(default=Order.NATURAL, metadata={"help": "order in which columns are quantised"})
+    damping: float = field(
+        default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"}
+    )
+    order: Order = field(
+        default=Order.NATURAL, metadata={"help": "order in which columns are quantised"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.damping < 100:
-            raise RecipeError(f"method.damping: {self.damping} is not a share of the median diagonal (0.01 is usual)")
+            raise RecipeError(
+                f"method.damping: {self.damping} is not a share of the median diagonal (0.01 is usual)"
+            )
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
         """Sweep the stack of weights once, then refit its scales."""
@@ -63,7 +69,9 @@ class GPTQ(Quantiser, name="gptq"):
             weight_oi, gram_ii = weight_oi[:, order], gram_ii[order][:, order]
         size = self.group_of(weight_oi.shape[1])
         codes, scales, zeros = sweep(weight_oi, gram_ii, self.grid, size)
-        scales = refit_scales(weight_oi, codes - _spread(zeros, size, codes.shape[1]), scales, gram_ii, size)
+        scales = refit_scales(
+            weight_oi, codes - _spread(zeros, size, codes.shape[1]), scales, gram_ii, size
+        )
         groups = None
         if self.order is Order.ACTIVATION:
             back = order.argsort()
@@ -71,7 +79,9 @@ class GPTQ(Quantiser, name="gptq"):
         return self.forms(codes.to(torch.uint8), scales, zeros.to(torch.uint8), rows, groups)
 
 
-def sweep(weight_oi: Tensor, gram_ii: Tensor, grid: Grid, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def sweep(
+    weight_oi: Tensor, gram_ii: Tensor, grid: Grid, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Codes (o, i), scales and zeros (o, G), all fp32, of weights (o, i) fp32 in the metric of a definite Gram (fp64).
 
     Works on the transpose, where a column of the weight is one run of memory.
@@ -82,7 +92,9 @@ def sweep(weight_oi: Tensor, gram_ii: Tensor, grid: Grid, size: int) -> tuple[Te
     rest_io = weight_oi.T.clone(memory_format=torch.contiguous_format)
     codes_io = torch.empty_like(rest_io)
     scales, zeros = [], []
-    step = size * -(-COLUMNS_AT_ONCE // size) if size <= 8 * COLUMNS_AT_ONCE else 2 * COLUMNS_AT_ONCE
+    step = (
+        size * -(-COLUMNS_AT_ONCE // size) if size <= 8 * COLUMNS_AT_ONCE else 2 * COLUMNS_AT_ONCE
+    )
     for start in range(0, rest_io.shape[0], step):
         stop = min(start + step, rest_io.shape[0])
         errors_io = torch.empty_like(rest_io[start:stop])
@@ -101,7 +113,9 @@ def sweep(weight_oi: Tensor, gram_ii: Tensor, grid: Grid, size: int) -> tuple[Te
     return codes_io.T, torch.stack(scales, 1), torch.stack(zeros, 1)
 
 
-def refit_scales(weight_oi: Tensor, steps_oi: Tensor, scales_og: Tensor, gram_ii: Tensor, size: int) -> Tensor:
+def refit_scales(
+    weight_oi: Tensor, steps_oi: Tensor, scales_og: Tensor, gram_ii: Tensor, size: int
+) -> Tensor:
     """For each row, the scales of all groups that minimise (w - S q) G (w - S q)^T for its codes minus zero, q.
 
     A G x G least-squares problem a row. The new scales replace the old where, rounded to fp16, they lose less.
@@ -129,7 +143,9 @@ def refit_scales(weight_oi: Tensor, steps_oi: Tensor, scales_og: Tensor, gram_ii
 
 def _row_loss(scales_og: Tensor, normal_ogg: Tensor, right_og: Tensor) -> Tensor:
     """The quadratic loss of each row, up to a constant: s N s - 2 s r."""
-    return ((normal_ogg @ scales_og[:, :, None]).squeeze(2) * scales_og - 2 * right_og * scales_og).sum(1)
+    return (
+        (normal_ogg @ scales_og[:, :, None]).squeeze(2) * scales_og - 2 * right_og * scales_og
+    ).sum(1)
 
 
 def _by_group(values_oi: Tensor, size: int) -> Tensor:

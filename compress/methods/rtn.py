@@ -27,7 +27,7 @@ class RTN(Quantiser, name="rtn"):
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
         """Round each group on the grid whose scale loses least in the metric diag(G)."""
         weight_oi, rows = stacked(weights)
-        o, i = weight_oi.shape
+        i = weight_oi.shape[1]
         size = self.group_of(i)
         importance_i = stats[Gram].mean_ii().diagonal().float()
         codes, scales, zeros = [], [], []
@@ -37,5 +37,9 @@ class RTN(Quantiser, name="rtn"):
             codes.append(self.grid.codes(part, scale[:, None], zero[:, None]))
             scales.append(scale)
             zeros.append(zero)
-        stack = (torch.cat(codes, 1).to(torch.uint8), torch.stack(scales, 1), torch.stack(zeros, 1).to(torch.uint8))
+        stack = (
+            torch.cat(codes, 1).to(torch.uint8),
+            torch.stack(scales, 1),
+            torch.stack(zeros, 1).to(torch.uint8),
+        )
         return self.forms(*stack, rows)

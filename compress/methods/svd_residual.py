@@ -28,9 +28,15 @@ class SVDResidual(Repair, name="svd_residual"):
 
     paper: ClassVar[str] = "Yao et al. 2023 (ZeroQuant-V2), arXiv:2303.08302"
 
-    base: Compressor = field(default_factory=GPTQ, metadata={"help": "method whose error is repaired"})
+    base: Compressor = field(
+        default_factory=GPTQ, metadata={"help": "method whose error is repaired"}
+    )
 
-    def repair(self, residuals: Sequence[Tensor], stats: Statistics) -> list[LowRank]:
+    def repair(
+        self,
+        residuals: Sequence[Tensor],
+        stats: Statistics,  # noqa: ARG002  (what this baseline does without)
+    ) -> list[LowRank]:
         """EoRA's computation with the identity in the place of the Gram."""
         paths = []
         for residual in residuals:

@@ -1,0 +1,180 @@
+"""Text into batches of tokens, with a record of exactly what was read.
+
+Documents are joined with the end-of-text token and cut into sequences of equal length that do not
+overlap; which ones are used is decided by a seed.
+Shapes: n = sequences, t = tokens of a sequence.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from calibration.drawing import Drawn, Stream, draw_rows, draw_text, enough, take_rows
+from calibration.errors import InputError
+from calibration.sources import Rows, Split, TextSource, open_source, parse_source
+
+__all__ = ["Split", "TextSource", "Tokens", "load_tokens", "load_windows", "parse_source"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Sequences of token ids.
+
+    `input_ids` (n, t) int64; `attention_mask` (n, t) int64 with 0 for padding, or None if nothing
+    is padded; `provenance`, made of JSON types, says what was read.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    provenance: dict[str, Any]
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+        return int(self.input_ids.shape[0])
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens, padding not counted."""
+        mask = self.attention_mask
+        return self.input_ids.numel() if mask is None else int(mask.sum())
+
+    def batches(self, size: int) -> Iterator["Tokens"]:
+        """In order, `size` sequences at a time; the last batch may be smaller."""
+        if size < 1:
+            raise InputError(f"batch_size: {size} sequences at a time; at least 1")
+        masks = self.attention_mask
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            mask = None if masks is None else masks[part]
+            yield Tokens(self.input_ids[part], mask, self.provenance)
+
+    def fingerprint(self) -> str:
+        """Hex sha256 of the shape, the ids and the mask; the provenance does not count."""
+        mask = self.attention_mask
+        mask = torch.ones_like(self.input_ids) if mask is None else mask
+        digest = hashlib.sha256(repr(tuple(self.input_ids.shape)).encode())
+        for tensor in (self.input_ids, mask):
+            digest.update(
+                tensor.to("cpu", torch.int64).contiguous().numpy().astype("<i8").tobytes()
+            )
+        return digest.hexdigest()
+
+
+def load_tokens(
+    sources: Sequence[TextSource],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    n_sequences: int,
+    seq_len: int,
+    seed: int,
+    split: Split,
+) -> Tokens:
+    """`n_sequences` sequences of `seq_len` tokens from a mixture of sources, decided by `seed`.
+
+    Each source gets its share by weight (largest remainders, at least one sequence each). Ready
+    `input_ids` rows are cut to `seq_len`, or padded on the right. No special token is added but the
+    end-of-text token between documents. Raises InputError if a source is not readable, or has less
+    distinct text than its share: the message says how many sequences there are.
+    """
+    _check_request(sources, n_sequences, seq_len)
+    shares = _shares([source.weight for source in sources], n_sequences)
+    drawn: list[Drawn] = []
+    for index, (source, share) in enumerate(zip(sources, shares, strict=True)):
+        # Not by the spec: the same file at another place gives the same tokens.
+        rng = random.Random(f"{seed}/{index}")
+        opened = open_source(source, split, n_tokens=share * seq_len, seed=seed)
+        _refuse_repeated(opened.provenance, [part.provenance for part in drawn])
+        if isinstance(opened, Rows):
+            part = draw_rows(opened, tokenizer, rng, share, seq_len)
+        else:
+            part = draw_text(opened, tokenizer, rng, share, seq_len)
+        part.provenance.update(weight=source.weight, sequences=share)
+        drawn.append(part)
+    ids, mask = torch.cat([d.ids for d in drawn]), torch.cat([d.mask for d in drawn])
+    # Mixed, so that any run of sequences is a sample of all sources.
+    order = torch.tensor(random.Random(f"{seed}/order").sample(range(n_sequences), n_sequences))
+    return _finish(
+        ids[order], mask[order], [d.provenance for d in drawn], {"seed": seed, "split": split.value}
+    )
+
+
+def load_windows(
+    source: TextSource, tokenizer: PreTrainedTokenizerBase, *, n_sequences: int | None, seq_len: int
+) -> Tokens:
+    """The first `n_sequences` windows (None: all) of the held-out part, in order, not overlapping.
+
+    For perplexity: nothing is shuffled and no BOS is added. Raises InputError as load_tokens does.
+    """
+    _check_request([source], 1 if n_sequences is None else n_sequences, seq_len)
+    n_tokens = (n_sequences or 0) * seq_len
+    opened = open_source(source, Split.HELDOUT, n_tokens=n_tokens or 1 << 24, seed=0)
+    if isinstance(opened, Rows):
+        share = len(opened.ids) if n_sequences is None else n_sequences
+        part = take_rows(
+            opened, tokenizer, range(enough(len(opened.ids), share, opened.provenance)), seq_len
+        )
+        part.provenance["sequences"] = len(part.ids)
+        return _finish(part.ids, part.mask, [part.provenance], {"split": Split.HELDOUT.value})
+    stream = Stream(tokenizer)
+    stream.extend_in_order(opened, n_tokens or None)
+    count = len(stream.ids) // seq_len
+    share = enough(
+        count, max(count, 1) if n_sequences is None else n_sequences, opened.provenance, seq_len
+    )
+    part = stream.cut(opened, [i * seq_len for i in range(share)], seq_len)
+    part.provenance["sequences"] = share
+    return _finish(part.ids, part.mask, [part.provenance], {"split": Split.HELDOUT.value})
+
+
+def _check_request(sources: Sequence[TextSource], n_sequences: int, seq_len: int) -> None:
+    if not sources:
+        raise InputError("calibration: no source is given; python-docs needs no file")
+    if seq_len < 2:
+        raise InputError(f"seq_len: {seq_len} tokens; a sequence has at least 2")
+    if n_sequences < len(sources):
+        raise InputError(
+            f"samples: {n_sequences} sequences for {len(sources)} source(s); each gets at least 1"
+        )
+
+
+def _refuse_repeated(opened: dict[str, Any], earlier: list[dict[str, Any]]) -> None:
+    """The same text under two names would give sequences that overlap."""
+    digest = opened.get("sha256")
+    for other in earlier:
+        if digest is not None and other.get("sha256") == digest:
+            raise InputError(
+                f"calibration: {opened['source']} is the same text as {other['source']}; give it"
+                " once, with a weight"
+            )
+
+
+def _shares(weights: Sequence[float], n_sequences: int) -> list[int]:
+    """Whole numbers in proportion to `weights` that add up to `n_sequences`, none below 1."""
+    exact = [weight / sum(weights) * n_sequences for weight in weights]
+    shares = [max(1, int(share)) for share in exact]
+    while sum(shares) != n_sequences:
+        step = 1 if sum(shares) < n_sequences else -1
+        # Give to the source that is most below its exact share, or take from the one most above.
+        movable = [i for i, share in enumerate(shares) if step == 1 or share > 1]
+        index = max(movable, key=lambda i: (step * (exact[i] - shares[i]), -i))
+        shares[index] += step
+    return shares
+
+
+def _finish(
+    ids: Tensor, mask: Tensor, read: list[dict[str, Any]], settings: dict[str, Any]
+) -> Tokens:
+    provenance = {
+        "sources": read,
+        "sequences": int(ids.shape[0]),
+        "seq_len": int(ids.shape[1]),
+        "tokens": int(mask.sum()),
+        **settings,
+    }
+    return Tokens(ids, None if bool(mask.all()) else mask, provenance)

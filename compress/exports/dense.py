@@ -1,0 +1,31 @@
+"""An ordinary checkpoint: every layer is the dense weight that its form stands for."""
+
+from __future__ import annotations
+
+import torch
+
+from compress.checkpoint import write_json
+from compress.errors import CheckpointError
+from compress.exports.base import Exporter, LayerExport
+
+
+class DenseExporter(Exporter):
+    """Loads wherever the source does, and is as large; weights are rounded to the source's dtype."""
+
+    name = "dense"
+
+    def _write_layer(self, layer: LayerExport) -> None:
+        weight = layer.form.dense()
+        stored = (weight.T if layer.transposed else weight).to(self.dtype)
+        if not bool(torch.isfinite(stored).all()):
+            largest = float(weight.abs().max())
+            raise CheckpointError(
+                f"{layer.name}: a weight of {largest:.3g} does not fit the source's {self.dtype}; "
+                "choose the native export"
+            )
+        self.writer.add(f"{layer.name}.weight", stored)
+        if layer.bias is not None:
+            self.writer.add(f"{layer.name}.bias", layer.bias)
+
+    def _write_config(self) -> None:
+        write_json(self.folder / "config.json", self.base_config())

@@ -1,0 +1,213 @@
+"""GPTQ checkpoints, as transformers, gptqmodel and vLLM read them, with repairs as an adapter.
+
+Tensors of a layer: qweight (i * bits / 32, o) int32, scales (G, o) fp16, qzeros (G, o * bits / 32)
+int32, g_idx (i,) int32. Format "gptq" (v1) stores every zero less one. Readers add the one to whole
+words, so a zero of 0, stored as the largest code, would carry into its neighbour: asymmetric grids
+are written as "gptq_v2", which stores zeros as they are (and gptqmodel reads no other asymmetric
+checkpoint but its own). A symmetric grid has zero 2**(bits - 1) everywhere, and is v1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from compress.checkpoint import some, write_json
+from compress.compressor import Compressor
+from compress.errors import CheckpointError, RecipeError
+from compress.exports.adapter import AdapterWriter
+from compress.exports.base import Exporter, LayerExport
+from compress.forms import Form, LowRank, Quantised, Sum
+from compress.packing import CODES_A_ROW, pack
+from compress.quantiser import Quantiser
+
+if TYPE_CHECKING:
+    from compress.models import SourceModel
+
+BITS = (2, 3, 4, 8)
+ADAPTER = "adapter"
+_BLOCK = re.compile(r"(?P<blocks>.+?)\.\d+\.(?P<part>.+)")
+
+
+class GptqExporter(Exporter):
+    """Quantised layers in one checkpoint, their low-rank repairs in `adapter/` beside it."""
+
+    name = "gptq"
+
+    def __init__(
+        self, folder: Path, source: SourceModel, base_reference: str | None = None
+    ) -> None:
+        """As every export; the adapter names `base_reference` as its base model."""
+        super().__init__(folder, source, base_reference)
+        self._forms: dict[str, _Facts] = {}
+        self._adapter: AdapterWriter | None = None
+
+    @classmethod
+    def check(
+        cls, compressors: Mapping[str, Compressor], shapes: Mapping[str, tuple[int, int]]
+    ) -> None:
+        """Refuse what GPTQ readers cannot take. Raises RecipeError naming the layer."""
+        for name, compressor in compressors.items():
+            base: object = compressor
+            while not isinstance(base, Quantiser):
+                base = getattr(base, "base", None)
+                if base is None:
+                    raise RecipeError(
+                        f"export: gptq holds quantised layers, and {name} gets "
+                        f"{compressor.name}; choose native or dense"
+                    )
+            problem = _problem(base.bits, base.group_of(shapes[name][1]), shapes[name])
+            if problem:
+                raise RecipeError(f"export: gptq cannot hold {name}: {problem}; choose native")
+
+    def _write_layer(self, layer: LayerExport) -> None:
+        base, repair = _parts(layer)
+        problem = _problem(base.bits, base.group_size, base.shape)
+        if problem:
+            raise CheckpointError(f"gptq export: {layer.name}: {problem}")
+        facts = _Facts(base)
+        self._forms[layer.name] = facts
+        self._refuse_mixture(layer.name, facts)
+        for key, tensor in gptq_tensors(base).items():
+            self.writer.add(f"{layer.name}.{key}", tensor)
+        if layer.bias is not None:
+            self.writer.add(f"{layer.name}.bias", layer.bias)
+        if repair is not None:
+            if self._adapter is None:
+                self._adapter = AdapterWriter(self.folder / ADAPTER)
+            self._adapter.add(layer, repair)
+
+    def _refuse_mixture(self, name: str, facts: _Facts) -> None:
+        first, reference = next(iter(self._forms.items()))
+        same = facts.bits == reference.bits and facts.symmetric == reference.symmetric
+        if not same or (facts.group_size != reference.group_size and not facts.is_whole_row):
+            raise CheckpointError(
+                f"gptq export: one checkpoint has one grid, and {name} ({facts}) differs from "
+                f"{first} ({reference}); choose native"
+            )
+
+    def _write_config(self) -> None:
+        if not self._forms:
+            raise CheckpointError("gptq export: no layer was quantised")
+        kept = self._kept_in_blocks()
+        quantisation = self._quantisation(kept)
+        write_json(
+            self.folder / "config.json",
+            self.base_config() | {"quantization_config": quantisation},
+        )
+        write_json(self.folder / "quantize_config.json", quantisation)
+        if self._adapter is not None:
+            bare = set(self._forms) - set(self._adapter.ranks)
+            self._adapter.close(bare | set(kept), self.base_reference)
+
+    def _quantisation(self, kept: Collection[str]) -> dict[str, Any]:
+        facts = list(self._forms.values())
+        sizes = {fact.group_size for fact in facts}
+        symmetric = facts[0].symmetric
+        name = "gptq" if symmetric else "gptq_v2"
+        config: dict[str, Any] = {
+            "quant_method": "gptq",
+            "bits": facts[0].bits,
+            "group_size": sizes.pop() if len(sizes) == 1 else -1,
+            "desc_act": any(not fact.in_order for fact in facts),
+            "sym": symmetric,
+            "lm_head": False,
+            "checkpoint_format": name,
+            "format": name,
+            "pack_dtype": "int32",
+            "true_sequential": True,
+            "static_groups": False,
+            "damp_percent": 0.01,
+            "meta": {"quantizer": ["compress-llm:1"]},
+        }
+        if kept:
+            # gptqmodel and vLLM skip what "-:" rules match; transformers converts what it is told.
+            config["dynamic"] = {f"-:^{re.escape(layer)}$": {} for layer in sorted(kept)}
+            config["modules_in_block_to_quantize"] = [_targets(self._forms, kept)]
+        return config
+
+    def _kept_in_blocks(self) -> list[str]:
+        """Matrices of the blocks that stay as they are, and that readers would take for ours."""
+        prefixes = {match["blocks"] for name in self._forms if (match := _BLOCK.fullmatch(name))}
+        names = [
+            name.removesuffix(".weight")
+            for name, shape in self._copied.items()
+            if name.endswith(".weight") and len(shape) == 2
+        ]
+        return [
+            name
+            for name in names
+            if (match := _BLOCK.fullmatch(name)) and match["blocks"] in prefixes
+        ]
+
+
+class _Facts:
+    """What the configuration says of a layer, kept instead of the layer."""
+
+    def __init__(self, form: Quantised) -> None:
+        groups = form.groups()
+        self.bits, self.group_size = form.bits, form.group_size
+        self.symmetric = bool((form.zeros() == 1 << (form.bits - 1)).all())
+        self.is_whole_row = form.group_size >= form.shape[1]
+        self.in_order = bool((groups[1:] >= groups[:-1]).all())
+
+    def __str__(self) -> str:
+        kind = "symmetric" if self.symmetric else "asymmetric"
+        return f"{self.bits} bits, groups of {self.group_size}, {kind}"
+
+
+def gptq_tensors(form: Quantised) -> dict[str, Tensor]:
+    """The four tensors of a layer whose sizes are multiples of 32, in v1 or v2 as its grid asks."""
+    zeros_go = form.zeros()
+    symmetric = bool((zeros_go == 1 << (form.bits - 1)).all())
+    stored_go = zeros_less_one(zeros_go, form.bits) if symmetric else zeros_go
+    return {
+        "qweight": form.qweight,
+        "qzeros": pack(stored_go.T, form.bits).T.contiguous(),
+        "scales": form.scales,
+        "g_idx": form.groups().to(torch.int32),
+    }
+
+
+def zeros_less_one(zeros: Tensor, bits: int) -> Tensor:
+    """Zeros as v1 stores them: less one, within their bits (0 becomes the largest code)."""
+    return (zeros.to(torch.int32) - 1) & ((1 << bits) - 1)
+
+
+def _targets(compressed: Collection[str], kept: Collection[str]) -> list[str]:
+    """Names within a block where they tell the two apart, else full names."""
+    parts = {match["part"] for name in compressed if (match := _BLOCK.fullmatch(name))}
+    if any(name.endswith(f".{part}") for name in kept for part in parts):
+        return sorted(compressed)
+    return sorted(parts)
+
+
+def _parts(layer: LayerExport) -> tuple[Quantised, LowRank | None]:
+    form: Form = layer.form
+    terms = [form] if not isinstance(form, Sum) else list(form.terms)
+    match terms:
+        case [Quantised() as base]:
+            return base, None
+        case [Quantised() as base, LowRank() as repair]:
+            return base, repair
+    kinds = some([type(term).__name__ for term in terms])
+    raise CheckpointError(
+        f"gptq export: {layer.name} is a sum of {kinds}; the format holds a quantised weight and "
+        "one low-rank repair of it"
+    )
+
+
+def _problem(bits: int, group_size: int, shape: tuple[int, int]) -> str:
+    o, i = shape
+    if bits not in BITS:
+        return f"{bits} bits; readers know {', '.join(map(str, BITS))}"
+    if o % CODES_A_ROW or i % CODES_A_ROW:
+        return f"its shape {shape} is not in multiples of {CODES_A_ROW}"
+    if group_size < i and i % group_size:
+        return f"groups of {group_size} do not divide its {i} inputs"
+    return ""

@@ -1,0 +1,65 @@
+"""The toolkit's own checkpoint: forms as they are, and the code that reads them.
+
+Loads with `AutoModelForCausalLM.from_pretrained` after `import compress`, or without the toolkit
+with `trust_remote_code=True`; otherwise it fails. Two entries of config.json see to that where a
+reader ignores `model_type`: a vocabulary size that no config accepts, and a quantisation without a
+method, which transformers refuses for every model class.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.checkpoint import write_json
+from compress.exports.base import Exporter, LayerExport, copy
+from compress.loading import FORMAT, FORMAT_VERSION
+
+if TYPE_CHECKING:
+    from compress.models import SourceModel
+
+SHIPPED = ("packing.py", "forms.py", "loading.py")
+REFUSAL = (
+    "this is a compressed checkpoint: load it with AutoModelForCausalLM.from_pretrained after "
+    "`import compress`, or with trust_remote_code=True"
+)
+
+
+class NativeExporter(Exporter):
+    """Holds every form there is, in as many bytes as it says."""
+
+    name = "native"
+
+    def __init__(
+        self, folder: Path, source: SourceModel, base_reference: str | None = None
+    ) -> None:
+        """As every export."""
+        super().__init__(folder, source, base_reference)
+        self._layers: dict[str, dict[str, Any]] = {}
+
+    def _write_layer(self, layer: LayerExport) -> None:
+        self._layers[layer.name] = {
+            "shape": list(layer.form.shape),
+            "bias": layer.bias is not None,
+            "form": layer.form.spec(),
+        }
+        for key, tensor in layer.form.state_dict().items():
+            self.writer.add(f"{layer.name}.form.{key}", tensor)
+        if layer.bias is not None:
+            self.writer.add(f"{layer.name}.bias", layer.bias)
+
+    def _write_config(self) -> None:
+        base = self.base_config()
+        base.pop("auto_map", None)
+        for name in SHIPPED:
+            copy(Path(__file__).parent.parent / name, self.folder / name)
+        config = {
+            "model_type": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "auto_map": {"AutoConfig": "loading.CompressedConfig"},
+            "vocab_size": REFUSAL,
+            "quantization_config": {"error": REFUSAL},
+            "base_config": base,
+            "layers": self._layers,
+        }
+        write_json(self.folder / "config.json", config)

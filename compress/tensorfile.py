@@ -1,0 +1,144 @@
+"""One safetensors file: its header, checked against its size, and plain reads and writes.
+
+The format (https://github.com/huggingface/safetensors#format): 8 bytes little-endian header size, a
+JSON header {name: {dtype, shape, data_offsets}}, then the data without holes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from compress.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+CODES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+CHUNK = 1 << 24
+_DTYPES = {code: dtype for dtype, code in CODES.items()}
+_MAX_HEADER = 100_000_000
+_MAX_READ = 1 << 30
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies: its file, the offset of its first byte, and what the bytes mean."""
+
+    file: Path
+    offset: int
+    n_bytes: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """What the file says it holds. Raises CheckpointError if its size or its header contradict."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        n_header = int.from_bytes(file.read(8), "little")
+        if size < 8 or n_header > min(size - 8, _MAX_HEADER):
+            raise CheckpointError(
+                f"{path} is truncated or no safetensors file: its header does not fit its size"
+            )
+        raw = file.read(n_header)
+    start = 8 + n_header
+    try:
+        header = json.loads(raw)
+        header.pop("__metadata__", None)
+        entries = {name: _entry(path, start, value) for name, value in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is corrupt: its header cannot be read ({error})") from error
+    _refuse_holes(path, size, start, entries)
+    return entries
+
+
+def _refuse_holes(path: Path, size: int, start: int, entries: Mapping[str, Entry]) -> None:
+    end = start
+    for entry in sorted(entries.values(), key=lambda entry: (entry.offset, entry.n_bytes)):
+        if entry.offset != end:
+            raise CheckpointError(f"{path} is corrupt: its tensors overlap or leave holes")
+        end += entry.n_bytes
+    if end != size:
+        state = "truncated" if end > size else "corrupt"
+        raise CheckpointError(f"{path} is {state}: it should have {end} bytes and has {size}")
+
+
+def _entry(path: Path, start: int, value: Mapping[str, Any]) -> Entry:
+    dtype, shape = _DTYPES[value["dtype"]], tuple(int(n) for n in value["shape"])
+    begin, end = (int(n) for n in value["data_offsets"])
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or begin < 0 or end - begin != n_bytes:
+        raise ValueError(f"shape {shape} of {dtype} does not take {end - begin} bytes")
+    return Entry(path, start + begin, n_bytes, dtype, shape)
+
+
+def make_header(entries: Mapping[str, Entry]) -> bytes:
+    """The first bytes of a file that holds these tensors in this order."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, entry in entries.items():
+        header[name] = {
+            "dtype": CODES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [end, end + entry.n_bytes],
+        }
+        end += entry.n_bytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def read_tensor(entry: Entry) -> Tensor:
+    """The tensor in memory of its own. Raises CheckpointError if the file is too short for it."""
+    raw = torch.empty(entry.n_bytes, dtype=torch.uint8)
+    view, done = memoryview(cast("Buffer", raw.numpy())), 0
+    with FileIO(entry.file) as file:
+        file.seek(entry.offset)
+        while done < len(view):
+            n_read = file.readinto(view[done : done + _MAX_READ])
+            if not n_read:
+                raise CheckpointError(f"{entry.file} was cut short while it was being read")
+            done += n_read
+    return raw.view(entry.dtype).reshape(entry.shape)
+
+
+def write_bytes(file: FileIO, raw: Tensor) -> None:
+    """Write a flat uint8 tensor."""
+    view, done = memoryview(cast("Buffer", raw.numpy())), 0
+    while done < len(view):
+        done += file.write(view[done : done + _MAX_READ])
+
+
+def copy_bytes(source: IO[bytes], target: IO[bytes], n_bytes: int) -> None:
+    """Copy from where `source` stands. Raises CheckpointError if it ends before."""
+    while n_bytes > 0:
+        chunk = source.read(min(n_bytes, CHUNK))
+        if not chunk:
+            raise CheckpointError(f"{source.name} was cut short while it was being read")
+        target.write(chunk)
+        n_bytes -= len(chunk)

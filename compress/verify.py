@@ -1,0 +1,178 @@
+"""Proof that an export on disk is the model that was compressed.
+
+Every export folder holds `probe.safetensors`: token ids, the compressed model's logits at some
+positions, and a digest of every tensor written. A fresh process loads the export, which must hold
+exactly these tensors, and must reproduce these logits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from compress.checkpoint import Reader, read_json, some
+from compress.errors import CheckpointError
+from compress.exports.adapter import STEM
+from compress.exports.base import main_dtype
+from compress.exports.gptq import ADAPTER
+from compress.exports.load import load_export, loader_name
+
+PROBE = "probe.safetensors"
+TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""Relative L2 difference of the logits, by the narrowest dtype on the way."""
+TOLERANCE_16_BIT = 2e-2
+
+
+@dataclass(frozen=True)
+class Verification:
+    """An export's logits beside those of the compressed model."""
+
+    loader: str
+    """native, gptq or dense."""
+    max_abs_difference: float
+    relative_difference: float
+    """L2 norm of the difference over that of the compressed model's logits."""
+    top1_agreement: float
+    """Share of the positions with the same most likely token."""
+    tolerance: float
+    """Of the relative difference."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is a number within the tolerance."""
+        return self.relative_difference <= self.tolerance
+
+
+def write_probe(
+    folder: Path,
+    input_ids: Tensor,
+    logits: Tensor,
+    positions: Tensor,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write the probe of a finished export.
+
+    input_ids (1, t) int64; logits (n, vocabulary) fp32 of the compressed model at `positions` (n,)
+    int64, computed in `dtype` (None: the one that config.json names).
+    """
+    tensors = {"input_ids": input_ids, "logits": logits.float(), "positions": positions}
+    metadata = {"tensors": json.dumps(digests(folder))}
+    if dtype is not None:
+        metadata["dtype"] = str(dtype).removeprefix("torch.")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, folder / PROBE, metadata)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """A digest of dtype, shape and bytes of every tensor of an export, its adapter's too."""
+    found = {name: _digest(tensor) for name, tensor in Reader(folder).items()}
+    if (folder / ADAPTER).is_dir():
+        adapter = Reader(folder / ADAPTER, STEM)
+        found |= {f"{ADAPTER}/{name}": _digest(tensor) for name, tensor in adapter.items()}
+    return found
+
+
+def _digest(tensor: Tensor) -> str:
+    head = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
+    raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(head + memoryview(raw)).hexdigest()[:32]
+
+
+def verify(folder: Path, device: str = "cpu") -> Verification:
+    """Load an export in a fresh process and compare it with its probe.
+
+    Raises CheckpointError naming what differs.
+    """
+    folder = Path(folder)
+    if not (folder / PROBE).is_file():
+        raise CheckpointError(f"{folder} has no {PROBE}, which every export has; is it an export?")
+    with tempfile.TemporaryDirectory() as scratch:
+        answer = Path(scratch) / "answer.json"
+        child = subprocess.run(
+            [sys.executable, "-m", "compress.verify", str(folder.resolve()), device, str(answer)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if child.returncode != 0 or not answer.is_file():
+            last = "\n".join(child.stderr.strip().splitlines()[-5:])
+            raise CheckpointError(f"{folder}: its loading ended with {child.returncode}:\n{last}")
+        found = read_json(answer)
+    if "error" in found:
+        raise CheckpointError(str(found["error"]))
+    result = Verification(**found)
+    if not result.passed:
+        raise CheckpointError(
+            f"{folder}: its logits are not those of the compressed model: relative difference "
+            f"{result.relative_difference:.2e}, tolerance {result.tolerance:.0e}; its tensors are "
+            "as they were written, so config.json or the code that loads it has changed"
+        )
+    return result
+
+
+def check(folder: Path, device: str) -> Verification:
+    """Do in this process what `verify` does in a fresh one, apart from judging the difference."""
+    with safe_open(folder / PROBE, framework="pt") as probe:
+        metadata: Mapping[str, str] = probe.metadata() or {}
+        input_ids, logits, positions = (
+            probe.get_tensor(name) for name in ("input_ids", "logits", "positions")
+        )
+    _refuse_changes(folder, json.loads(metadata["tensors"]))
+    dtype = getattr(torch, metadata["dtype"]) if "dtype" in metadata else None
+    model = load_export(folder, dtype, device)
+    with torch.inference_mode():
+        output = model(input_ids=input_ids.to(device), use_cache=False).logits
+    found = output[0, positions.to(device)].double().cpu()
+    difference, expected = found - logits.double(), logits.double()
+    loader = loader_name(folder)
+    stored = main_dtype(Reader(folder)) if loader == "dense" else model.dtype
+    tolerances = [TOLERANCES.get(each, TOLERANCE_16_BIT) for each in (model.dtype, stored)]
+    return Verification(
+        loader=loader,
+        max_abs_difference=float(difference.abs().max()),
+        relative_difference=float(difference.norm() / expected.norm()),
+        top1_agreement=float((found.argmax(-1) == expected.argmax(-1)).double().mean()),
+        tolerance=max(tolerances),
+    )
+
+
+def _refuse_changes(folder: Path, expected: Mapping[str, str]) -> None:
+    found = digests(folder)
+    changed = [name for name in expected if name in found and found[name] != expected[name]]
+    differences = {
+        "are missing": set(expected) - set(found),
+        "are not of this export": set(found) - set(expected),
+        "have changed": changed,
+    }
+    texts = [f"{some(names)} {verb}" for verb, names in differences.items() if names]
+    if texts:
+        raise CheckpointError(
+            f"{folder} is not what was exported: tensors {'; '.join(texts)}; get it again"
+        )
+
+
+def main(folder: Path, device: str, answer: Path) -> None:
+    """Entry of the fresh process: write the result, or the error, as JSON."""
+    try:
+        result: dict[str, object] = asdict(check(folder, device))
+    except CheckpointError as error:
+        result = {"error": str(error)}
+    answer.write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

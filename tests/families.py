@@ -1,0 +1,90 @@
+"""Tiny random models of the families that the walk must serve, and tokens for them."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+VOCABULARY = 128
+_MODERN = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_CLASSIC = {"n_embd": 32, "n_layer": 3, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
+
+FAMILIES: dict[str, dict[str, object]] = {
+    "llama": _MODERN,
+    "qwen3": {**_MODERN, "head_dim": 8},
+    "mistral": {**_MODERN, "sliding_window": 8},
+    "gemma3_text": {**_MODERN, "head_dim": 8, "sliding_window": 8, "num_hidden_layers": 6},
+    "opt": {**_MODERN, "ffn_dim": 64, "word_embed_proj_dim": 32},
+    "gpt2": _CLASSIC,
+    "gpt_bigcode": _CLASSIC,
+    "starcoder2": _MODERN,
+    "phi3": _MODERN,
+    "gpt_neox": _MODERN,
+    "olmo2": _MODERN,
+    "qwen2": _MODERN,
+    "qwen3_moe": {
+        **_MODERN,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "head_dim": 8,
+    },
+    "mixtral": {**_MODERN, "num_local_experts": 4},
+    "bloom": {"hidden_size": 32, "n_layer": 3, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2},
+    "codegen": {**_CLASSIC, "rotary_dim": 4, "n_ctx": 64, "n_positions": 64},
+    "gptj": {**_CLASSIC, "rotary_dim": 4},
+}
+
+
+def tiny_model(family: str, seed: int = 0, **changes: object) -> PreTrainedModel:
+    """A random model of a family, in eval mode, with every bias and norm away from its trivial start."""
+    torch.manual_seed(seed)
+    options = {"vocab_size": VOCABULARY, **FAMILIES[family], **changes}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def tiny_ids(n_sequences: int = 2, seq_len: int = 16, seed: int = 1) -> torch.Tensor:
+    """Token ids without special ones: (n, t)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCABULARY, (n_sequences, seq_len), generator=generator)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes 0 .. 127 as tokens, end of text as id 2, so that ASCII text fits the tiny vocabulary."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<pad>", "<bos>", "<eos>"]
+    printable = [c for c in sorted(alphabet) if c.isascii()] + ["Ġ", "Ċ"]
+    vocabulary = {token: k for k, token in enumerate([*special, *printable])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+    )
+
+
+def save_tiny(folder: Path, family: str = "llama", **changes: object) -> PreTrainedModel:
+    """An ordinary Hugging Face folder with a tiny random model and its tokenizer."""
+    model = tiny_model(family, **changes)
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return model

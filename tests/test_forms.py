@@ -1,0 +1,123 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compress.forms import CompressedLinear, Dense, LowRank, Quantised, Sum, empty
+from compress.packing import pack, unpack
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
+@given(n=st.integers(1, 100), m=st.integers(1, 9), seed=st.integers(0, 1000))
+@settings(deadline=None, derandomize=True, max_examples=20)
+def test_packing_round_trips(bits, n, m, seed):
+    codes = torch.randint(0, 1 << bits, (n, m), generator=torch.Generator().manual_seed(seed))
+    packed = pack(codes, bits)
+    assert packed.shape == (-(-n // 32) * bits, m)
+    assert packed.dtype == torch.int32
+    assert torch.equal(unpack(packed, bits, n).long(), codes)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_layout_is_one_little_endian_bit_stream(bits):
+    codes = torch.randint(0, 1 << bits, (32, 1), generator=torch.Generator().manual_seed(0))
+    stream = sum(int(code) << (bits * j) for j, code in enumerate(codes.flatten()))
+    words = [(stream >> (32 * k)) & 0xFFFFFFFF for k in range(bits)]
+    assert [int(word) & 0xFFFFFFFF for word in pack(codes, bits).flatten()] == words
+
+
+def test_a_code_that_does_not_fit_its_bits_is_refused():
+    with pytest.raises(ValueError, match=r"0\.\.8, which does not fit 3 bits"):
+        pack(torch.tensor([[0], [8]]), 3)
+
+
+def quantised(o=12, i=96, bits=4, size=32, kind="symmetric"):
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 1 << bits, (o, i), generator=generator)
+    groups = -(-i // size)
+    scales = torch.randn(o, groups, generator=generator)
+    zeros = None
+    if kind != "symmetric":
+        zeros = torch.randint(0, 1 << bits, (o, groups), generator=generator)
+    order = torch.arange(i) // size
+    if kind == "shuffled":
+        order = order[torch.randperm(i, generator=generator)]
+    form = Quantised.from_codes(
+        codes,
+        scales,
+        zeros,
+        bits=bits,
+        group_size=size,
+        groups_i=order if kind == "shuffled" else None,
+    )
+    zero = torch.full((o, groups), 1 << (bits - 1)) if zeros is None else zeros
+    return form, scales.half().float()[:, order] * (codes - zero[:, order])
+
+
+KINDS = ["symmetric", "asymmetric", "shuffled"]
+
+
+@pytest.mark.parametrize("i", [96, 80])  # 80: the last group is shorter, the last word is not full
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_a_quantised_form_equals_scale_times_code_minus_zero(bits, kind, i):
+    form, expected = quantised(bits=bits, kind=kind, i=i)
+    assert torch.equal(form.dense(), expected)
+
+
+def low_rank(o=12, i=96, r=3):
+    generator = torch.Generator().manual_seed(1)
+    return LowRank.from_factors(
+        torch.randn(o, r, generator=generator).half(), torch.randn(r, i, generator=generator).half()
+    )
+
+
+FORMS = {
+    **{kind: lambda kind=kind: quantised(kind=kind)[0] for kind in KINDS},
+    "low_rank": low_rank,
+    "dense": lambda: Dense(torch.randn(12, 96, generator=torch.Generator().manual_seed(2))),
+    "sum": lambda: Sum([quantised()[0], low_rank()]),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+class TestEveryForm:
+    def test_runs_as_its_dense_weight(self, name):
+        form, x = FORMS[name](), torch.randn(5, 96)
+        torch.testing.assert_close(form(x), x @ form.dense().T, rtol=1e-4, atol=1e-4)
+
+    def test_is_built_again_from_its_spec_and_tensors(self, name):
+        form = FORMS[name]()
+        dtype = torch.float16 if name == "low_rank" else torch.float32
+        again = empty(form.spec(), form.shape, dtype, "cpu")
+        again.load_state_dict(form.state_dict())
+        assert torch.equal(again.dense(), form.dense())
+        assert again.spec() == form.spec()
+
+    def test_counts_the_bytes_it_stores(self, name, tmp_path):
+        from safetensors.torch import save_file
+
+        form = FORMS[name]()
+        tensors = {key: value.contiguous() for key, value in form.state_dict().items()}
+        save_file(tensors, tmp_path / "form.safetensors")
+        header = int.from_bytes((tmp_path / "form.safetensors").read_bytes()[:8], "little")
+        assert form.n_bytes() == (tmp_path / "form.safetensors").stat().st_size - 8 - header
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_gives_the_same_outputs_unpacked_to_the_bit(self, name, dtype):
+        form, x = FORMS[name](), torch.randn(5, 96).to(dtype)
+        with torch.no_grad():
+            assert torch.equal(form.unpacked(dtype)(x), form(x))
+
+    def test_serves_a_layer_with_a_bias(self, name):
+        form, x, bias = FORMS[name](), torch.randn(5, 96), torch.randn(12)
+        torch.testing.assert_close(CompressedLinear(form, bias)(x), form(x) + bias)
+
+    def test_the_outputs_follow_the_dtype_of_the_inputs(self, name):
+        x = torch.randn(5, 96, dtype=torch.bfloat16)
+        assert FORMS[name]()(x).dtype == torch.bfloat16
+
+
+def test_an_unknown_form_is_refused_by_name():
+    with pytest.raises(ValueError, match="'wavelet' is unknown"):
+        empty({"form": "wavelet"}, (2, 2), torch.float32, "cpu")

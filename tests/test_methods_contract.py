@@ -1,0 +1,90 @@
+"""What every method must do, whatever it computes. A new method is covered when its file exists."""
+
+import dataclasses
+
+import pytest
+import torch
+from problems import inputs, statistics, weight
+
+from calibration.stats import Gram
+from compress.compressor import LayerShape, load_methods
+from compress.forms import Form
+from compress.linalg import relative_output_error
+
+METHODS = load_methods()
+SHAPES = {"q": (96, 64), "k": (32, 64)}
+LAYERS = {name: LayerShape(shape, shape[0] * shape[1] * 4) for name, shape in SHAPES.items()}
+
+
+def planned(name):
+    """The method with its defaults, except that its rank fits these small layers."""
+    options = {"rank": 4} if "rank" in {f.name for f in dataclasses.fields(METHODS[name])} else {}
+    return METHODS[name](**options).plan(LAYERS)["q"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+class TestEveryMethod:
+    def test_is_a_frozen_dataclass_whose_options_have_defaults_and_help(self, name):
+        kind = METHODS[name]
+        assert kind.__dataclass_params__.frozen
+        assert kind.paper
+        assert kind.__doc__
+        for field in dataclasses.fields(kind):
+            assert field.kw_only
+            assert field.metadata.get("help"), f"{name}.{field.name} has no help"
+            assert (
+                field.default is not dataclasses.MISSING
+                or field.default_factory is not dataclasses.MISSING
+            )
+
+    def test_returns_a_form_of_each_weights_shape_in_order(self, name):
+        weights = [weight(*shape) for shape in SHAPES.values()]
+        forms = planned(name).compress(weights, statistics(inputs(64)))
+        assert [form.shape for form in forms] == list(SHAPES.values())
+        assert all(isinstance(form, Form) for form in forms)
+        for form, w in zip(forms, weights, strict=True):
+            gram = statistics(inputs(64))[Gram].mean_ii()
+            assert relative_output_error(w, form.dense(), gram) < 0.2
+
+    def test_leaves_its_inputs_unchanged(self, name):
+        weights, stats = [weight(*shape) for shape in SHAPES.values()], statistics(inputs(64))
+        before = [w.clone() for w in weights], stats[Gram].sum_ii.clone()
+        planned(name).compress(weights, stats)
+        assert all(torch.equal(a, b) for a, b in zip(weights, before[0], strict=True))
+        assert torch.equal(stats[Gram].sum_ii, before[1])
+
+    def test_gives_equal_results_for_equal_inputs(self, name):
+        weights, stats = [weight(*shape) for shape in SHAPES.values()], statistics(inputs(64))
+        first, second = (planned(name).compress(weights, stats) for _ in range(2))
+        for a, b in zip(first, second, strict=True):
+            assert torch.equal(a.dense(), b.dense())
+
+    def test_a_weight_alone_equals_the_weight_in_a_stack(self, name):
+        weights, stats = [weight(*shape) for shape in SHAPES.values()], statistics(inputs(64))
+        together = planned(name).compress(weights, stats)
+        for w, form in zip(weights, together, strict=True):
+            [alone] = planned(name).compress([w], stats)
+            error = (alone.dense() - form.dense()).norm() / w.norm()
+            assert error < 1e-3  # a code may flip where a rounding error meets a half
+
+    def test_plans_the_bytes_that_it_then_stores(self, name):
+        weights = [weight(*shape) for shape in SHAPES.values()]
+        for form in planned(name).compress(weights, statistics(inputs(64))):
+            assert form.n_bytes() == planned(name).planned_bytes(form.shape)
+
+    def test_needs_the_gram_so_that_its_error_can_be_measured(self, name):
+        assert Gram in planned(name).needs
+
+    def test_a_dead_channel_does_no_harm(self, name):
+        x = inputs(64)
+        x[:, 5] = 0
+        w = weight(96, 64)
+        [form] = planned(name).compress([w], statistics(x))
+        assert torch.isfinite(form.dense()).all()
+
+    def test_a_scale_of_the_inputs_changes_nothing(self, name):
+        w = weight(96, 64)
+        [a] = planned(name).compress([w], statistics(inputs(64)))
+        [b] = planned(name).compress([w], statistics(inputs(64) * 8))
+        error = (a.dense() - b.dense()).norm() / w.norm()
+        assert error < 1e-3

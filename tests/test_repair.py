@@ -1,0 +1,171 @@
+import pytest
+import torch
+from problems import inputs, statistics, weight
+
+from calibration.stats import Gram
+from compress.compressor import LayerShape
+from compress.errors import LayerError, RecipeError
+from compress.forms import LowRank, Sum
+from compress.linalg import (
+    balanced,
+    cholesky,
+    damped,
+    output_energy,
+    refit_up,
+    to_storage,
+    whitened_svd,
+)
+from compress.methods.eora import EoRA
+from compress.methods.gptq import GPTQ
+from compress.methods.rtn import RTN
+from compress.methods.svd_residual import SVDResidual
+
+SHAPES = [(48, 64), (64, 48), (64, 64), (8, 64)]
+
+
+def problem(shape):
+    """A residual (o, i) and a definite Gram, fp64."""
+    gram = damped(statistics(inputs(shape[1]))[Gram].mean_ii(), 0.01)
+    return weight(*shape).double(), gram
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_residual_equals_the_tail_of_the_whitened_spectrum(shape, rank):
+    matrix, gram = problem(shape)
+    up, down, spectrum = whitened_svd(matrix, cholesky(gram), rank)
+    plain = torch.linalg.svdvals(matrix @ cholesky(gram))
+    torch.testing.assert_close(spectrum[:8], plain[:8], rtol=1e-7, atol=0)
+    tail = float(plain[rank:].square().sum())
+    assert output_energy(matrix - up @ down, gram) == pytest.approx(
+        tail, rel=1e-6, abs=1e-12 * float(plain[0]) ** 2
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_factor_of_the_gram_gives_the_same_product(shape):
+    matrix, gram = problem(shape)
+    values, vectors = torch.linalg.eigh(gram)
+    root = vectors @ values.sqrt().diag() @ vectors.T
+    products = []
+    for factor in (cholesky(gram), root, vectors * values.sqrt()):
+        u, s, vt = torch.linalg.svd(matrix @ factor, full_matrices=False)
+        products.append(u[:, :4] * s[:4] @ torch.linalg.solve(factor.T, vt[:4].T).T)
+    up, down, _ = whitened_svd(matrix, cholesky(gram), 4)
+    for product in products:
+        torch.testing.assert_close(up @ down, product, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_full_rank_repair_is_exact(shape):
+    matrix, gram = problem(shape)
+    up, down, _ = whitened_svd(matrix, cholesky(gram), min(shape))
+    torch.testing.assert_close(up @ down, matrix, rtol=1e-8, atol=1e-10)
+
+
+def test_balancing_changes_the_factors_but_not_their_product():
+    matrix, gram = problem((48, 64))
+    up, down, _ = whitened_svd(matrix, cholesky(gram), 5)
+    even_up, even_down = balanced(up * 1e9, down / 1e9)
+    torch.testing.assert_close(even_up @ even_down, up @ down)
+    torch.testing.assert_close(even_up.norm(dim=0), even_down.norm(dim=1))
+
+
+def test_refitting_after_rounding_takes_back_error():
+    matrix, gram = problem((48, 64))
+    up, down, _ = whitened_svd(matrix, cholesky(gram), 5)
+    up, down = balanced(up, down)
+    coarse = down.to(torch.float8_e4m3fn).double()
+    before = output_energy(matrix - up @ coarse, gram)
+    after = output_energy(matrix - refit_up(matrix, coarse, gram) @ coarse, gram)
+    best = output_energy(matrix - up @ down, gram)
+    assert best < after < before
+
+
+def test_refitting_an_unrounded_factor_changes_nothing():
+    matrix, gram = problem((64, 48))
+    up, down, _ = whitened_svd(matrix, cholesky(gram), 5)
+    torch.testing.assert_close(refit_up(matrix, down, gram) @ down, up @ down, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("base", [RTN(bits=3, group_size=32), GPTQ(bits=3, group_size=32)])
+@pytest.mark.parametrize("shape", [(96, 128), (128, 96)])
+def test_eora_beats_plain_svd_which_beats_no_repair(base, shape):
+    w, stats = weight(*shape), statistics(inputs(shape[1]))
+    gram = stats[Gram].mean_ii()
+    bare = output_energy(w - base.compress([w], stats)[0].dense(), gram)
+    plain = output_energy(w - SVDResidual(base=base, rank=8).compress([w], stats)[0].dense(), gram)
+    eora = output_energy(w - EoRA(base=base, rank=8).compress([w], stats)[0].dense(), gram)
+    assert eora < plain < bare
+
+
+def test_stored_factors_reach_the_optimum_to_16_bit_accuracy():
+    w, stats = weight(96, 128), statistics(inputs(128))
+    gram = damped(stats[Gram].mean_ii(), 0.01)
+    [form] = EoRA(base=RTN(bits=3, group_size=32), rank=8).compress([w], stats)
+    base, path = form.terms
+    tail = torch.linalg.svdvals((w.double() - base.dense()) @ cholesky(gram))[8:].square().sum()
+    assert output_energy(w - form.dense(), gram) == pytest.approx(float(tail), rel=1e-4)
+    assert isinstance(form, Sum)
+    assert isinstance(path, LowRank)
+    assert path.up.weight.dtype == path.down.weight.dtype == torch.float16
+
+
+def test_a_residual_of_low_rank_is_repaired_without_nan():
+    gram = damped(statistics(inputs(64))[Gram].mean_ii(), 0.01)
+    matrix = torch.outer(torch.randn(48), torch.randn(64)).double()
+    up, down, _ = whitened_svd(matrix, cholesky(gram), 6)
+    _, down = balanced(up, down)
+    product = refit_up(matrix, down.half(), gram) @ down.half().double()
+    torch.testing.assert_close(product, matrix, rtol=1e-2, atol=1e-2)
+    zero = torch.zeros(48, 64, dtype=torch.float64)
+    up, down, _ = whitened_svd(zero, cholesky(gram), 6)
+    assert torch.equal(
+        refit_up(zero, balanced(up, down)[1].half(), gram), torch.zeros(48, 6, dtype=torch.float64)
+    )
+
+
+def test_outlier_channels_do_not_drown_the_others_in_damping():
+    x = inputs(64)
+    x[:, :2] *= 1000
+    gram = statistics(x)[Gram].mean_ii()
+    ridge = (damped(gram, 0.01) - gram).diagonal()
+    assert float(ridge[0]) == pytest.approx(0.01 * float(gram.diagonal().median()))
+
+
+def test_a_factor_beyond_fp16_is_an_error_that_names_the_other_dtype():
+    with pytest.raises(LayerError, match=r"beyond torch\.float16.*--factor-dtype bfloat16"):
+        to_storage(torch.tensor([[1e6]]), torch.float16)
+
+
+LAYERS = {"wide": LayerShape((64, 128), 64 * 128 * 4), "thin": LayerShape((16, 128), 16 * 128 * 4)}
+
+
+def test_a_rank_above_the_smaller_side_is_refused_with_the_layer():
+    with pytest.raises(
+        RecipeError,
+        match=r"rank: 32 is above min\(out, in\) of 1 layers, such as thin.*16 is the most",
+    ):
+        EoRA(rank=32).plan(LAYERS)
+
+
+def test_a_rank_that_saves_nothing_is_refused():
+    with pytest.raises(RecipeError, match="would not get smaller"):
+        EoRA(rank=64, base=RTN(bits=8, group_size=64)).plan(
+            {"square": LayerShape((64, 64), 64 * 64 * 2)}
+        )
+
+
+def test_a_budget_buys_the_largest_rank_that_it_pays_for():
+    a_rank = (64 + 128 + 16 + 128) * 2
+    plan = EoRA(budget=f"{a_rank * 13}").plan(LAYERS)
+    assert {compressor.rank for compressor in plan.values()} == {8}
+    with pytest.raises(RecipeError, match="do not pay for rank 8"):
+        EoRA(budget="1kB").plan(LAYERS)
+    with pytest.raises(RecipeError, match="'much' is not an amount of bytes"):
+        EoRA(budget="much").plan(LAYERS)
+
+
+def test_a_repair_of_a_repair_is_refused():
+    with pytest.raises(RecipeError, match="itself a repair"):
+        EoRA(base=SVDResidual())

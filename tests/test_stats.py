@@ -1,0 +1,84 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calibration.stats import STATISTICS, AbsMean, Gram, Mean, Statistics
+from calibration.store import Store
+from calibration.walk import SharedInput
+
+
+def tokens(n, seed=0, width=7):
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", STATISTICS.values())
+@given(cut=st.integers(0, 50))
+@settings(deadline=None, derandomize=True, max_examples=20)
+def test_the_statistic_of_two_parts_is_the_sum_of_theirs(kind, cut):
+    x = tokens(50)
+    whole, parts = kind.of(x, 2), kind.of(x[:cut], 1) + kind.of(x[cut:], 1)
+    assert (whole.n_tokens, whole.n_sequences) == (parts.n_tokens, parts.n_sequences)
+    for name, tensor in whole.tensors().items():
+        torch.testing.assert_close(tensor, parts.tensors()[name], rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", STATISTICS.values())
+def test_the_order_of_samples_does_not_matter(kind):
+    parts = [kind.of(tokens(10, seed), 1) for seed in range(5)]
+    forward, backward = parts[0], parts[-1]
+    for part in parts[1:]:
+        forward = forward + part
+    for part in parts[-2::-1]:
+        backward = backward + part
+    for name, tensor in forward.tensors().items():
+        torch.testing.assert_close(tensor, backward.tensors()[name], rtol=1e-13, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", STATISTICS.values())
+def test_absorbing_equals_adding(kind):
+    a, b = kind.of(tokens(9, 1), 1), kind.of(tokens(4, 2), 1)
+    expected = a + b
+    absorbed = a.absorb(b)
+    assert absorbed.n_tokens == expected.n_tokens == 13
+    for name, tensor in expected.tensors().items():
+        assert torch.equal(tensor, absorbed.tensors()[name])
+
+
+def test_statistics_equal_their_definitions():
+    x = tokens(40)
+    assert torch.allclose(
+        Gram.of(x, 1).sum_ii, sum(torch.outer(t, t) for t in x.double()), atol=1e-4
+    )
+    assert torch.allclose(Mean.of(x, 1).sum_i, x.double().sum(0))
+    assert torch.allclose(AbsMean.of(x, 1).sum_i, x.double().abs().sum(0))
+    assert torch.allclose(Gram.of(x, 1).mean_ii(), x.double().T @ x.double() / 40, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 33])
+def test_statistics_come_back_from_the_store_exactly(tmp_path, width):
+    stats = Statistics.of(tokens(40, width=width), 2, frozenset(STATISTICS.values()))
+    store = Store(tmp_path, {"model": "m"})
+    assert not store.complete
+    store.save(0, [SharedInput(("a", "b"), stats)])
+    assert not store.complete
+    store.finish()
+    assert store.complete
+    [shared] = store.load(0)
+    assert shared.names == ("a", "b")
+    for kind, statistic in stats.items():
+        assert shared.stats[kind].n_tokens == 40
+        for name, tensor in statistic.tensors().items():
+            assert torch.equal(tensor, shared.stats[kind].tensors()[name])
+
+
+def test_other_settings_are_another_fingerprint(tmp_path):
+    assert Store(tmp_path, {"model": "a"}).key != Store(tmp_path, {"model": "b"}).key
+    assert Store(tmp_path, {"a": 1, "b": 2}).key == Store(tmp_path, {"b": 2, "a": 1}).key
+
+
+def test_an_unfinished_store_leaves_nothing_that_counts(tmp_path):
+    store = Store(tmp_path, {"model": "m"})
+    store.save(0, [SharedInput(("a",), Statistics.of(tokens(5), 1, frozenset({Gram})))])
+    store.discard()
+    assert list(tmp_path.iterdir()) == []
