@@ -122,7 +122,7 @@ class Stream:
 
 def model_inputs(model: PreTrainedModel, tokens: Tokens) -> dict[str, Any]:
     """Keyword arguments of the model's forward for these tokens."""
-    device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment, union-attr]
+    device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]
     inputs: dict[str, Any] = {"input_ids": tokens.input_ids.to(device), "use_cache": False}
     if tokens.attention_mask is not None:
         inputs["attention_mask"] = tokens.attention_mask.to(device)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from compress.compressor import METHODS
     from compress.errors import CheckpointError, LayerError, RecipeError
     from compress.exports.load import load_export
-    from compress.pipeline import calibrate, plan, run
+    from compress.pipeline import calibrate, evaluate, plan, run
     from compress.recipe import Recipe
     from compress.report import Report
 
@@ -34,6 +34,7 @@ _HOMES = {
     "RecipeError": "compress.errors",
     "Report": "compress.report",
     "calibrate": "compress.pipeline",
+    "evaluate": "compress.pipeline",
     "load_export": "compress.exports.load",
     "plan": "compress.pipeline",
     "run": "compress.pipeline",
@@ -47,6 +48,7 @@ __all__ = [
     "RecipeError",
     "Report",
     "calibrate",
+    "evaluate",
     "load_export",
     "plan",
     "run",

@@ -60,7 +60,7 @@ def export(
         _copy_rest(prepared, exporters, outcome.compressed, progress)
         for exporter in exporters:
             exporter.close()
-        _write_probes(job.probe, list(folders.values()))
+        _write_probes(job.probe, list(folders.values()), prepared.dtype)
     return outcome
 
 
@@ -130,7 +130,7 @@ def _copy_rest(
     progress("copy the rest", len(prepared.loader.memory_names), len(prepared.loader.memory_names))
 
 
-def _write_probes(probe: Stream, folders: Sequence[Path]) -> None:
+def _write_probes(probe: Stream, folders: Sequence[Path], dtype: torch.dtype) -> None:
     ids = probe.batches[0].input_ids
     logits = probe.logits(0)[0].float().cpu()
     if not bool(torch.isfinite(logits).all()):
@@ -139,4 +139,4 @@ def _write_probes(probe: Stream, folders: Sequence[Path]) -> None:
         torch.linspace(0, ids.shape[1] - 1, min(PROBE_POSITIONS, ids.shape[1])).round().long()
     )
     for folder in folders:
-        write_probe(folder, ids, logits[positions].contiguous(), positions)
+        write_probe(folder, ids, logits[positions], positions, dtype)

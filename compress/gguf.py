@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 from gguf import GGMLQuantizationType, GGUFReader
-from tokenizers import pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from compress.errors import CheckpointError
+from compress.gguf_tokenizer import TokenizerFacts, write_tokenizer
 
 Progress = Callable[[str, int, int], None]
 
@@ -39,11 +40,6 @@ SOURCE_FILE = "compress_source.json"
 _STAGE = "converting GGUF"
 _N_STEPS = 4
 
-_DIGITS_THEN_GPT2 = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"})
-"""Values of `tokenizer.ggml.pre` whose vocabularies were learned with every digit alone
-(llama.cpp, `llama_vocab`: "\\p{N}" before the GPT-2 pattern). transformers 5.23 keeps only the GPT-2
-pattern for them, which splits white space before a digit differently."""
-
 
 @dataclass(frozen=True)
 class GGUFHeader:
@@ -54,6 +50,8 @@ class GGUFHeader:
     name: str | None
     licence: str | None
     pre_tokenizer: str | None
+    n_tokens: int
+    """Size of the tokenizer's vocabulary."""
     tensor_types: dict[str, int]
     """Number of tensors of each storage type, e.g. {"Q4_1": 210, "F32": 61}."""
     n_parameters: int
@@ -109,6 +107,7 @@ def read_header(path: Path) -> GGUFHeader:
         name=_text(_field(reader, "general.name")),
         licence=_text(_field(reader, "general.license")),
         pre_tokenizer=_text(_field(reader, "tokenizer.ggml.pre")),
+        n_tokens=len(reader.fields["tokenizer.ggml.tokens"].data),
         tensor_types=dict(types),
         n_parameters=sum(int(tensor.n_elements) for tensor in reader.tensors),
         matrix_types=frozenset(
@@ -197,8 +196,16 @@ def _write(header: GGUFHeader, folder: Path, progress: Progress) -> None:
         model.save_pretrained(folder, max_shard_size="2GB")
         max_length = int(getattr(model.config, "max_position_embeddings", 0))
         n_embeddings = int(model.get_input_embeddings().weight.shape[0])
+        del model
     progress(_STAGE, 2, _N_STEPS)
-    _write_tokenizer(header, folder, max_length, n_embeddings)
+    if header.n_tokens > n_embeddings:
+        raise CheckpointError(
+            f"{header.path}: the tokenizer has {header.n_tokens} tokens, the model embeddings for"
+            f" {n_embeddings}"
+        )
+    write_tokenizer(
+        header.path, folder, TokenizerFacts(header.pre_tokenizer, header.n_tokens, max_length)
+    )
     progress(_STAGE, 3, _N_STEPS)
     _write_source(header, folder)
     progress(_STAGE, _N_STEPS, _N_STEPS)
@@ -230,7 +237,7 @@ def _load(header: GGUFHeader) -> Any:
         )
     except CheckpointError:
         raise
-    except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+    except (ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
         raise CheckpointError(
             f"{header.path}: transformers cannot read this GGUF file (architecture"
             f" {header.architecture!r}): {error}"
@@ -252,32 +259,6 @@ def _saveable(loaded: Any) -> Any:
     model.tie_weights()
     model.generation_config = loaded.generation_config
     return model
-
-
-def _write_tokenizer(header: GGUFHeader, folder: Path, max_length: int, n_embeddings: int) -> None:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            header.path.parent, gguf_file=header.path.name, local_files_only=True
-        )
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise CheckpointError(f"{header.path}: its tokenizer cannot be read: {error}") from error
-    if len(tokenizer) > n_embeddings:
-        raise CheckpointError(
-            f"{header.path}: the tokenizer has {len(tokenizer)} tokens, the model embeddings for"
-            f" {n_embeddings}"
-        )
-    if header.pre_tokenizer in _DIGITS_THEN_GPT2:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
-            ]
-        )
-    if max_length > 0:
-        tokenizer.model_max_length = max_length
-    for leftover in ("is_local", "local_files_only"):
-        tokenizer.init_kwargs.pop(leftover, None)
-    tokenizer.save_pretrained(folder)
 
 
 def _write_source(header: GGUFHeader, folder: Path) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
@@ -49,7 +48,7 @@ class CompressedConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         register_quantizer()
         base = dict(config_dict["base_config"])
         base["quantization_config"] = CompressedQuantizationConfig(config_dict["layers"])
-        config_class = type(AutoConfig.for_model(base.pop("model_type")))
+        config_class = type(AutoConfig.for_model(config_dict["base_model_type"]))
         return config_class.from_dict(base, **kwargs)
 
 
@@ -85,12 +84,14 @@ class CompressedQuantizer(HfQuantizer):
     quantization_config: CompressedQuantizationConfig
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
-        for name, layer in self.quantization_config.layers.items():
-            _swap(model, name, layer)
+        layers = self.quantization_config.layers
+        self._swapped = [_swap(model, name, layer) for name, layer in layers.items()]
         self._watch = _Watch(model)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         self._watch.finish()
+        for module in self._swapped:
+            del vars(module)["weight"]
         for name, tensor in model.state_dict().items():
             exact = EXACT_DTYPES.get(name.rpartition(".")[2], tensor.dtype)
             if tensor.is_meta or (".form." in name and tensor.dtype != exact):
@@ -138,7 +139,7 @@ class _Watch:
             )
 
 
-def _swap(model: PreTrainedModel, name: str, layer: Mapping[str, Any]) -> None:
+def _swap(model: PreTrainedModel, name: str, layer: Mapping[str, Any]) -> CompressedLinear:
     """Put an empty CompressedLinear in the place of a layer, on its device and in its dtype."""
     if not any(path == name for path, _ in model.named_modules()):
         # A base model without its head has the same layers without the prefix.
@@ -153,8 +154,12 @@ def _swap(model: PreTrainedModel, name: str, layer: Mapping[str, Any]) -> None:
     like: dict[str, Any] = {"dtype": old.weight.dtype, "device": old.weight.device}
     o, i = layer["shape"]
     bias = torch.empty(o, **like) if layer["bias"] else None
-    new: nn.Module = CompressedLinear(empty(layer["form"], (o, i), **like), bias)
+    new = CompressedLinear(empty(layer["form"], (o, i), **like), bias)
+    # GPT-2 and others initialise the weight of a child by its name; let there be one to pass over.
+    vars(new)["weight"] = torch.empty(0)
+    new.weight._is_hf_initialized = True
     setattr(model.get_submodule(parent), leaf, new)
+    return new
 
 
 def register_quantizer() -> None:

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    StrictDataclassError,
 )
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers import __version__ as transformers_version
@@ -153,7 +154,14 @@ def check_folder(spec: str, folder: Path) -> None:
     _refuse_missing_files(spec, folder)
     try:
         parsed = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OSError,
+        StrictDataclassError,
+    ) as error:
         raise CheckpointError(
             f"{spec}: transformers cannot use its config.json: {error}"
         ) from error

@@ -21,6 +21,7 @@ from compress.compressing import Progress
 from compress.errors import RecipeError
 from compress.evaluating import compare_with, original_of, resolve_original
 from compress.exporting import export
+from compress.exports.gptq import ADAPTER
 from compress.planning import Forecast, seconds_of_forward
 from compress.preparing import prepare, refuse_small_disks
 from compress.recipe import Recipe
@@ -150,9 +151,11 @@ def _verified(name: str, path: Path, root: Path, progress: Progress) -> ExportRe
     progress(f"verify {name}", 0, 1)
     found = verify(path)
     progress(f"verify {name}", 1, 1)
+    adapter = path / ADAPTER
     return ExportReport(
         format=name,
         folder=str(path.relative_to(root)),
+        adapter=str(adapter.relative_to(root)) if adapter.is_dir() else None,
         tensor_bytes=tensor_bytes(path),
         loader=found.loader,
         relative_difference=found.relative_difference,

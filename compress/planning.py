@@ -164,7 +164,7 @@ def make_plan(
 
 
 def _shape(layer: nn.Module, reader: Reader, tensor: str) -> LayerShape:
-    rows, columns = layer.weight.shape  # type: ignore[union-attr, misc]
+    rows, columns = layer.weight.shape  # type: ignore[misc]
     shape = (columns, rows) if is_transposed(layer) else (rows, columns)
     return LayerShape((int(shape[0]), int(shape[1])), reader.nbytes(tensor))
 

@@ -39,6 +39,14 @@ class OnFailure(StrEnum):
     KEEP = "keep"
 
 
+_ENUMS: Mapping[str, type[StrEnum]] = {
+    "dtype": Dtype,
+    "propagate": Propagate,
+    "statistics": StatisticsMode,
+    "on_failure": OnFailure,
+}
+
+
 def _about(group: str, text: str) -> dict[str, str]:
     return {"group": group, "help": text}
 
@@ -141,6 +149,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuses what cannot work whatever the model is."""
+        for name, kind in _ENUMS.items():
+            value = getattr(self, name)
+            if isinstance(value, str) and value in {member.value for member in kind}:
+                object.__setattr__(self, name, kind(value))  # an enum's value serves as well
         check_types(self)
         least = {
             "seed": 0,

@@ -86,8 +86,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 def _digest(tensor: Tensor) -> str:
     head = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
-    raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(head + memoryview(raw)).hexdigest()[:32]
+    digest = hashlib.sha256(head)
+    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
 
 
 def verify(folder: Path, device: str = "cpu") -> Verification:
@@ -102,7 +103,7 @@ def verify(folder: Path, device: str = "cpu") -> Verification:
         answer = Path(scratch) / "answer.json"
         child = subprocess.run(
             [sys.executable, "-m", "compress.verify", str(folder.resolve()), device, str(answer)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

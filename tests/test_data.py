@@ -51,7 +51,7 @@ def write_rows(path, rows):
 
 def test_sequences_are_cut_from_the_text_and_never_overlap(tmp_path, tokenizer):
     path = tmp_path / "a.txt"
-    path.write_text(numbered_words(200))
+    path.write_text(numbered_words(201))
     all_ids = tokenizer(path.read_text(), add_special_tokens=False)["input_ids"]
     tokens = load([path], tokenizer, n_sequences=50, seq_len=32)
     places = []
@@ -173,7 +173,9 @@ def test_ready_ids_are_cut_and_padded_and_padding_never_counts(tmp_path, tokeniz
 def test_a_given_mask_is_kept(tmp_path, tokenizer):
     rows = [{"input_ids": [1, 2, 3, 4], "attention_mask": [0, 1, 1, 0]}]
     path = write_rows(tmp_path / "a.jsonl", rows)
-    assert load([path], tokenizer, n_sequences=1, seq_len=4).attention_mask.tolist() == [[0, 1, 1, 0]]
+    assert load([path], tokenizer, n_sequences=1, seq_len=4).attention_mask.tolist() == [
+        [0, 1, 1, 0]
+    ]
 
 
 def test_parquet_gives_the_same_tokens_as_jsonl(tmp_path, tokenizer):
@@ -260,7 +262,11 @@ def test_windows_are_the_first_tokens_of_the_whole_text(tmp_path, tokenizer, mon
 
 @pytest.mark.parametrize(
     ("text", "spec", "weight"),
-    [("python-docs", "python-docs", 1.0), ("a/b.txt:0.25", "a/b.txt", 0.25), ("C:/x.txt", "C:/x.txt", 1.0)],
+    [
+        ("python-docs", "python-docs", 1.0),
+        ("a/b.txt:0.25", "a/b.txt", 0.25),
+        ("C:/x.txt", "C:/x.txt", 1.0),
+    ],
 )
 def test_a_weight_follows_a_colon(text, spec, weight):
     assert parse_source(text) == TextSource(spec, weight)
@@ -295,7 +301,9 @@ def test_a_hub_data_set_is_streamed_by_split(tokenizer, monkeypatch):
     for split, name in ((Split.CALIBRATION, "train"), (Split.HELDOUT, "validation")):
         tokens = load(["owner/name@small"], tokenizer, split=split)
         assert tokens.provenance["sources"][0]["split"] == name
-        assert tokens.fingerprint() == load(["owner/name@small"], tokenizer, split=split).fingerprint()
+        assert (
+            tokens.fingerprint() == load(["owner/name@small"], tokenizer, split=split).fingerprint()
+        )
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: ["train"])
     with pytest.raises(InputError, match="no split test or validation; there are train"):
         load(["owner/name@small"], tokenizer, split=Split.HELDOUT)
@@ -314,6 +322,8 @@ def test_real_text_mixes_with_the_built_in(tokenizer):
     path = SHARED / "calib" / "c4_en.jsonl"
     if not path.is_file():
         pytest.skip("needs ../shared/data")
-    tokens = load([TextSource(str(path), 3.0), "python-docs"], tokenizer, n_sequences=64, seq_len=512)
+    tokens = load(
+        [TextSource(str(path), 3.0), "python-docs"], tokenizer, n_sequences=64, seq_len=512
+    )
     first, second = tokens.provenance["sources"]
     assert (first["documents"], first["sequences"], second["sequences"]) == (1280, 48, 16)

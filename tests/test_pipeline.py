@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import compress
 from calibration.errors import InputError
+from compress import pipeline
 from compress.errors import CheckpointError, LayerError, RecipeError
 from compress.exports.load import load_export
 from compress.methods.eora import EoRA
@@ -17,9 +18,24 @@ from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
 from compress.recipe import Recipe
 from compress.report import Report
+from compress.verify import check
 from eval.errors import EvalError
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs away from 42 hungry bears. " * 60
+
+
+@pytest.fixture(autouse=True)
+def quick_verification(request, monkeypatch):
+    """Verification does the same in this process, except in slow tests: a fresh one takes seconds to start."""
+    if request.node.get_closest_marker("slow"):
+        return
+
+    def in_this_process(folder, device="cpu"):
+        result = check(folder, device)
+        assert result.passed
+        return result
+
+    monkeypatch.setattr(pipeline, "verify", in_this_process)
 
 
 @pytest.fixture
@@ -139,6 +155,7 @@ def test_a_sharded_bf16_model_with_an_untied_head_goes_through(workspace):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("formats", [("gptq",), ("dense",), ("native", "gptq", "dense")])
 def test_every_export_is_verified_in_a_fresh_process(workspace, formats):
     report = compress.run(

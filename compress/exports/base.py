@@ -15,7 +15,7 @@ from torch import Tensor
 
 from compress.checkpoint import Reader, Writer, read_json, some
 from compress.compressor import Compressor
-from compress.errors import CheckpointError
+from compress.errors import CheckpointError, RecipeError
 from compress.forms import Form
 
 if TYPE_CHECKING:
@@ -76,10 +76,20 @@ class Exporter(ABC):
         self._copied: dict[str, tuple[int, ...]] = {}
 
     @classmethod
-    def check(  # noqa: B027
+    def check(
         cls, compressors: Mapping[str, Compressor], shapes: Mapping[str, tuple[int, int]]
     ) -> None:
-        """Refuse what the format cannot hold; most hold every form. Raises RecipeError."""
+        """Refuse what the format cannot hold. Raises RecipeError naming the layer."""
+        for name, compressor in compressors.items():
+            problem = cls._problem(compressor, shapes[name])
+            if problem:
+                raise RecipeError(f"export: {cls.name} cannot hold {name}: {problem}")
+
+    @classmethod
+    def _problem(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
+        """Why the format cannot hold what a compressor makes of a weight (o, i); empty if it can."""
+        del compressor, shape
+        return ""
 
     def add_layer(self, layer: LayerExport) -> None:
         """Write a finished layer. Raises CheckpointError for what the format cannot hold."""

@@ -10,7 +10,7 @@ checkpoint but its own). A symmetric grid has zero 2**(bits - 1) everywhere, and
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from compress.checkpoint import some, write_json
 from compress.compressor import Compressor
-from compress.errors import CheckpointError, RecipeError
+from compress.errors import CheckpointError
 from compress.exports.adapter import AdapterWriter
 from compress.exports.base import Exporter, LayerExport
 from compress.forms import Form, LowRank, Quantised, Sum
@@ -48,22 +48,14 @@ class GptqExporter(Exporter):
         self._adapter: AdapterWriter | None = None
 
     @classmethod
-    def check(
-        cls, compressors: Mapping[str, Compressor], shapes: Mapping[str, tuple[int, int]]
-    ) -> None:
-        """Refuse what GPTQ readers cannot take. Raises RecipeError naming the layer."""
-        for name, compressor in compressors.items():
-            base: object = compressor
-            while not isinstance(base, Quantiser):
-                base = getattr(base, "base", None)
-                if base is None:
-                    raise RecipeError(
-                        f"export: gptq holds quantised layers, and {name} gets "
-                        f"{compressor.name}; choose native or dense"
-                    )
-            problem = _problem(base.bits, base.group_of(shapes[name][1]), shapes[name])
-            if problem:
-                raise RecipeError(f"export: gptq cannot hold {name}: {problem}; choose native")
+    def _problem(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
+        base: object = compressor
+        while not isinstance(base, Quantiser):
+            base = getattr(base, "base", None)
+            if base is None:
+                return f"{compressor.name} does not quantise; choose native or dense"
+        problem = _problem(base.bits, base.group_of(shape[1]), shape)
+        return f"{problem}; choose native or dense" if problem else ""
 
     def _write_layer(self, layer: LayerExport) -> None:
         base, repair = _parts(layer)

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from compress import loading
 from compress.checkpoint import Reader, read_json, some
@@ -97,9 +98,13 @@ def _load_gptq(folder: Path, reader: Reader, dtype: torch.dtype | str) -> PreTra
         state |= {f"{name}.form.{key}": value for key, value in form.state_dict().items()}
     loading.register_quantizer()
     config.quantization_config = loading.CompressedQuantizationConfig(table)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, state_dict=state, local_files_only=True, dtype=dtype
+    config.name_or_path = str(folder)
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model: PreTrainedModel = model_class.from_pretrained(
+        None, config=config, state_dict=state, dtype=dtype
     )
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model
 
 
@@ -133,6 +138,8 @@ class GptqSettings:
     """-1: a whole row."""
     zero_offset: int
     """What is to be added to a stored zero: 1 in v1, 0 in v2."""
+    in_order: bool
+    """Whether g_idx may be absent."""
 
     @classmethod
     def for_layer(cls, config: Mapping[str, Any], name: str) -> GptqSettings:
@@ -145,12 +152,14 @@ class GptqSettings:
         offsets = {"gptq": 1, "gptq_v2": 0}
         if kind not in offsets:
             raise CheckpointError(f"checkpoint_format {kind!r} is not read; gptq and gptq_v2 are")
-        return cls(int(settings["bits"]), int(settings["group_size"]), offsets[kind])
+        in_order = not settings.get("desc_act", False)
+        return cls(int(settings["bits"]), int(settings["group_size"]), offsets[kind], in_order)
 
 
 def read_gptq_layer(reader: Mapping[str, Tensor], name: str, settings: GptqSettings) -> Quantised:
     """The form of one layer from its tensors. Raises CheckpointError if they do not fit together."""
-    absent = [key for key in _TENSORS[:3] if f"{name}.{key}" not in reader]
+    needed = _TENSORS[:3] if settings.in_order else _TENSORS
+    absent = [key for key in needed if f"{name}.{key}" not in reader]
     if absent:
         raise CheckpointError(f"{name} has a qweight and no {some(absent)}")
     bits, qweight, scales = settings.bits, reader[f"{name}.qweight"], reader[f"{name}.scales"]

@@ -59,6 +59,8 @@ class NativeExporter(Exporter):
             "auto_map": {"AutoConfig": "loading.CompressedConfig"},
             "vocab_size": REFUSAL,
             "quantization_config": {"error": REFUSAL},
+            # Not within base_config: a config class looks for its model_type in nested objects too.
+            "base_model_type": base.pop("model_type"),
             "base_config": base,
             "layers": self._layers,
         }

@@ -1,0 +1,139 @@
+"""Verification fails for every difference, and names it."""
+
+import json
+
+import pytest
+import torch
+from exported import IDS, POSITIONS, compressed, export
+from safetensors.torch import save_file
+
+from compress.checkpoint import Reader
+from compress.errors import CheckpointError
+from compress.exports import EXPORTS
+from compress.verify import PROBE, digests, verify, write_probe
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return compressed(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture
+def native(made, tmp_path):
+    return export(made, tmp_path / "native", "native")
+
+
+def flip(path, position):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def rewrite(folder, change):
+    tensors = dict(Reader(folder).items())
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_an_export_is_verified_in_a_fresh_process(made, tmp_path, name):
+    found = verify(export(made, tmp_path / name, name))
+    assert found.passed
+    assert found.loader == name
+    assert found.tolerance == 1e-4
+    assert found.relative_difference <= (1e-5 if name == "dense" else 1e-6)
+    assert found.top1_agreement == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", EXPORTS)
+def test_a_16_bit_export_is_verified_with_a_wider_tolerance(tmp_path, name, dtype):
+    made = compressed(tmp_path / "source", dtype=dtype)
+    found = verify(export(made, tmp_path / name, name))
+    assert found.tolerance == 2e-2
+    assert found.relative_difference <= (2e-2 if name == "dense" else 1e-6)
+
+
+def test_a_flipped_bit_is_found_by_the_tensors_name(native):
+    flip(native / "model.safetensors", -1)
+    with pytest.raises(CheckpointError, match="have changed") as caught:
+        verify(native)
+    last = list(Reader(native))[-1]
+    assert last in str(caught.value)
+
+
+def test_a_flipped_bit_in_the_header_is_found_by_the_files_name(native):
+    flip(native / "model.safetensors", 3)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        verify(native)
+
+
+def test_a_flipped_bit_in_the_adapter_is_found(made, tmp_path):
+    folder = export(made, tmp_path / "gptq", "gptq")
+    flip(folder / "adapter" / "adapter_model.safetensors", -1)
+    with pytest.raises(CheckpointError, match=r"adapter/.*lora_\w.* have changed"):
+        verify(folder)
+
+
+def test_a_deleted_tensor_is_named(native):
+    rewrite(native, lambda tensors: tensors.pop("model.norm.weight"))
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight are missing"):
+        verify(native)
+
+
+def test_a_renamed_tensor_is_named(native):
+    rewrite(native, lambda tensors: tensors.update(other=tensors.pop("model.norm.weight")))
+    with pytest.raises(CheckpointError, match=r"norm\.weight are missing; other are not of this"):
+        verify(native)
+
+
+@pytest.mark.parametrize("name", ["native", "gptq"])
+def test_a_tensor_lost_before_the_probe_was_written_is_an_error_too(made, tmp_path, name):
+    """The digests say nothing then; the loader must."""
+    folder = export(made, tmp_path / name, name)
+    rewrite(folder, lambda tensors: tensors.pop("model.norm.weight"))
+    write_probe(folder, IDS, made.logits()[POSITIONS], POSITIONS)
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight"):
+        verify(folder)
+
+
+def test_a_changed_config_is_found_by_the_logits(native):
+    config = json.loads((native / "config.json").read_text())
+    config["base_config"]["rms_norm_eps"] = 0.1
+    (native / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="relative difference"):
+        verify(native)
+
+
+def test_logits_that_are_not_numbers_never_pass(made, native):
+    logits = made.logits()[POSITIONS]
+    logits[0, 0] = float("nan")
+    write_probe(native, IDS, logits, POSITIONS)
+    with pytest.raises(CheckpointError, match="relative difference"):
+        verify(native)
+
+
+def test_the_dtype_of_the_probe_is_the_dtype_of_the_verification(tmp_path):
+    made = compressed(tmp_path / "source", dtype=torch.bfloat16)
+    folder = export(made, tmp_path / "native", "native")
+    write_probe(folder, IDS, made.model.float()(IDS).logits[0, POSITIONS], POSITIONS, torch.float32)
+    assert verify(folder).tolerance == 1e-4
+
+
+def test_a_folder_without_a_probe_is_refused(native):
+    (native / PROBE).unlink()
+    with pytest.raises(CheckpointError, match="no probe"):
+        verify(native)
+
+
+def test_a_process_that_dies_is_a_failure(native, monkeypatch):
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(CheckpointError, match="ended with 1"):
+        verify(native)
+
+
+def test_digests_cover_every_tensor(made, tmp_path):
+    folder = export(made, tmp_path / "gptq", "gptq")
+    names = set(digests(folder))
+    assert set(Reader(folder)) < names
+    assert {name for name in names if name.startswith("adapter/")}
