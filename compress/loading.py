@@ -27,7 +27,7 @@ EXACT_DTYPES = {"scales": torch.float16, "qweight": torch.int32, "qzeros": torch
 logger = logging.get_logger(__name__)
 
 
-class CompressedConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
+class CompressedConfig(PretrainedConfig):
     """Stands in config.json for the config of the base model, which reading it returns."""
 
     model_type = FORMAT
@@ -156,8 +156,9 @@ def _swap(model: PreTrainedModel, name: str, layer: Mapping[str, Any]) -> Compre
     bias = torch.empty(o, **like) if layer["bias"] else None
     new = CompressedLinear(empty(layer["form"], (o, i), **like), bias)
     # GPT-2 and others initialise the weight of a child by its name; let there be one to pass over.
-    vars(new)["weight"] = torch.empty(0)
-    new.weight._is_hf_initialized = True
+    placeholder: Any = torch.empty(0)
+    placeholder._is_hf_initialized = True
+    vars(new)["weight"] = placeholder
     setattr(model.get_submodule(parent), leaf, new)
     return new
 

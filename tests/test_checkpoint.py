@@ -106,7 +106,7 @@ def test_the_fingerprint_sees_every_byte_and_the_config(tmp_path):
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="neither model.safetensors nor"):
+    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
         Reader(tmp_path)
     with pytest.raises(CheckpointError, match="not a folder"):
         Reader(tmp_path / "none")

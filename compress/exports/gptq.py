@@ -5,6 +5,9 @@ int32, g_idx (i,) int32. Format "gptq" (v1) stores every zero less one. Readers 
 words, so a zero of 0, stored as the largest code, would carry into its neighbour: asymmetric grids
 are written as "gptq_v2", which stores zeros as they are (and gptqmodel reads no other asymmetric
 checkpoint but its own). A symmetric grid has zero 2**(bits - 1) everywhere, and is v1.
+
+The layout knows no transposed weights, so GPT-2's Conv1D is written like Linear. gptqmodel reads
+that; transformers 5.23 loads no GPTQ checkpoint of GPT-2 at all (it initialises `c_proj.weight`).
 """
 
 from __future__ import annotations
