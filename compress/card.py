@@ -142,7 +142,8 @@ def _layer_row(layer: LayerReport) -> str:
 
 def _calibration(report: Report) -> Iterator[str]:
     yield "## What it was calibrated on"
-    text = yaml.safe_dump(report.calibration, sort_keys=False, allow_unicode=True)
+    options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 100}
+    text = yaml.safe_dump(report.calibration, default_flow_style=None, **options)
     yield f"```yaml\n{text}```"
 
 

@@ -45,7 +45,12 @@ def export(
 
     Raises LayerError, InputError, CheckpointError or OSError. Statistics of an unfinished run are removed.
     """
-    exporters = [EXPORTS[name](folder, prepared.source) for name, folder in folders.items()]
+    out = prepared.recipe.folder.name
+    exporters = [
+        # Where an adapter says that its base is: the folder as published, never a path of this machine.
+        EXPORTS[name](folder, prepared.source, out if len(folders) == 1 else f"{out}/{name}")
+        for name, folder in folders.items()
+    ]
     store = prepared.store()
     job = _job(prepared, store, watch)
     outcome = Outcome(reused=store.folder if store is not None and store.complete else None)

@@ -42,7 +42,7 @@ def quick_verification(request, monkeypatch):
 def workspace(tmp_path, monkeypatch):
     """A folder with a tiny model and a text, and a cache of its own."""
     monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
-    save_tiny(tmp_path / "model")
+    save_tiny(tmp_path / "model", num_key_value_heads=4)
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     return tmp_path
 
