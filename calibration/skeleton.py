@@ -8,7 +8,7 @@ tensors, so renamed keys, missing prefixes (GPT-2) and merged experts (Mixtral, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
+from transformers.utils.loading_report import LoadStateDictInfo
 
 from calibration.errors import InputError
 
@@ -61,11 +62,15 @@ class PartLoader:
     """Loads the weights below a prefix of a skeleton from a mapping of tensors, and frees them again."""
 
     def __init__(self, model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
-        """`tensors` may be lazy; its keys are the checkpoint's own names. Raises InputError if a weight is missing."""
+        """`tensors` may be lazy; its keys are the checkpoint's own names.
+
+        Raises InputError if a weight is missing, or if the model has no place for a tensor.
+        """
         self.model, self.tensors = model, tensors
         self._mapping: list[Any] = list(get_model_conversion_mapping(model) or ())
         self.memory_names = self._resolve_names()
         self._refuse_missing()
+        self._refuse_unplaced()
 
     def _resolve_names(self) -> dict[str, str]:
         """For each tensor of the checkpoint, the name of the (first) parameter it becomes part of."""
@@ -80,27 +85,45 @@ class PartLoader:
             names[key] = name
         return names
 
-    def _refuse_missing(self) -> None:
-        converted = {
-            target
+    def is_converted(self, name: str) -> bool:
+        """Whether a parameter is made from tensors of other shapes on loading (stacked experts)."""
+        return any(
+            target in name
             for entry in self._mapping
             if isinstance(entry, WeightConverter)
             for target in entry.target_patterns
-        }
+        )
+
+    def _refuse_missing(self) -> None:
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
         have = set(self.memory_names.values())
         missing = [
             name
             for name, _ in self.model.named_parameters(remove_duplicate=False)
-            if name not in have
-            and name not in tied
-            and not any(target in name for target in converted)
+            if name not in have and name not in tied and not self.is_converted(name)
         ]
         if missing:
-            shown = ", ".join(missing[:5]) + (
-                f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise InputError(f"model: the checkpoint lacks the weights {_some(missing)}")
+
+    def _refuse_unplaced(self) -> None:
+        """Tensors that the model would not read; transformers' own exceptions (old buffers) may stay."""
+        known = self.model.state_dict()
+        extra = {key for key, name in self.memory_names.items() if name not in known}
+        if not extra:
+            return
+        # A pattern may fit the checkpoint's name or the one after renaming.
+        names = {name for key in extra for name in (key, self.memory_names[key])}
+        info = LoadStateDictInfo(set(), names, set(), [], {}, set())
+        self.model._adjust_missing_and_unexpected_keys(info)
+        unplaced = sorted(
+            key for key in extra if {key, self.memory_names[key]} <= info.unexpected_keys
+        )
+        if unplaced:
+            raise InputError(
+                f"model: {type(self.model).__name__} as config.json describes it has no place for the checkpoint's "
+                f"{_some(unplaced)}; correct config.json (the number of layers, the architecture), "
+                "or remove these tensors from the checkpoint"
             )
-            raise InputError(f"model: the checkpoint lacks the weights {shown}")
 
     def load(self, prefixes: Iterable[str], device: torch.device) -> None:
         """Materialise every parameter whose name starts with one of the prefixes ("" is all)."""
@@ -148,3 +171,8 @@ class PartLoader:
         for key, name in self.memory_names.items():
             keys[name].append(key)
         return dict(keys)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first five names, and how many there are besides."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

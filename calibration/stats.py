@@ -51,6 +51,10 @@ class Statistic(ABC):
             n_sequences=self.n_sequences + other.n_sequences,
         )
 
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensor fields by name."""
         return {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
@@ -132,6 +136,10 @@ class Statistics(dict[type[Statistic], Any]):
     def __add__(self, other: Self) -> Self:
         """Statistic by statistic."""
         return type(self)({kind: value + other[kind] for kind, value in self.items()})
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        return type(self)({kind: value.to(device) for kind, value in self.items()})
 
     def absorb(self, other: Self) -> Self:
         """The sum, in self's memory (see `Statistic.absorb`)."""

@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -18,10 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from calibration.errors import InputError
 from calibration.stats import STATISTICS, Gram, Statistics
 from calibration.walk import SharedInput
 
-FORMAT = 1
+FORMAT = 2
+MANIFEST = "manifest.json"
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -31,47 +34,89 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 
 class Store:
-    """The statistics of one model, text and set of settings."""
+    """The statistics of one model, text and set of settings.
+
+    Processes may share a root: each writes into a folder of its own, and the first to finish gives it its name.
+    """
 
     def __init__(self, root: Path, settings: Mapping[str, Any]) -> None:
         self.settings = dict(settings)
         self.key = fingerprint(settings)
         self.folder = root / self.key[:32]
-        self._partial = root / f".{self.key[:32]}.partial"
+        self._partial: Path | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether all blocks are there."""
-        return (self.folder / "manifest.json").is_file()
+        """Whether all blocks are there, in the sizes they were written in."""
+        try:
+            sizes = {name: entry["bytes"] for name, entry in self._manifest().items()}
+        except (OSError, ValueError, KeyError, TypeError):
+            return False  # no manifest, or not one of ours: as good as nothing
+        return all(_size(self.folder / name) == size for name, size in sizes.items())
 
-    def load(self, block: int) -> list[SharedInput]:
-        """The statistics of one block, as they were observed."""
-        with safe_open(_file(self.folder, block), framework="pt") as file:
+    def load(self, block: int, device: torch.device) -> list[SharedInput]:
+        """The statistics of one block, as they were observed. Raises InputError if the file has changed since."""
+        path = _file(self.folder, block)
+        if file_sha256(path) != self._manifest()[path.name]["sha256"]:
+            raise InputError(
+                f"statistics: {path} is damaged; remove {self.folder}, or run with --statistics off"
+            )
+        with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             return [
-                SharedInput(tuple(entry["names"]), _decode(file.get_tensor, f"{k}", entry))
+                SharedInput(
+                    tuple(entry["names"]), _decode(file.get_tensor, f"{k}", entry).to(device)
+                )
                 for k, entry in enumerate(json.loads(metadata["groups"]))
             ]
 
     def save(self, block: int, shared: list[SharedInput]) -> None:
         """Write one block's statistics; nothing counts before `finish`."""
-        self._partial.mkdir(parents=True, exist_ok=True)
+        if self._partial is None:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            prefix = f".{self.folder.name}-"
+            self._partial = Path(mkdtemp(prefix=prefix, suffix=".partial", dir=self.folder.parent))
         tensors: dict[str, Tensor] = {}
         groups = [_encode(tensors, f"{k}", entry) for k, entry in enumerate(shared)]
-        save_file(tensors, _file(self._partial, block), metadata={"groups": json.dumps(groups)})
+        path = _file(self._partial, block)
+        save_file(tensors, path, metadata={"groups": json.dumps(groups)})
 
     def finish(self) -> None:
-        """All blocks are saved: give the folder its name."""
-        (self._partial / "manifest.json").write_text(
-            json.dumps(self.settings, indent=2), encoding="utf-8"
-        )
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        """All blocks are saved: give the folder its name, unless an equal run was first."""
+        if self._partial is None or self.complete:
+            self.discard()
+            return
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            for path in sorted(self._partial.iterdir())
+        }
+        manifest = {"settings": self.settings, "files": files}
+        text = json.dumps(manifest, indent=2)
+        (self._partial / MANIFEST).write_text(text, encoding="utf-8")
+        shutil.rmtree(self.folder, ignore_errors=True)  # what was there was not complete
         self._partial.rename(self.folder)
+        self._partial = None
 
     def discard(self) -> None:
-        """Remove what an unfinished run left."""
-        shutil.rmtree(self._partial, ignore_errors=True)
+        """Remove what an unfinished run of this process left."""
+        if self._partial is not None:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self._partial = None
+
+    def _manifest(self) -> Mapping[str, Any]:
+        text = (self.folder / MANIFEST).read_text(encoding="utf-8")
+        files: Mapping[str, Any] = json.loads(text)["files"]
+        return files
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def stored_bytes(n_inputs: int) -> int:

@@ -54,9 +54,10 @@ class Block:
     stream: Stream
     layers: dict[str, nn.Module] = field(default_factory=dict)
     """Its Linear and Conv1D layers by full name."""
-    keeps_outputs: bool = False
-    outputs: list[Tensor] = field(default_factory=list)
-    """What the block gave when it was last observed, if it keeps that (nothing then propagates)."""
+    moves_on: bool = False
+    """Whether observing sends the tokens on, through the block as it was loaded (nothing then propagates)."""
+    advanced: bool = False
+    """Whether it has."""
 
     def observe(
         self, names: frozenset[str], needs: frozenset[type[Statistic]]
@@ -66,7 +67,10 @@ class Block:
         Layers are grouped by the tensor they read, in the order of their first call. A layer that saw no token is in
         no group. Raises InputError if an input holds NaN or infinity, naming the layer.
         """
-        self.outputs.clear()
+        if self.advanced:
+            raise RuntimeError(
+                f"{self.name} was observed, and its tokens have moved on: observe it once"
+            )
         watch = _Watch(needs)
         hooks = [
             self.layers[name].register_forward_pre_hook(watch.hook(name))
@@ -77,11 +81,12 @@ class Block:
             for batch, tokens in enumerate(self.stream.batches):
                 watch.begin(tokens.attention_mask)
                 out = self.stream.run(self.index, batch)
-                if self.keeps_outputs:
-                    self.outputs.append(out)
+                if self.moves_on:
+                    self.stream.hidden[batch] = out
         finally:
             for hook in hooks:
                 hook.remove()
+        self.advanced = self.moves_on
         return watch.shared_inputs()
 
     def replace(self, name: str, module: nn.Module) -> None:
@@ -187,12 +192,10 @@ def walk(
         layers = {
             f"{name}.{part}": layer for part, layer in module.named_modules() if is_linear(layer)
         }
-        block = Block(
-            index, name, module, stream, layers, keeps_outputs=propagate is Propagate.NONE
-        )
+        block = Block(index, name, module, stream, layers, moves_on=propagate is Propagate.NONE)
         yield block
-        if not block.keeps_outputs:
+        if not block.moves_on:
             stream.advance(index)
-        for batch, output in enumerate(block.outputs):
-            stream.hidden[batch] = output
+        elif stream.batches and not block.advanced:
+            raise RuntimeError(f"{name} was not observed, so its tokens have not moved on")
         loader.unload(module)

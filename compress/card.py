@@ -1,28 +1,38 @@
-"""The model card: README.md of an output folder, made from its report alone."""
+"""The model card: README.md of an output folder, made from its report alone.
+
+A folder with one export is described as that export, so that it can be published alone; a folder
+that holds several has a card that tells them apart.
+"""
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
-from compress.report import LayerReport, Report
-from compress.summary import megabytes, rows
+from compress.report import ExportReport, LayerReport, Report
+from compress.summary import counted, evaluated, megabytes, rows
 
 _DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WORST = 5
 
 
-def model_card(report: Report) -> str:
-    """The card as Markdown with the front matter that the Hugging Face hub reads."""
+def model_card(report: Report, export: ExportReport | None = None) -> str:
+    """The card as Markdown with the front matter that the Hugging Face hub reads.
+
+    `export` is the one whose folder the card goes into, to be published on its own; None is the
+    output folder itself, which is an export too if there is only one.
+    """
+    if export is None and len(report.exports) == 1:
+        export = report.exports[0]
     parts = [
         "---\n" + yaml.safe_dump(_front_matter(report), sort_keys=False) + "---",
-        *_introduction(report),
-        *_loading(report),
-        *_scores(report),
+        *_introduction(report, export),
+        *_loading(report, export),
+        *_scores(report, export),
         *_layers(report),
         *_calibration(report),
         *_kept(report),
@@ -61,16 +71,53 @@ def _front_matter(report: Report) -> dict[str, Any]:
     return matter | ({"base_model": base, "base_model_relation": "quantized"} if base else {})
 
 
-def _introduction(report: Report) -> Iterator[str]:
-    source, totals = _source(report), report.totals
+def _introduction(report: Report, export: ExportReport | None) -> Iterator[str]:
+    source = _source(report)
     yield f"# {source.rpartition('/')[2]}, compressed with {method_text(report.recipe['method'])}"
-    forms = ", ".join(f"{form} ({count} layers)" for form, count in _forms(report.layers))
-    yield (
-        f"{totals.n_layers} linear layers of `{source}` are stored as {forms or 'they were'}: "
-        f"{totals.layer_bits_per_weight:.2f} bits per weight in these layers, "
-        f"{megabytes(totals.tensor_bytes_after)} for the whole model instead of "
-        f"{megabytes(totals.tensor_bytes_before)}. Nothing was trained."
+    if export is None:
+        yield f"{_packed(report)}. Nothing was trained."
+        yield "\n".join(["One folder for each format:", "", *_sizes(report)])
+    elif export.format == "dense":
+        yield (
+            f"The weights of {counted(report.totals.n_layers, 'linear layer')} of `{source}` are "
+            f"those of their compressed forms, {_form_text(report)}, expanded to full precision: "
+            f"it answers as the compressed model does and is not smaller. {_size(report, export)} "
+            "Nothing was trained."
+        )
+    else:
+        yield f"{_packed(report)}. {_size(report, export)} Nothing was trained."
+
+
+def _packed(report: Report) -> str:
+    totals = report.totals
+    verb = "is" if totals.n_layers == 1 else "are"
+    return (
+        f"{counted(totals.n_layers, 'linear layer')} of `{_source(report)}` {verb} stored as "
+        f"{_form_text(report)}, which takes {totals.layer_bits_per_weight:.2f} bits per weight "
+        "in these layers"
     )
+
+
+def _form_text(report: Report) -> str:
+    forms = [f"{form} ({counted(n, 'layer')})" for form, n in _forms(report.layers)]
+    return ", ".join(forms) or "they were"
+
+
+def _size(report: Report, export: ExportReport) -> str:
+    return (
+        f"The whole checkpoint takes {megabytes(export.tensor_bytes)}; the original takes "
+        f"{megabytes(report.totals.tensor_bytes_before)}."
+    )
+
+
+def _sizes(report: Report) -> Iterator[str]:
+    yield "| format | folder | whole checkpoint | weights |"
+    yield "| --- | --- | ---: | --- |"
+    for export in report.exports:
+        kind = "expanded to full precision" if export.format == "dense" else "packed"
+        size = megabytes(export.tensor_bytes)
+        yield f"| {export.format} | `{export.folder}` | {size} | {kind} |"
+    yield f"| original | | {megabytes(report.totals.tensor_bytes_before)} | |"
 
 
 def _source(report: Report) -> str:
@@ -81,12 +128,14 @@ def _forms(layers: tuple[LayerReport, ...]) -> list[tuple[str, int]]:
     return Counter(layer.form for layer in layers).most_common()
 
 
-def _loading(report: Report) -> Iterator[str]:
+def _loading(report: Report, own: ExportReport | None) -> Iterator[str]:
     yield "## How to load it"
-    for export in report.exports:
-        yield _LOADING.get(export.format, _LOAD_PLAIN).format(folder=_folder(export.folder)).strip()
+    for export in report.exports if own is None else (own,):
+        root = "." if own is None else own.folder
+        folder = _folder(export.folder, root)
+        yield _LOADING.get(export.format, _LOAD_PLAIN).format(folder=folder).strip()
         if export.adapter is not None:
-            yield _LOAD_ADAPTER.format(folder=_folder(export.adapter)).strip()
+            yield _LOAD_ADAPTER.format(folder=_folder(export.adapter, root)).strip()
         yield (
             f"Loaded again in a fresh process, its logits differed from those of the compressed "
             f"model by {export.relative_difference:.1e} (relative, tolerance "
@@ -94,14 +143,15 @@ def _loading(report: Report) -> Iterator[str]:
         )
 
 
-def _folder(folder: str) -> str:
-    return "THIS_FOLDER" if folder in ("", ".") else f"THIS_FOLDER/{folder}"
+def _folder(folder: str, root: str) -> str:
+    """A folder of the output as seen from `root`, the folder of the output that has this card."""
+    return PurePosixPath("THIS_FOLDER", PurePosixPath(folder).relative_to(root)).as_posix()
 
 
-def _scores(report: Report) -> Iterator[str]:
+def _scores(report: Report, export: ExportReport | None) -> Iterator[str]:
     yield "## What it costs and what it saves"
     table = ["| | before | after |", "| --- | ---: | ---: |"]
-    table += [f"| {row.label} | {row.before} | {row.after} |" for row in rows(report)]
+    table += [f"| {row.label} | {row.before} | {row.after} |" for row in rows(report, export)]
     yield "\n".join(table)
     if report.scores is None:
         yield "The model was not evaluated."
@@ -111,9 +161,14 @@ def _scores(report: Report) -> Iterator[str]:
         "± is one standard error. KL divergence and top-1 agreement compare with the original on "
         f"held-out text (`{report.recipe['eval_text']}`, {report.recipe['eval_windows']} windows). "
         "Task scores are lm-eval's, on the same items for both models; with few items a small "
-        "difference means nothing. Speed and memory are those of the machine named below, "
-        f"computing on {report.environment.device}."
+        "difference means nothing."
     )
+    if evaluated(report, export):
+        yield (
+            "Bits per weight are those of the whole checkpoint, embeddings included, per parameter "
+            "of the original. Speed and memory are those of the machine named below, computing on "
+            f"{report.environment.device}."
+        )
 
 
 def _layers(report: Report) -> Iterator[str]:
@@ -128,7 +183,7 @@ def _layers(report: Report) -> Iterator[str]:
         f"{len(worst)} of {len(measured)} (all are in `report.json`):"
     )
     head = [
-        "| layer | shape | form | bits per weight | error |",
+        "| layer | shape | form | bits per weight in it | error |",
         "| --- | --- | --- | ---: | ---: |",
     ]
     yield "\n".join([*head, *map(_layer_row, worst)])
@@ -217,7 +272,7 @@ model = PeftModel.from_pretrained(model, "{folder}")
 """
 
 _LOAD_PLAIN = """
-As ordinary weights, for every tool; not smaller than the original:
+As ordinary weights in full precision, for every tool; not smaller than the original:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -4,14 +4,17 @@ Errors that a user can cause are caught here and nowhere else: one message on st
 The pipeline is imported by the commands that need it, so that help does not wait for lm-eval.
 """
 
+import argparse
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from transformers.utils import logging
@@ -27,15 +30,16 @@ from compress.report import Report
 from compress.summary import Row, comparison_rows, lines, rows, table
 from eval.errors import EvalError
 
-if TYPE_CHECKING:
-    pass
-
 _EXPECTED = (RecipeError, CheckpointError, LayerError, InputError, EvalError, OSError)
 _RECIPE_NAME = "recipe.yaml"
 _EVALUATION = (
     *("device", "dtype", "seed", "batch_size", "seq_len"),
     *("eval_text", "eval_windows", "tasks", "limit", "include_path"),
 )
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM), which cleans up as Ctrl-C does."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +51,43 @@ class Command:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, 2 for what was refused or failed, or 130 for Ctrl-C."""
+    """Runs one command; returns 0, 2 for what was refused or failed, 130 for Ctrl-C, 143 for SIGTERM."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     wants_traceback = "--traceback" in given or bool(os.environ.get("COMPRESS_TRACEBACK"))
     given = [argument for argument in given if argument != "--traceback"]
     try:
-        _dispatch(given)
+        with _termination():
+            _dispatch(given)
     except _EXPECTED as error:
         if wants_traceback:
             traceback.print_exc()
         _complain(str(error), error)
         return 2
+    except Terminated as error:
+        _complain("terminated", error)
+        return 143
     except KeyboardInterrupt as error:
         _complain("interrupted", error)
         return 130
     return 0
+
+
+@contextmanager
+def _termination() -> Iterator[None]:
+    """SIGTERM raises Terminated, once: another one does not disturb the cleaning up."""
+
+    def stop(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets only the main thread handle signals
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _complain(message: str, error: BaseException) -> None:
@@ -152,24 +178,36 @@ def _verify(given: list[str]) -> None:
 
 
 def _evaluate(given: list[str]) -> None:
-    parser = Parser("compress eval", COMMANDS["eval"].about, "DIR [--reference MODEL] [options]")
-    parser.add_argument("folder", metavar="DIR", type=Path, help="an export that `run` wrote")
-    parser.add_argument(
-        "--reference", metavar="MODEL", help="compare with it (default: its source)"
-    )
-    values = _neighbouring_recipe(given)
-    flags = Flags(Recipe, METHODS, _EVALUATION)
-    mapping, known = flags.parse(values, given, parser)
+    # Twice: the folder may come after flags, and the defaults of flags are those of its recipe.
+    folder = _evaluation({}, [part for part in given if part not in ("-h", "--help")], "?")[1]
+    values = {} if folder.folder is None else _recipe_of(folder.folder)
+    mapping, known = _evaluation(values, given, None)
+    if not known.folder.is_dir():
+        raise CheckpointError(f"{known.folder}: no such folder; name an export that `run` wrote")
     recipe = Recipe.from_mapping(mapping)
     if known.reference is not None:
         recipe = replace(recipe, model=known.reference)
     elif "model" not in mapping:
         raise RecipeError(f"--reference: {known.folder} has no recipe.yaml to tell; name a model")
+    export = _first_export(known.folder, recipe)
     from compress import pipeline
 
     with _progress() as progress:
-        scores = pipeline.evaluate(known.folder, recipe, progress=progress)
-    _show(comparison_rows(scores), f"{recipe.model} and {known.folder}")
+        scores = pipeline.evaluate(export, recipe, progress=progress)
+    _show(comparison_rows(scores), f"{recipe.model} and {export}")
+
+
+def _evaluation(
+    values: Mapping[str, Any], given: list[str], nargs: str | None
+) -> tuple[dict[str, Any], argparse.Namespace]:
+    parser = Parser("compress eval", COMMANDS["eval"].about, "DIR [--reference MODEL] [options]")
+    parser.add_argument(
+        "folder", metavar="DIR", type=Path, nargs=nargs, help="an export that `run` wrote"
+    )
+    parser.add_argument(
+        "--reference", metavar="MODEL", help="compare with it (default: its source)"
+    )
+    return Flags(Recipe, METHODS, _EVALUATION).parse(values, given, parser)
 
 
 def _report(given: list[str]) -> None:
@@ -207,13 +245,22 @@ def _recipe(command: str, given: list[str], about: str) -> Recipe:
     return Recipe.from_mapping(mapping)
 
 
-def _neighbouring_recipe(given: list[str]) -> Mapping[str, Any]:
-    """The recipe in the folder that is named first, or beside it; empty if there is none."""
-    folders = (
-        [] if not given or given[0].startswith("-") else [Path(given[0]), Path(given[0]).parent]
-    )
-    files = [folder / _RECIPE_NAME for folder in folders]
+def _recipe_of(folder: Path) -> Mapping[str, Any]:
+    """The recipe in an export's folder, or beside it; empty if there is none."""
+    files = [folder / _RECIPE_NAME, folder.parent / _RECIPE_NAME]
     return next((read_yaml(file) for file in files if file.is_file()), {})
+
+
+def _first_export(folder: Path, recipe: Recipe) -> Path:
+    """`folder`, or if it only holds exports, the one that the run evaluated: its recipe's first."""
+    found = _exports(folder)
+    if found == [folder] or (folder / "config.json").is_file():
+        return folder
+    first = next((path for name in recipe.export for path in found if path.name == name), found[0])
+    others = ", ".join(str(path) for path in found if path != first)
+    if others:
+        print(f"note: evaluating {first}; there is also {others}", file=sys.stderr)
+    return first
 
 
 def _exports(folder: Path) -> list[Path]:

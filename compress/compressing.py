@@ -52,7 +52,10 @@ class Job:
     stream: Stream
     probe: Stream
     needs: frozenset[type[Statistic]]
-    store: Store | None
+    saved: Store | None
+    """Statistics of an equal run, to be used."""
+    saving: Store | None
+    """Where new statistics go."""
     propagate: Propagate
     forgiven: tuple[type[Exception], ...]
     """Errors after which a layer is left as it was, and recorded."""
@@ -86,15 +89,15 @@ def compress_blocks(job: Job, watch: Stopwatch, progress: Progress) -> Iterator[
 
 def _statistics(job: Job, block: Block, names: frozenset[str]) -> Iterator[SharedInput]:
     """Statistics of the inputs of these layers, group by group: from the store if it has them, else observed."""
-    if job.store is not None and job.store.complete:
-        yield from job.store.load(block.index)
+    if job.saved is not None:
+        yield from job.saved.load(block.index, job.device)
         return
     used = []
     for shared in _observed(job, block, names):
         used.append(shared)
         yield shared
-    if job.store is not None:
-        job.store.save(block.index, used)
+    if job.saving is not None:
+        job.saving.save(block.index, used)
 
 
 def _observed(job: Job, block: Block, names: frozenset[str]) -> Iterator[SharedInput]:

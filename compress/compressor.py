@@ -78,6 +78,14 @@ class Compressor(ABC):
         """Bytes of tensor data that the form of a weight (o, i) will take, once planned."""
 
 
+def refuse_damping(damping: float) -> None:
+    """Raises RecipeError for a ridge that is negative, not a number, or no share."""
+    if not 0 <= damping < 100:
+        raise RecipeError(
+            f"method.damping: {damping} is not a share of the median diagonal (0.01 is usual)"
+        )
+
+
 def load_methods() -> Mapping[str, type[Compressor]]:
     """Import every file of `compress/methods/` and return the registry."""
     from compress import methods

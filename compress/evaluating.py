@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from calibration.data import load_windows, parse_source
 from compress.compressing import Progress
 from compress.errors import RecipeError
 from compress.exports.load import load_export, unpack
-from compress.models import resolve_model
+from compress.models import load_tokenizer, resolve_model
 from compress.preparing import Prepared, settle_device, settle_dtype
 from compress.recipe import Recipe
 from compress.report import Comparison
@@ -42,7 +42,7 @@ def resolve_original(recipe: Recipe, progress: Progress) -> Original:
     """The model that a recipe names. Raises what `resolve_model` raises."""
     folder = resolve_model(recipe.model, None, progress=progress).folder
     config = AutoConfig.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     return Original(
         folder, tokenizer, settle_device(recipe.device), settle_dtype(recipe.dtype, config)
     )
@@ -82,8 +82,8 @@ def load_original(folder: Path, dtype: torch.dtype, device: torch.device) -> Pre
 def _footprint(
     original: Original, folder: Path, model: PreTrainedModel, n_parameters: int, progress: Progress
 ) -> Footprint:
-    same = folder == original.folder
-    loader = "compress.evaluating:load_original" if same else "compress.exports.load:load_export"
+    # One loader for both, so that what it imports weighs the same in both figures.
+    loader = "compress.exports.load:load_export"
     dtype = str(original.dtype).removeprefix("torch.")
     peak = peak_memory(folder, loader=loader, dtype=dtype, device=str(original.device))
     on_accelerator = peak.device_bytes if peak.device_bytes is not None else peak.peak_bytes

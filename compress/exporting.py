@@ -52,15 +52,19 @@ def export(
         for name, folder in folders.items()
     ]
     store = prepared.store()
-    job = _job(prepared, store, watch)
-    outcome = Outcome(reused=store.folder if store is not None and store.complete else None)
+    saved = store if store is not None and store.complete else None
+    saving = None if saved is not None else store
+    job = _job(prepared, (saved, saving), watch)
+    outcome = Outcome(reused=saved.folder if saved is not None else None)
     try:
-        _export_layers(job, exporters, outcome, watch, progress)
-        if store is not None and outcome.reused is None:
-            store.finish()
+        _export_layers(prepared, job, (exporters, outcome), watch, progress)
+        if saving is not None:
+            saving.finish()
     finally:
-        if store is not None:
-            store.discard()
+        if saving is not None:
+            saving.discard()
+    if not outcome.compressed:
+        raise LayerError(f"no layer could be compressed; the first: {outcome.layers[0].note}")
     with watch("write"):
         _copy_rest(prepared, exporters, outcome.compressed, progress)
         for exporter in exporters:
@@ -69,14 +73,15 @@ def export(
     return outcome
 
 
-def _job(prepared: Prepared, store: Store | None, watch: Stopwatch) -> Job:
-    """Load what lies outside the blocks and bring the tokens to the first of them."""
+def _job(prepared: Prepared, stores: tuple[Store | None, Store | None], watch: Stopwatch) -> Job:
+    """Load what lies outside the blocks and bring the tokens to the first of them; stores: to read, to write."""
+    saved, saving = stores
     prefix, blocks = decoder_blocks(prepared.model)
     prepared.loader.load_outside(f"{prefix}.", prepared.device)
-    refuse_not_finite(prepared.model, "model")
-    saved = store is not None and store.complete
+    refuse_not_finite(prepared.model, "")
     with watch("embed"):
-        batches = [] if saved else list(prepared.tokens.batches(prepared.recipe.batch_size))
+        wanted = saved is None
+        batches = list(prepared.tokens.batches(prepared.recipe.batch_size)) if wanted else []
         stream = Stream(prepared.model, blocks, batches)
         probe = Stream(prepared.model, blocks, [_probe_tokens(prepared.tokens)])
     return Job(
@@ -85,7 +90,8 @@ def _job(prepared: Prepared, store: Store | None, watch: Stopwatch) -> Job:
         stream=stream,
         probe=probe,
         needs=prepared.needs,
-        store=store,
+        saved=saved,
+        saving=saving,
         propagate=prepared.recipe.propagate,
         forgiven=(LayerError,) if prepared.recipe.on_failure is OnFailure.KEEP else (),
         device=prepared.device,
@@ -102,17 +108,25 @@ def _probe_tokens(tokens: Tokens) -> Tokens:
 
 
 def _export_layers(
-    job: Job, exporters: Sequence[Exporter], outcome: Outcome, watch: Stopwatch, progress: Progress
+    prepared: Prepared,
+    job: Job,
+    sinks: tuple[Sequence[Exporter], Outcome],
+    watch: Stopwatch,
+    progress: Progress,
 ) -> None:
+    """Run the block loop; its layers go to the exporters, what it found to the outcome."""
+    exporters, outcome = sinks
+    keys = prepared.loader.keys_of()
     for finished in compress_blocks(job, watch, progress):
         outcome.layers.append(finished.report)
         outcome.energies.append(finished.energies)
         if finished.form is None:
             continue
         outcome.compressed.add(finished.planned.name)
-        layer = LayerExport(
-            finished.planned.name, finished.form.cpu(), finished.bias, finished.transposed
-        )
+        name = finished.planned.name
+        # The source's own bias: the model's may have been cast to the dtype it computes in.
+        bias = prepared.reader[keys[f"{name}.bias"][0]] if finished.bias is not None else None
+        layer = LayerExport(name, finished.form.cpu(), bias, finished.transposed)
         with watch("write"):
             for exporter in exporters:
                 exporter.add_layer(layer)

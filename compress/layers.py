@@ -27,14 +27,23 @@ def bias_of(layer: nn.Module) -> Tensor | None:
     return bias.detach() if isinstance(bias, Tensor) else None
 
 
-def refuse_not_finite(module: nn.Module, name: str) -> None:
-    """Raises LayerError naming the first loaded parameter that holds NaN or infinity."""
+def refuse_not_finite(module: nn.Module, name: str, stored: torch.dtype | None = None) -> None:
+    """Raises LayerError naming the first loaded parameter that holds NaN or infinity; an empty name is no prefix.
+
+    `stored`: the checkpoint's dtype, if known. Only float16, and only where it is not the checkpoint's own, can have
+    made an infinity of a sound value.
+    """
     for part, parameter in module.named_parameters():
-        if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
+        if parameter.is_meta or bool(torch.isfinite(parameter).all()):
+            continue
+        full = f"{name}.{part}" if name else part
+        remedy = "the original is damaged, download or convert it again"
+        if parameter.dtype is torch.float16 and stored is not torch.float16:
             raise LayerError(
-                f"{name}.{part}: the checkpoint's weight holds NaN or infinity; "
-                "the original is damaged, download or convert it again"
+                f"{full}: the weight holds NaN or infinity in float16; either it does not fit float16, then --dtype "
+                f"bfloat16 or float32 helps, or {remedy}"
             )
+        raise LayerError(f"{full}: the checkpoint's weight holds NaN or infinity; {remedy}")
 
 
 def matches(name: str, pattern: str) -> bool:

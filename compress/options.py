@@ -7,6 +7,7 @@ option, says the bad value and what would be right.
 """
 
 import difflib
+import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
@@ -17,6 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from compress.errors import RecipeError
+from compress.repair import Repair
 
 Registry = Mapping[str, type]
 T = TypeVar("T")
@@ -71,7 +73,8 @@ def describe(hint: Any) -> str:
 def parse_leaf(hint: Any, value: object, path: str) -> Any:
     """`value` (of YAML, or the text of a flag) as the leaf type `hint`.
 
-    Lists may be written as one comma-separated text. A boolean is never read as a number.
+    Lists may be written as one comma-separated text. A boolean is never read as a number. A path
+    may begin with ~, the user's home.
 
     Raises:
         RecipeError: `value` is nothing that the type can hold.
@@ -84,14 +87,29 @@ def parse_leaf(hint: Any, value: object, path: str) -> Any:
     try:
         if isinstance(value, bool):
             raise RecipeError(_wrong(path, given, hint))
-        return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
+        leaf = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
+        return leaf.expanduser() if isinstance(leaf, Path) else leaf
     except ValidationError:
         raise RecipeError(_wrong(path, given, hint)) from None
+    except RuntimeError as error:
+        raise RecipeError(f"{path}: {given!r}: {error} Write the folder in full.") from error
 
 
 def split_list(text: str) -> tuple[str, ...]:
-    """The parts of a comma-separated text, without the empty ones."""
+    """The parts of a comma-separated text, without the empty ones.
+
+    The name of a file that exists, perhaps with a weight (`a,b.txt:0.3`), is one part.
+    """
+    if "," in text and _is_file(re.sub(r":[\d.]+$", "", text)):
+        return (text,)
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # too long to be a name, for one
+        return False
 
 
 def check_types(options: object) -> None:
@@ -176,7 +194,7 @@ def walk_options(
         if field.name not in hints:
             continue
         here, hint, value = (*path, field.name), hints[field.name], getattr(options, field.name)
-        names = () if is_leaf(hint) else tuple(choices(hint, registry))
+        names = () if is_leaf(hint) else tuple(_offered(options, hint, registry))
         yield Option(here, hint, value, field, names)
         if names:
             yield from walk_options(value, registry, here)
@@ -185,6 +203,13 @@ def walk_options(
 def choices(hint: type, registry: Registry) -> dict[str, type]:
     """The registered classes that a field of type `hint` may hold."""
     return {name: kind for name, kind in sorted(registry.items()) if issubclass(kind, hint)}
+
+
+def _offered(options: object, hint: type, registry: Registry) -> Iterator[str]:
+    """The choices that are not refused in any case: a repair has no repair as its base."""
+    for name, kind in choices(hint, registry).items():
+        if not (isinstance(options, Repair) and issubclass(kind, Repair)):
+            yield name
 
 
 def closest(word: str, known: Iterable[str]) -> str:

@@ -6,16 +6,21 @@ before the export is verified is removed; what fails later is kept, verified, as
 
 from __future__ import annotations
 
+import glob
+import itertools
+import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import yaml
 
 from calibration.skeleton import decoder_blocks
 from calibration.stream import Stream
-from calibration.walk import walk
+from calibration.walk import Propagate, walk
 from compress.card import model_card
 from compress.compressing import Progress
 from compress.errors import RecipeError
@@ -23,8 +28,8 @@ from compress.evaluating import compare_with, original_of, resolve_original
 from compress.exporting import export
 from compress.exports.gptq import ADAPTER
 from compress.planning import Forecast, seconds_of_forward
-from compress.preparing import prepare, refuse_small_disks
-from compress.recipe import Recipe
+from compress.preparing import prepare, refuse_existing_output, refuse_small_disks, refuse_small_statistics_disk
+from compress.recipe import Recipe, StatisticsMode
 from compress.report import Comparison, ExportReport, Report
 from compress.reporting import make_report
 from compress.stopwatch import Stopwatch
@@ -32,7 +37,7 @@ from compress.verify import verify
 from eval.footprint import tensor_bytes
 
 RECIPE, REPORT, CARD = "recipe.yaml", "report.json", "README.md"
-VERIFIED = ".verified"
+VERIFIED, PARTIAL, UNFINISHED = ".verified", ".partial", ".unfinished"
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
@@ -41,6 +46,7 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Forecast:
     """What a run would do, what it would weigh and take; refuses all that a run refuses before work."""
+    refuse_existing_output(recipe)
     prepared = prepare(recipe, progress)
     refuse_small_disks(prepared)
     n_parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
@@ -55,6 +61,7 @@ def run(recipe: Recipe, *, progress: Progress = no_progress) -> Report:
     LayerError, CheckpointError, InputError or OSError during it. Nothing half-written is left behind.
     """
     watch = Stopwatch()
+    refuse_existing_output(recipe)
     with watch("prepare"):
         prepared = prepare(recipe, progress)
         refuse_small_disks(prepared)
@@ -62,17 +69,16 @@ def run(recipe: Recipe, *, progress: Progress = no_progress) -> Report:
         folders = _export_folders(recipe, folder)
         outcome = export(prepared, folders, watch, progress)
         with watch("verify"):
-            exports = [_verified(name, path, folder, progress) for name, path in folders.items()]
+            device = str(prepared.device)
+            exports = [_verified(name, folder, device, progress) for name in folders]
         (folder / VERIFIED).touch()
-        (folder / RECIPE).write_text(
-            recipe.to_yaml(), encoding="utf-8"
-        )  # for `compress eval`, should that fail
+        # Should the evaluation fail, `compress eval` finds there what to do.
+        (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         first = next(iter(folders.values()))
         with watch("evaluate"):
             scores = compare_with(original_of(prepared), first, recipe, progress)
         report = make_report(prepared, outcome, exports, scores, watch)
-        _describe(report, folder, folders.values())
-        (folder / VERIFIED).unlink()
+        _describe(report, folder)
     return report
 
 
@@ -81,20 +87,23 @@ def calibrate(recipe: Recipe, *, progress: Progress = no_progress) -> Path:
 
     Returns the folder they are in. Raises what `prepare` raises, and RecipeError if statistics are not to be saved.
     """
-    prepared = prepare(recipe, progress)
+    if recipe.statistics is StatisticsMode.OFF:
+        raise RecipeError("statistics: off, but saving them is all that calibrate does; use reuse")
+    # Statistics through compressed blocks exist only together with the compression.
+    prepared = prepare(replace(recipe, propagate=Propagate.NONE), progress)
     store = prepared.store()
     if store is None:
-        raise RecipeError("statistics: off, but saving them is all that calibrate does; use reuse")
+        raise RecipeError("statistics: there is no store to save them in")
     if store.complete:
         return store.folder
-    refuse_small_disks(prepared)
+    refuse_small_statistics_disk(prepared)
     prefix, blocks = decoder_blocks(prepared.model)
     prepared.loader.load_outside(f"{prefix}.", prepared.device)
     stream = Stream(prepared.model, blocks, list(prepared.tokens.batches(recipe.batch_size)))
     names = frozenset(layer.name for layer in prepared.plan.layers)
     try:
         for block in walk(
-            stream, prepared.loader, propagate=recipe.propagate, device=prepared.device
+            stream, prepared.loader, propagate=Propagate.NONE, device=prepared.device
         ):
             progress("calibrate", block.index, len(blocks))
             store.save(block.index, block.observe(names, prepared.needs))
@@ -112,29 +121,45 @@ def evaluate(folder: Path, recipe: Recipe, *, progress: Progress = no_progress) 
 
 @contextmanager
 def _workshop(out: Path) -> Iterator[Path]:
-    """A hidden sibling to work in, which becomes `out` at the end."""
-    folder = out.absolute().parent / f".{out.name}.partial"
-    shutil.rmtree(folder, ignore_errors=True)
+    """A hidden sibling to work in, of this process alone, which becomes `out` at the end."""
+    out = out.absolute()
+    _clear_away(out)
+    folder = out.parent / f".{out.name}.{os.getpid()}{PARTIAL}"
     folder.mkdir(parents=True)
     try:
         yield folder
         if out.exists():
-            raise RecipeError(
-                f"out: {out} appeared while the run was at work; the result is kept beside it"
-            )
+            raise RecipeError(f"out: {out} appeared while the run was at work")
         folder.rename(out)
+        (out / VERIFIED).unlink()
     except BaseException as error:
-        # Verified work is hours of somebody's time: it is kept, under a name that does not look finished.
         if (folder / VERIFIED).exists():
-            kept = out.absolute().parent / f"{out.name}.unfinished"
-            shutil.rmtree(kept, ignore_errors=True)
-            folder.rename(kept)
+            kept = _keep(folder, out)
             error.add_note(
                 f"the verified checkpoint is kept in {kept}; `compress eval {kept}` evaluates it"
             )
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep(folder: Path, out: Path) -> Path:
+    """Verified work is hours of somebody's time: give it a free name, one that does not look finished."""
+    names = (f"{out.name}{UNFINISHED}" + (f"-{k}" if k else "") for k in itertools.count())
+    kept = next(path for path in (out.parent / name for name in names) if not path.exists())
+    return folder.rename(kept)
+
+
+def _clear_away(out: Path) -> None:
+    """What runs that were killed left beside `out`: verified work is kept, the rest removed."""
+    for folder in out.parent.glob(f".{glob.escape(out.name)}.*{PARTIAL}"):
+        owner = folder.name.removesuffix(PARTIAL).rpartition(".")[2]
+        if not owner.isdigit() or psutil.pid_exists(int(owner)):
+            continue
+        if (folder / VERIFIED).exists():
+            _keep(folder, out)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _export_folders(recipe: Recipe, folder: Path) -> dict[str, Path]:
@@ -147,9 +172,10 @@ def _export_folders(recipe: Recipe, folder: Path) -> dict[str, Path]:
     return folders
 
 
-def _verified(name: str, path: Path, root: Path, progress: Progress) -> ExportReport:
+def _verified(name: str, root: Path, device: str, progress: Progress) -> ExportReport:
     progress(f"verify {name}", 0, 1)
-    found = verify(path)
+    path = root / name if (root / name).is_dir() else root
+    found = verify(path, device=device)
     progress(f"verify {name}", 1, 1)
     adapter = path / ADAPTER
     return ExportReport(
@@ -165,9 +191,12 @@ def _verified(name: str, path: Path, root: Path, progress: Progress) -> ExportRe
     )
 
 
-def _describe(report: Report, folder: Path, exports: Iterable[Path]) -> None:
-    """Report, recipe and card go with every export, so that each folder can be published as it is."""
-    for path in {folder, *exports}:
-        (path / RECIPE).write_text(yaml.safe_dump(report.recipe, sort_keys=False), encoding="utf-8")
+def _describe(report: Report, folder: Path) -> None:
+    """Report, recipe and a card of its own go with every export, so that each folder can be published as it is."""
+    cards = {folder: model_card(report)}
+    if len(report.exports) > 1:
+        cards |= {folder / export.folder: model_card(report, export) for export in report.exports}
+    for path, card in cards.items():
+        (path / CARD).write_text(card, encoding="utf-8")
         (path / REPORT).write_text(report.to_json(), encoding="utf-8")
-        (path / CARD).write_text(model_card(report), encoding="utf-8")
+        (path / RECIPE).write_text(yaml.safe_dump(report.recipe, sort_keys=False), encoding="utf-8")

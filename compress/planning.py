@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -18,8 +18,10 @@ from calibration.store import stored_bytes
 from calibration.walk import is_linear
 from compress.checkpoint import Reader
 from compress.compressor import Compressor, LayerShape
-from compress.errors import RecipeError
+from compress.errors import CheckpointError, RecipeError
+from compress.exports.base import main_dtype
 from compress.layers import is_transposed, select
+from compress.quantiser import Quantiser
 from compress.report import KeptTensor
 
 SPARE_DISK = 64 << 20
@@ -37,6 +39,16 @@ class PlannedLayer:
     bytes_after: int
     compressor: Compressor
 
+    @property
+    def gptq_bytes(self) -> int:
+        """What the GPTQ layout takes, adapter included; the native size for methods without codes, which it refuses."""
+        method: object = self.compressor
+        while not isinstance(method, Quantiser):
+            method = getattr(method, "base", None)
+            if method is None:
+                return self.bytes_after
+        return self.bytes_after + method.gptq_extra_bytes(self.shape)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -47,6 +59,10 @@ class Plan:
     n_blocks: int
     statistics_bytes: int
     """An upper bound of what the saved statistics take."""
+    dtype: torch.dtype = torch.float32
+    """What holds most of the checkpoint; the dense export's weights are in it."""
+    exports: tuple[str, ...] = ("native",)
+    """Formats asked for."""
 
     @property
     def bytes_before(self) -> int:
@@ -56,7 +72,18 @@ class Plan:
     @property
     def bytes_after(self) -> int:
         """Tensor data of the native export."""
-        return sum(layer.bytes_after for layer in self.layers) + self.kept_bytes
+        return self.export_bytes("native")
+
+    def export_bytes(self, name: str) -> int:
+        """Tensor data of an export by its name. Raises KeyError for one that is not native, gptq or dense."""
+        layers = {
+            "native": (layer.bytes_after for layer in self.layers),
+            "gptq": (layer.gptq_bytes for layer in self.layers),
+            "dense": (
+                layer.shape[0] * layer.shape[1] * self.dtype.itemsize for layer in self.layers
+            ),
+        }
+        return sum(layers[name]) + self.kept_bytes
 
     @property
     def kept_bytes(self) -> int:
@@ -86,10 +113,12 @@ class Plan:
             members = [tensor for tensor in self.kept if tensor.reason == reason]
             size = sum(tensor.n_bytes for tensor in members)
             out.append(f"kept as they are: {len(members)} tensors, {size:,} bytes ({reason})")
-        share = 100 * self.bytes_after / self.bytes_before
-        out.append(
-            f"whole checkpoint: {self.bytes_before:,} -> {self.bytes_after:,} bytes ({share:.1f} % kept)"
-        )
+        for name in self.exports:
+            size = self.export_bytes(name)
+            share = 100 * size / self.bytes_before
+            out.append(
+                f"whole checkpoint, {name}: {self.bytes_before:,} -> {size:,} bytes ({share:.1f} % kept)"
+            )
         out.append(f"saved statistics: at most {self.statistics_bytes:,} bytes")
         return out
 
@@ -104,11 +133,13 @@ class Forecast:
 
     def lines(self) -> list[str]:
         """For a terminal."""
-        low, high = 2 * self.seconds_of_forward, 6 * self.seconds_of_forward
+        once, low, high = (round(k * self.seconds_of_forward) for k in (1, 2, 6))
+        forward = f"about {once} s" if once else "under a second"
+        work = f"{low} to {high} s" if low else f"up to {high} s" if high else "under a second"
         return [
             *self.plan.lines(),
-            f"one forward pass over the calibration text: about {self.seconds_of_forward:.0f} s; "
-            f"calibrating and compressing: {low:.0f} to {high:.0f} s; verification and evaluation come on top",
+            f"one forward pass over the calibration text: {forward}; "
+            f"calibrating and compressing: {work}; verification and evaluation come on top",
         ]
 
 
@@ -133,8 +164,10 @@ def make_plan(
 ) -> Plan:
     """Plan for a skeleton and its checkpoint; `patterns` are those to include and to exclude.
 
-    Raises RecipeError for patterns that match nothing, and whatever the method refuses.
+    Raises RecipeError for patterns that match nothing, for layers that would not get smaller, and whatever the method
+    refuses; CheckpointError for a tensor whose shape contradicts the configuration.
     """
+    refuse_other_shapes(model, loader, reader)
     prefix, blocks = decoder_blocks(model)
     linears = {
         f"{prefix}.{index}.{part}": layer
@@ -157,10 +190,45 @@ def make_plan(
         )
         for name, compressor in method.plan(shapes).items()
     )
+    refuse_no_gain(layers)
     kept = _kept(reader, loader, prefix, {layer.tensor for layer in layers}, reasons)
     # Most inputs serve several layers; a block's distinct widths, once each, are a close upper bound with q, k, v one.
     statistics = sum(stored_bytes(shape.shape[1]) for shape in shapes.values())
-    return Plan(layers, kept, len(blocks), statistics)
+    return Plan(layers, kept, len(blocks), statistics, main_dtype(reader))
+
+
+def refuse_other_shapes(model: PreTrainedModel, loader: PartLoader, reader: Reader) -> None:
+    """Raises CheckpointError naming the first tensor that is not shaped as the configuration says.
+
+    Tensors that are merged or split on loading are left to the loader.
+    """
+    expected = model.state_dict()
+    for name, found in loader.keys_of().items():
+        if name not in expected or len(found) > 1 or loader.is_converted(name):
+            continue
+        stored, shape = tuple(reader.shape(found[0])), tuple(expected[name].shape)
+        if stored != shape:
+            raise CheckpointError(
+                f"{found[0]}: its shape in the checkpoint is {stored}, but config.json makes it {shape}; "
+                "the two do not belong together, get the checkpoint again or correct config.json"
+            )
+
+
+def refuse_no_gain(layers: Sequence[PlannedLayer]) -> None:
+    """Raises RecipeError if a layer's planned form takes as many bytes as its weight, or more."""
+    wasteful = [layer for layer in layers if layer.bytes_after >= layer.bytes_before]
+    if not wasteful:
+        return
+    layer, options = wasteful[0], []
+    method: object = layer.compressor
+    while method is not None:
+        options += [f"{n} ({getattr(method, n)})" for n in ("rank", "bits") if hasattr(method, n)]
+        method = getattr(method, "base", None)
+    lower = f"lower the {' or the '.join(options)}" if options else "choose another method"
+    raise RecipeError(
+        f"method: with {layer.compressor.name}, {len(wasteful)} of {len(layers)} layers would not get smaller, such as "
+        f"{layer.name} ({layer.bytes_before} bytes before, {layer.bytes_after} after); {lower}, or --exclude them"
+    )
 
 
 def _shape(layer: nn.Module, reader: Reader, tensor: str) -> LayerShape:

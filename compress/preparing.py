@@ -1,32 +1,40 @@
 """From a recipe to everything a run needs, refusing on the way what can be refused before work.
 
-Cheap checks come first: the output folder, the names of exports and tasks, the device; then the model, the plan, the
-text, the disk.
+Cheap checks come first: the names of exports and tasks, the device; then the model, the plan, the texts. Whether the
+output folder is free and the disks suffice is asked by `refuse_existing_output` and `refuse_small_disks`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+import transformers
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from calibration.data import Split, Tokens, load_tokens, parse_source
+from calibration.data import Split, Tokens, load_tokens, load_windows, parse_source
+from calibration.errors import InputError
 from calibration.skeleton import PartLoader, build_skeleton
 from calibration.stats import STATISTICS, Gram, Statistic
 from calibration.store import Store
 from calibration.walk import Propagate
 from compress.checkpoint import Reader
 from compress.compressing import Progress
+from compress.environment import toolkit_version
 from compress.errors import RecipeError
 from compress.exports import EXPORTS
-from compress.models import SourceModel, resolve_model
+from compress.models import SourceModel, load_tokenizer, resolve_model
 from compress.planning import Plan, make_plan, refuse_full_disk
 from compress.recipe import Dtype, Recipe, StatisticsMode
 from eval.catalog import check_tasks
+from eval.footprint import context_length
 from eval.wheels import cache_root
+
+SCRATCH_BYTES = 2 << 30
+"""The most that a writer holds beside its finished shards: the shard at hand."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +51,25 @@ class Prepared:
     loader: PartLoader
     plan: Plan
     tokens: Tokens
+    windows: Tokens | None
+    """Held-out text for the evaluation, none of it padded; None if the recipe wants none."""
     device: torch.device
     dtype: torch.dtype
     needs: frozenset[type[Statistic]]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The source's, which takes reading all of it: once a run."""
+        return self.reader.fingerprint()
 
     def store(self) -> Store | None:
         """Where this job's statistics are kept, if the recipe wants them kept."""
         if self.recipe.statistics is StatisticsMode.OFF:
             return None
         settings = {
-            "model": self.reader.fingerprint(),
+            "toolkit": toolkit_version(),
+            "transformers": transformers.__version__,
+            "model": self.fingerprint,
             "tokens": self.tokens.fingerprint(),
             "dtype": str(self.dtype),
             "device": self.device.type,
@@ -69,7 +86,7 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, progress: Progress) -> Prepared:
-    """Resolve a recipe.
+    """Resolve a recipe; the output folder and the disks are not looked at.
 
     Raises RecipeError, CheckpointError, InputError or EvalError, naming the option and what would be right.
     """
@@ -78,22 +95,19 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     source = resolve_model(recipe.model, None, progress=progress)
     reader = Reader(source.folder)
     config = AutoConfig.from_pretrained(source.folder)
+    refuse_long_sequences(recipe, config)
     dtype = settle_dtype(recipe.dtype, config)
-    tokenizer = AutoTokenizer.from_pretrained(source.folder)
+    tokenizer = load_tokenizer(source.folder)
     model = build_skeleton(config, dtype)
     loader = PartLoader(model, reader)
     plan = make_plan(model, loader, reader, recipe.method, (recipe.include, recipe.exclude))
     specs = {layer.name: layer.shape for layer in plan.layers}
     for name in recipe.export:
         EXPORTS[name].check({layer.name: layer.compressor for layer in plan.layers}, specs)
-    tokens = load_tokens(
-        [parse_source(text) for text in recipe.calibration],
-        tokenizer,
-        n_sequences=recipe.samples,
-        seq_len=recipe.seq_len,
-        seed=recipe.seed,
-        split=Split.CALIBRATION,
-    )
+    tokens, windows = _texts(recipe, tokenizer)
+    for option, text in (("calibration", tokens), ("eval_text", windows)):
+        if text is not None:
+            refuse_unknown_tokens(text, tokenizer, config, option)
     return Prepared(
         recipe,
         source,
@@ -102,8 +116,9 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
         tokenizer,
         model,
         loader,
-        plan,
+        replace(plan, exports=recipe.export),
         tokens,
+        windows,
         device,
         dtype,
         _needs(recipe),
@@ -111,9 +126,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
 
 
 def refuse_early(recipe: Recipe) -> None:
-    """Raises for what the recipe alone can tell."""
-    if recipe.folder.exists():
-        raise RecipeError(f"out: {recipe.folder} exists; name a new folder, or remove it")
+    """Raises for what the recipe alone can tell, the output folder aside."""
     unknown = [name for name in recipe.export if name not in EXPORTS]
     if unknown:
         raise RecipeError(f"export: {unknown[0]!r} is no format; there are {', '.join(EXPORTS)}")
@@ -121,11 +134,41 @@ def refuse_early(recipe: Recipe) -> None:
         check_tasks(recipe.tasks, recipe.include_path)
 
 
+def refuse_existing_output(recipe: Recipe) -> None:
+    """Raises RecipeError if the output folder is there already."""
+    if recipe.folder.exists():
+        raise RecipeError(f"out: {recipe.folder} exists; name a new folder, or remove it")
+
+
+def refuse_long_sequences(recipe: Recipe, config: PretrainedConfig) -> None:
+    """Raises RecipeError if the model does not take sequences of so many tokens."""
+    most = context_length(config)
+    if most is not None and recipe.seq_len > most:
+        raise RecipeError(f"seq_len: {recipe.seq_len} tokens; the model takes at most {most}")
+
+
+def refuse_unknown_tokens(
+    text: Tokens, tokenizer: Any, config: PretrainedConfig, option: str
+) -> None:
+    """Raises RecipeError for token ids that the model has no embedding for; `option` gave the text."""
+    size, largest = config.get_text_config().vocab_size, int(text.input_ids.max())
+    if largest >= size or int(text.input_ids.min()) < 0:
+        raise RecipeError(
+            f"{option}: it has token ids up to {largest}, but the model has {size} embeddings (vocab_size) and its "
+            f"tokenizer {len(tokenizer)} tokens; use the tokenizer that the model was trained with"
+        )
+
+
 def refuse_small_disks(prepared: Prepared) -> None:
     """Raises RecipeError if the output or the statistics do not fit their disks."""
-    exports = {"native": prepared.plan.bytes_after, "gptq": prepared.plan.bytes_after}
-    needed = sum(exports.get(name, prepared.plan.bytes_before) for name in prepared.recipe.export)
+    sizes = [prepared.plan.export_bytes(name) for name in prepared.recipe.export]
+    needed = sum(sizes) + min(SCRATCH_BYTES, max(sizes))
     refuse_full_disk(prepared.recipe.folder.absolute().parent, needed, "out")
+    refuse_small_statistics_disk(prepared)
+
+
+def refuse_small_statistics_disk(prepared: Prepared) -> None:
+    """Raises RecipeError if statistics are to be saved and do not fit their disk."""
     store = prepared.store()
     if store is not None and not store.complete:
         refuse_full_disk(
@@ -140,11 +183,12 @@ def settle_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).partition("\n")[0]
-        raise RecipeError(
-            f"device: {name!r} can't be used here ({first}); cpu always can"
-        ) from error
+    except (RuntimeError, AssertionError, ImportError):
+        device = torch.device("meta")
+    if device.type == "meta":  # it holds no data, so nothing can be computed on it
+        there = ", ".join(["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))])
+        there += ", mps" if torch.backends.mps.is_available() else ""
+        raise RecipeError(f"device: {name!r} can't be used here; there is {there}")
     return device
 
 
@@ -153,6 +197,38 @@ def settle_dtype(dtype: Dtype, config: PretrainedConfig) -> torch.dtype:
     if dtype is not Dtype.AUTO:
         return getattr(torch, dtype.value)  # type: ignore[no-any-return]
     return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+
+
+def _texts(recipe: Recipe, tokenizer: Any) -> tuple[Tokens, Tokens | None]:
+    """The calibration text, and the held-out windows if the recipe wants any."""
+    tokens = load_tokens(
+        [parse_source(text) for text in recipe.calibration],
+        tokenizer,
+        n_sequences=recipe.samples,
+        seq_len=recipe.seq_len,
+        seed=recipe.seed,
+        split=Split.CALIBRATION,
+    )
+    if not recipe.eval_windows:
+        return tokens, None
+    try:
+        windows = load_windows(
+            parse_source(recipe.eval_text),
+            tokenizer,
+            n_sequences=recipe.eval_windows,
+            seq_len=recipe.seq_len,
+        )
+    except InputError as error:
+        # Its remedies name the calibration's options; whose text it is must be said.
+        raise RecipeError(
+            f"eval_text: {error} (here --eval-windows stands for samples; 0 skips this evaluation)"
+        ) from error
+    if windows.attention_mask is not None:
+        raise RecipeError(
+            f"eval_text: {recipe.eval_text} has rows shorter than {recipe.seq_len} tokens (seq_len); "
+            "use longer text, or a smaller seq_len"
+        )
+    return tokens, windows
 
 
 def _needs(recipe: Recipe) -> frozenset[type[Statistic]]:

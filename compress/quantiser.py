@@ -91,13 +91,33 @@ class Quantiser(Compressor, ABC):
         return n_inputs if self.group_size in (None, WHOLE_ROW) else int(self.group_size or 0)
 
     def planned_bytes(self, shape: tuple[int, int]) -> int:
-        """Codes, fp16 scales and, if asymmetric, zeros."""
+        """Codes, fp16 scales; zeros if asymmetric, and every input's group if they are not in order."""
+        zeros, groups = self._zeros_and_groups(shape)
+        stored = (zeros if self.symmetry is Symmetry.ASYMMETRIC else 0) + (
+            0 if self.in_order else groups
+        )
         o, i = shape
-        n_groups = -(-i // self.group_of(i))
-        total = -(-i // CODES_A_ROW) * self.bits * o * 4 + n_groups * o * 2
-        if self.symmetry is Symmetry.ASYMMETRIC:
-            total += n_groups * -(-o // CODES_A_ROW) * self.bits * 4
-        return total
+        return -(-i // CODES_A_ROW) * self.bits * o * 4 + self._n_groups(i) * o * 2 + stored
+
+    def gptq_extra_bytes(self, shape: tuple[int, int]) -> int:
+        """What the GPTQ layout stores beyond the form: it always has zeros and every input's group."""
+        zeros, groups = self._zeros_and_groups(shape)
+        return (0 if self.symmetry is Symmetry.ASYMMETRIC else zeros) + (
+            groups if self.in_order else 0
+        )
+
+    @property
+    def in_order(self) -> bool:
+        """Whether input i is in group i // group_size, so that no input's group is stored."""
+        return True
+
+    def _n_groups(self, n_inputs: int) -> int:
+        return -(-n_inputs // self.group_of(n_inputs))
+
+    def _zeros_and_groups(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Bytes of the packed zeros and of the int32 group of every input."""
+        o, i = shape
+        return self._n_groups(i) * -(-o // CODES_A_ROW) * self.bits * 4, i * 4
 
     def forms(
         self,

@@ -1,5 +1,6 @@
 """What a job is: one typed object that is the Python API, the YAML file and the command line."""
 
+import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -38,6 +39,9 @@ class OnFailure(StrEnum):
     RAISE = "raise"
     KEEP = "keep"
 
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+"""Others lack what is needed: mps has no float64, meta no numbers."""
 
 _ENUMS: Mapping[str, type[StrEnum]] = {
     "dtype": Dtype,
@@ -167,12 +171,7 @@ class Recipe:
                 raise RecipeError(
                     f"{name}: {getattr(self, name)} is too small; it takes {minimum} or more"
                 )
-        for name in ("calibration", "export"):
-            if not getattr(self, name):
-                raise RecipeError(f"{name}: empty; name at least one")
-        for name in ("model", "device", "eval_text"):
-            if not getattr(self, name).strip():
-                raise RecipeError(f"{name}: empty; leave the option out for its default")
+        _refuse_texts(self)
 
     @classmethod
     def from_mapping(cls, values: object) -> Self:
@@ -213,6 +212,22 @@ class Recipe:
             if self.out is not None
             else Path(default_folder(self.model, self.method_name, self.method))
         )
+
+
+def _refuse_texts(recipe: Recipe) -> None:
+    for name in ("calibration", "export"):
+        if not getattr(recipe, name):
+            raise RecipeError(f"{name}: empty; name at least one")
+    for name in ("model", "device", "eval_text"):
+        if not getattr(recipe, name).strip():
+            raise RecipeError(f"{name}: empty; leave the option out for its default")
+    for name in ("export", "tasks"):
+        given = getattr(recipe, name)
+        twice = sorted({part for part in given if given.count(part) > 1})
+        if twice:
+            raise RecipeError(f"{name}: {', '.join(twice)} more than once; name each once")
+    if not _DEVICE.fullmatch(recipe.device):
+        raise RecipeError(f"device: {recipe.device!r} is none; it takes cpu, cuda, cuda:1 or auto")
 
 
 def default_folder(model: str, method_name: str, method: object) -> str:

@@ -63,7 +63,7 @@ class Repair(Compressor, ABC):
         return self.base.needs | {Gram}
 
     def plan(self, layers: Mapping[str, LayerShape]) -> dict[str, Compressor]:
-        """Plan the base and settle the rank. Raises RecipeError for ranks that can't be or that save nothing."""
+        """Plan the base and settle the rank. Raises RecipeError for ranks that can't be."""
         bases = self.base.plan(layers)
         rank = (
             self.rank
@@ -77,28 +77,23 @@ class Repair(Compressor, ABC):
                 f"method.rank: {rank} is above min(out, in) of {len(thin)} layers, such as {name} "
                 f"{layers[name].shape}; {smallest} is the most, or --exclude them"
             )
-        planned = {name: replace(self, base=bases[name], rank=rank, budget=None) for name in layers}
-        wasteful = [
-            n for n, c in planned.items() if c.planned_bytes(layers[n].shape) >= layers[n].n_bytes
-        ]
-        if wasteful:
-            name = wasteful[0]
-            size, before = planned[name].planned_bytes(layers[name].shape), layers[name].n_bytes
-            raise RecipeError(
-                f"method.rank: with rank {rank}, {len(wasteful)} layers would not get smaller, such as {name} "
-                f"({before} bytes before, {size} after); lower the rank or the bits"
-            )
-        return dict(planned)
+        return {name: replace(self, base=bases[name], rank=rank, budget=None) for name in layers}
 
     def _rank_for(self, budget: int, layers: Mapping[str, LayerShape]) -> int:
-        """The largest rank, a multiple of 8, whose factors fit the budget in every layer together."""
+        """The largest rank, a multiple of 8 or the full one, whose factors fit the budget in all layers together."""
         a_rank = sum(sum(layer.shape) for layer in layers.values()) * FACTOR_BYTES
-        rank = budget // a_rank // RANK_STEP * RANK_STEP
-        if rank < RANK_STEP:
+        most = min(min(layer.shape) for layer in layers.values())
+        paid, least = budget // a_rank, min(RANK_STEP, most)
+        if paid < least:
             raise RecipeError(
-                f"method.budget: {budget} bytes do not pay for rank {RANK_STEP}, which takes {RANK_STEP * a_rank}"
+                f"method.budget: {budget} bytes do not pay for rank {least}, which takes {least * a_rank}"
             )
-        return min(rank, min(min(layer.shape) for layer in layers.values()))
+        if paid > most:
+            raise RecipeError(
+                f"method.budget: {budget} bytes pay for rank {paid}, but the thinnest layer has at most rank {most}; "
+                f"give {most * a_rank} bytes or less, or --exclude thin layers"
+            )
+        return paid if paid == most else paid // RANK_STEP * RANK_STEP
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
         """The base's forms, each with a low-rank path for what it lost as it is stored."""

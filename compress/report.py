@@ -129,7 +129,7 @@ class Report:
         """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise CheckpointError(f"report: not JSON: {error}") from error
         schema = data.get("schema") if isinstance(data, dict) else None
         if schema != SCHEMA:
@@ -147,7 +147,11 @@ class Report:
         path = folder / "report.json"
         if not path.is_file():
             raise CheckpointError(f"{folder}: no report.json in it; name a folder that `run` wrote")
-        return cls.from_json(path.read_text(encoding="utf-8"))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path}: not UTF-8 text ({error}); get it again") from error
+        return cls.from_json(text)
 
 
 def decode(hint: Any, value: Any, path: str) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from compress.report import Comparison, Report
+from compress.report import Comparison, ExportReport, Report
 from eval.scores import Fidelity, Footprint, Scores, TaskScore, primary
 
 NOTHING = "-"
@@ -20,24 +20,29 @@ class Row:
     after: str
 
 
-def rows(report: Report) -> list[Row]:
-    """The rows of the summary; without an evaluation only the sizes."""
+def rows(report: Report, export: ExportReport | None = None) -> list[Row]:
+    """The rows of the summary; without an evaluation only the sizes.
+
+    They tell the size of `export` (None: the first), and its speed only if it was the one measured.
+    """
     totals = report.totals
-    sizes = [
-        Row(
-            "tensor bytes",
-            megabytes(totals.tensor_bytes_before),
-            megabytes(totals.tensor_bytes_after),
-        )
-    ]
+    after = totals.tensor_bytes_after if export is None else export.tensor_bytes
+    size = Row("whole checkpoint", megabytes(totals.tensor_bytes_before), megabytes(after))
     if report.scores is None:
-        return sizes
-    return [*sizes, *_score_rows(report.scores)]
+        return [size]
+    if evaluated(report, export):
+        return [size, *_score_rows(report.scores)]
+    return [size, *_quality_rows(report.scores)]
+
+
+def evaluated(report: Report, export: ExportReport | None) -> bool:
+    """Whether speed, memory and bits per weight are those of `export`: the first is measured."""
+    return export is None or export == report.exports[0]
 
 
 def comparison_rows(scores: Comparison) -> list[Row]:
     """The rows of an evaluation alone."""
-    size = _footprint_row("tensor bytes", scores, lambda it: megabytes(it.tensor_bytes))
+    size = _footprint_row("whole checkpoint", scores, lambda it: megabytes(it.tensor_bytes))
     return [size, *_score_rows(scores)]
 
 
@@ -66,10 +71,17 @@ def lines(rows: list[Row]) -> list[str]:
 
 
 def megabytes(n_bytes: int | None) -> str:
-    """Bytes in MB (10^6), or GB above a thousand of them."""
+    """Bytes in MB (10^6), in GB above a thousand of them, in kB below one."""
     if n_bytes is None:
         return NOTHING
+    if n_bytes < 1e6:
+        return f"{n_bytes / 1e3:.1f} kB"
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
+
+
+def counted(n: int, noun: str) -> str:
+    """A number of things: "1 layer", "2 layers"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def with_error(value: float | None, stderr: float | None, digits: int) -> str:
@@ -80,13 +92,17 @@ def with_error(value: float | None, stderr: float | None, digits: int) -> str:
 
 
 def _score_rows(scores: Comparison) -> Iterator[Row]:
-    before, after = scores.before, scores.after
-    yield _footprint_row("bits per weight", scores, lambda it: f"{it.bits_per_weight:.2f}")
-    yield from _fidelity_rows(before.fidelity, after.fidelity)
-    yield from _task_rows(before, after)
+    label = "bits per weight, whole checkpoint"
+    yield _footprint_row(label, scores, lambda it: f"{it.bits_per_weight:.2f}")
+    yield from _quality_rows(scores)
     yield _footprint_row("prefill, tokens/s", scores, lambda it: f"{it.prefill_tokens_per_s:.0f}")
     yield _footprint_row("decode, tokens/s", scores, lambda it: f"{it.decode_tokens_per_s:.1f}")
     yield _footprint_row("peak memory", scores, lambda it: megabytes(it.peak_rss_bytes))
+
+
+def _quality_rows(scores: Comparison) -> Iterator[Row]:
+    yield from _fidelity_rows(scores.before.fidelity, scores.after.fidelity)
+    yield from _task_rows(scores.before, scores.after)
 
 
 def _fidelity_rows(before: Fidelity | None, after: Fidelity | None) -> Iterator[Row]:

@@ -1,8 +1,9 @@
 """Proof that an export on disk is the model that was compressed.
 
 Every export folder holds `probe.safetensors`: token ids, the compressed model's logits at some
-positions, and a digest of every tensor written. A fresh process loads the export, which must hold
-exactly these tensors, and must reproduce these logits.
+positions, and a digest of every tensor and every file written that loading reads: configuration,
+tokenizer, shipped code. A fresh process loads the export, which must hold exactly these, and must
+reproduce these logits. README.md, report.json, recipe.yaml and licences may change.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from compress.checkpoint import Reader, read_json, some
-from compress.errors import CheckpointError
+from compress.errors import CheckpointError, RecipeError
 from compress.exports.adapter import STEM
 from compress.exports.base import main_dtype
 from compress.exports.gptq import ADAPTER
@@ -33,6 +34,11 @@ PROBE = "probe.safetensors"
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Relative L2 difference of the logits, by the narrowest dtype on the way."""
 TOLERANCE_16_BIT = 2e-2
+_READ_BY_LOADING = (
+    *("*.py", "*.json", "tokenizer*", "chat_template*", "chat_template*/*", "vocab*"),
+    *("merges.txt", "*.model", "*.tiktoken", f"{ADAPTER}/*.json"),
+)
+_FREE = ("report.json",)
 
 
 @dataclass(frozen=True)
@@ -68,11 +74,15 @@ def write_probe(
     int64, computed in `dtype` (None: the one that config.json names).
     """
     tensors = {"input_ids": input_ids, "logits": logits.float(), "positions": positions}
-    metadata = {"tensors": json.dumps(digests(folder))}
+    metadata = {
+        "tensors": json.dumps(digests(folder)),
+        "files": json.dumps(file_digests(folder)),
+    }
     if dtype is not None:
         metadata["dtype"] = str(dtype).removeprefix("torch.")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, folder / PROBE, metadata)
+    # Not save_file, whose files nobody but their owner may read.
+    (folder / PROBE).write_bytes(save(contiguous, metadata))
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -82,6 +92,16 @@ def digests(folder: Path) -> dict[str, str]:
         adapter = Reader(folder / ADAPTER, STEM)
         found |= {f"{ADAPTER}/{name}": _digest(tensor) for name, tensor in adapter.items()}
     return found
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Sha256 of every file of an export that loading reads, its tensors apart."""
+    paths = {path for pattern in _READ_BY_LOADING for path in folder.glob(pattern)}
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(paths)
+        if path.is_file() and path.name not in _FREE
+    }
 
 
 def _digest(tensor: Tensor) -> str:
@@ -94,9 +114,10 @@ def _digest(tensor: Tensor) -> str:
 def verify(folder: Path, device: str = "cpu") -> Verification:
     """Load an export in a fresh process and compare it with its probe.
 
-    Raises CheckpointError naming what differs.
+    Raises CheckpointError naming what differs, RecipeError for a device that is not there.
     """
     folder = Path(folder)
+    _refuse_device(device)
     if not (folder / PROBE).is_file():
         raise CheckpointError(f"{folder} has no {PROBE}, which every export has; is it an export?")
     with tempfile.TemporaryDirectory() as scratch:
@@ -119,20 +140,18 @@ def verify(folder: Path, device: str = "cpu") -> Verification:
     if not result.passed:
         raise CheckpointError(
             f"{folder}: its logits are not those of the compressed model: relative difference "
-            f"{result.relative_difference:.2e}, tolerance {result.tolerance:.0e}; its tensors are "
-            "as they were written, so config.json or the code that loads it has changed"
+            f"{result.relative_difference:.2e}, tolerance {result.tolerance:.0e}; its files are "
+            "as they were written, so the libraries that load them compute something else"
         )
     return result
 
 
 def check(folder: Path, device: str) -> Verification:
     """Do in this process what `verify` does in a fresh one, apart from judging the difference."""
-    with safe_open(folder / PROBE, framework="pt") as probe:
-        metadata: Mapping[str, str] = probe.metadata() or {}
-        input_ids, logits, positions = (
-            probe.get_tensor(name) for name in ("input_ids", "logits", "positions")
-        )
-    _refuse_changes(folder, json.loads(metadata["tensors"]))
+    tensors, metadata = _read_probe(folder / PROBE)
+    input_ids, logits, positions = tensors
+    _refuse_changes(folder, "files", file_digests(folder), json.loads(metadata["files"]))
+    _refuse_changes(folder, "tensors", digests(folder), json.loads(metadata["tensors"]))
     dtype = getattr(torch, metadata["dtype"]) if "dtype" in metadata else None
     model = load_export(folder, dtype, device)
     with torch.inference_mode():
@@ -151,8 +170,35 @@ def check(folder: Path, device: str) -> Verification:
     )
 
 
-def _refuse_changes(folder: Path, expected: Mapping[str, str]) -> None:
-    found = digests(folder)
+def _read_probe(path: Path) -> tuple[list[Tensor], Mapping[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as probe:
+            metadata: Mapping[str, str] = probe.metadata() or {}
+            tensors = [probe.get_tensor(name) for name in ("input_ids", "logits", "positions")]
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); get the export again") from error
+    absent = [name for name in ("tensors", "files") if name not in metadata]
+    if absent:
+        raise CheckpointError(
+            f"{path} has no digests of {' and '.join(absent)}: it is damaged or of another version;"
+            " get the export again"
+        )
+    return tensors, metadata
+
+
+def _refuse_device(name: str) -> None:
+    try:
+        usable = torch.empty(1, device=name).device.type != "meta"
+        reason = "it holds no numbers"
+    except (RuntimeError, AssertionError) as error:
+        usable, reason = False, str(error).partition("\n")[0].partition(". ")[0][:100]
+    if not usable:
+        raise RecipeError(f"--device: {name!r} can't be used here ({reason}); cpu always can")
+
+
+def _refuse_changes(
+    folder: Path, what: str, found: Mapping[str, str], expected: Mapping[str, str]
+) -> None:
     changed = [name for name in expected if name in found and found[name] != expected[name]]
     differences = {
         "are missing": set(expected) - set(found),
@@ -162,7 +208,7 @@ def _refuse_changes(folder: Path, expected: Mapping[str, str]) -> None:
     texts = [f"{some(names)} {verb}" for verb, names in differences.items() if names]
     if texts:
         raise CheckpointError(
-            f"{folder} is not what was exported: tensors {'; '.join(texts)}; get it again"
+            f"{folder} is not what was exported: {what} {'; '.join(texts)}; get it again"
         )
 
 

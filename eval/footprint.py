@@ -11,13 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from eval.errors import EvalError
 from eval.scores import Footprint, no_progress
@@ -43,6 +43,30 @@ class Timing:
         for name in ("prompt_tokens", "new_tokens", "repeats"):
             if getattr(self, name) < 1:
                 raise EvalError(f"{name}: {getattr(self, name)}; expected at least 1")
+
+    def fitting(self, model: PreTrainedModel) -> "Timing":
+        """This timing, shortened to the model's context where it is longer.
+
+        Raises:
+            EvalError: a context of less than 2 tokens, one to read and one to write.
+        """
+        longest = context_length(model.config)
+        if longest is None or self.prompt_tokens + self.new_tokens <= longest:
+            return self
+        if longest < 2:
+            raise EvalError(f"the model takes at most {longest} tokens; its speed needs 2")
+        new = min(self.new_tokens, max(1, longest // 4))
+        return replace(self, prompt_tokens=min(self.prompt_tokens, longest - new), new_tokens=new)
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Most tokens of a sequence, as a model's configuration tells; None if it sets no limit."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
+        value = getattr(text, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
 
 
 @dataclass(frozen=True)
@@ -81,7 +105,7 @@ def measure(
     `n_elements`. `peak_rss_bytes`: from `peak_memory`, if it was measured.
 
     Raises:
-        EvalError: no safetensors in `folder`, or a model whose context the prompt does not fit in.
+        EvalError: no safetensors in `folder`, or a model with a context of less than 2 tokens.
     """
     stored = tensor_bytes(folder)
     speed = measure_speed(model, timing, progress=progress)
@@ -128,16 +152,15 @@ def measure_speed(
 ) -> Speed:
     """Speed of one sequence with a KV cache; token ids are random, but always the same.
 
+    Prompt and new tokens are shortened to what fits in the model's context.
+
     Raises:
-        EvalError: prompt and new tokens do not fit in the model's context.
+        EvalError: a context of less than 2 tokens.
     """
-    config = model.config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None)
-    needed = timing.prompt_tokens + timing.new_tokens
-    if longest is not None and needed > longest:
-        raise EvalError(f"prompt_tokens + new_tokens: {needed}; the model takes at most {longest}")
+    timing = timing.fitting(model)
+    vocabulary = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(config.vocab_size, (1, timing.prompt_tokens), generator=generator)
+    ids = torch.randint(vocabulary, (1, timing.prompt_tokens), generator=generator)
     seconds: list[tuple[float, float]] = []
     for repeat in range(timing.repeats + 1):
         seconds.append(_prefill_and_decode(model, ids.to(model.device), timing.new_tokens))

@@ -1,6 +1,8 @@
 """The command line: what argv becomes, what help shows, how errors end."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -224,6 +226,65 @@ def test_ctrl_c_is_one_line_and_exit_code_130(
     assert capsys.readouterr().err == "error: interrupted\n"
 
 
+def test_termination_cleans_up_and_is_exit_code_143(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cleaned = []
+
+    def work(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # an impatient second one
+            cleaned.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("compress.pipeline.run", work)
+    assert main(["run"]) == 143
+    assert capsys.readouterr().err == "error: terminated\n"
+    assert cleaned == [True]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Recipe]]:
+    """What `compress eval` hands to the pipeline, which then stops."""
+    asked: list[tuple[Path, Recipe]] = []
+
+    def stop(folder: Path, recipe: Recipe, **_: object) -> None:
+        asked.append((folder, recipe))
+        raise RecipeError("stopped here")
+
+    monkeypatch.setattr("compress.pipeline.evaluate", stop)
+    return asked
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_eval_takes_the_recipe_of_its_folder_wherever_that_is_named(
+    evaluated: list[tuple[Path, Recipe]], tmp_path: Path, place: int
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("model: there\nseed: 7\n")
+    arguments = ["--limit", "3"]
+    arguments.insert(place, str(tmp_path))
+    main(["eval", *arguments])
+    assert evaluated == [(tmp_path, Recipe(model="there", seed=7, limit=3))]
+
+
+def test_eval_of_several_exports_takes_the_first_of_the_recipe_and_says_so(
+    evaluated: list[tuple[Path, Recipe]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("export: [native, dense]\n")
+    for name in ("dense", "native"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "probe.safetensors").touch()
+    main(["eval", "--reference", "there", str(tmp_path)])
+    ((folder, recipe),) = evaluated
+    assert (folder, recipe.model) == (tmp_path / "native", "there")
+    assert f"note: evaluating {tmp_path / 'native'}; there is also {tmp_path / 'dense'}" in (
+        capsys.readouterr().err
+    )
+
+
 def test_an_error_of_ours_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(*_: object, **__: object) -> None:
         raise AssertionError("a fault in the toolkit")
@@ -248,6 +309,9 @@ def test_an_error_of_ours_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> N
         (["run", "nix.yaml"], "error: nix.yaml: cannot be read as a recipe"),
         (["report", "nix"], "error: nix: no report.json in it"),
         (["verify", "nix"], "error: nix: no such folder"),
+        (["eval", "nix"], "error: nix: no such folder"),
+        (["eval", "--limit", "3", "nix"], "error: nix: no such folder"),
+        (["run", "--base", "eora"], "--method.base: there is no 'eora'; there are gptq, rtn"),
         (["verify"], "error: the following arguments are required: DIR"),
     ],
 )

@@ -455,3 +455,14 @@ def test_the_readers_own_scaling_is_alpha_over_rank(tmp_path):
     path.write_text(json.dumps(config | {"r": 7}))
     with pytest.raises(CheckpointError, match="rank 3"):
         read_adapter(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("name", ["native", "dense"])
+def test_an_export_of_nothing_is_refused_by_its_format(tmp_path, monkeypatch, name):
+    made = compressed(tmp_path / "source")
+    (tmp_path / ".out.partial").mkdir()
+    exporter = EXPORTS[name](tmp_path / ".out.partial", made.source)
+    monkeypatch.setattr(exporter, "reader", {})
+    with pytest.raises(CheckpointError) as caught:
+        exporter.close()
+    assert str(caught.value) == f"{name} export: no tensor to write"

@@ -15,7 +15,7 @@ import compress.gguf
 import compress.models
 from compress.errors import CheckpointError
 from compress.gguf import convert
-from compress.models import read_licence, resolve_model
+from compress.models import load_tokenizer, read_licence, resolve_model
 
 IDS = torch.arange(2, 34).view(2, 16)
 
@@ -192,6 +192,7 @@ BAD_CONFIGS = {
     "BertLMHeadModel is not": BertConfig(architectures=["BertLMHeadModel"]).to_dict(),
     "bert is not a causal": BertConfig().to_dict() | {"architectures": None},
     "t5 is not a causal": {"model_type": "t5", "architectures": None},
+    "dtype 'int8', which no dense": {"dtype": "int8"},
     "transformers cannot use its config.json": {"num_attention_heads": "many"},
 }
 
@@ -306,3 +307,38 @@ def test_a_config_without_architectures_is_judged_by_its_type(folder):
     edit_config(folder, architectures=None)
     assert LlamaConfig.from_pretrained(folder).architectures is None
     assert resolve_model(str(folder)).folder == folder
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_weights_without_a_word_in_the_config_are_refused(folder, dtype):
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file(weights | {name: weights[name].to(dtype)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{name} are stored as {str(dtype)[6:]}"):
+        resolve_model(str(folder))
+
+
+def test_a_whole_tokenizer_loads(folder):
+    assert load_tokenizer(folder).encode("the")
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"model": {"type": "Nix"}}', "\x00"])
+def test_a_spoilt_tokenizer_is_refused(folder, content):
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"its tokenizer files .* cannot be used: \S"):
+        load_tokenizer(folder)
+
+
+def test_a_tokenizer_config_alone_is_no_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="its tokenizer files"):
+        load_tokenizer(folder)
+
+
+def test_an_interruption_is_no_spoilt_tokenizer(folder, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compress.models.AutoTokenizer, "from_pretrained", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        load_tokenizer(folder)

@@ -119,6 +119,14 @@ def test_statistics_of_the_original_serve_another_method(workspace):
     assert any("used again" in note for note in report.notes)
 
 
+def test_what_calibrate_saves_never_reaches_a_run_through_compressed_blocks(workspace):
+    compress.calibrate(recipe(workspace))
+    compress.run(recipe(workspace))
+    compress.run(recipe(workspace, statistics="off", out=workspace / "fresh"))
+    a, b = (load_file(workspace / name / "model.safetensors") for name in ("out", "fresh"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_each_option_of_propagation_gives_another_checkpoint(workspace):
     weights = []
     for propagate in ("none", "block", "sublayer"):
@@ -198,6 +206,15 @@ def test_patterns_choose_the_layers(workspace):
 def test_bad_options_are_refused_and_leave_nothing(workspace, changes, message):
     with pytest.raises((RecipeError, CheckpointError, InputError, EvalError), match=message):
         compress.run(recipe(workspace, **changes))
+    assert left_behind(workspace) == set()
+
+
+def test_eval_text_that_is_missing_is_refused_before_work(workspace):
+    with pytest.raises(RecipeError, match=r"eval_text: .*missing\.txt"):
+        compress.run(
+            recipe(workspace, eval_windows=2, eval_text="missing.txt"),
+            progress=Interrupt("compress", AssertionError("work began")),
+        )
     assert left_behind(workspace) == set()
 
 
@@ -320,6 +337,15 @@ def test_a_failing_layer_can_be_left_as_it_was_and_is_then_in_the_report(workspa
     assert any("3 layers were left as they were" in note for note in report.notes)
 
 
+def test_a_run_that_could_compress_nothing_is_an_error(workspace):
+    damage(workspace, lambda tensors: tensors["model.embed_tokens.weight"].zero_())
+    with pytest.raises(
+        LayerError, match=r"no layer could be compressed.*every input channel is zero"
+    ):
+        compress.run(recipe(workspace, on_failure="keep"))
+    assert left_behind(workspace) == set()
+
+
 def test_a_dead_channel_is_noted(workspace):
     def change(tensors):
         tensors["model.layers.0.input_layernorm.weight"][7] = 0
@@ -331,7 +357,7 @@ def test_a_dead_channel_is_noted(workspace):
 
 def test_a_singular_gram_without_damping_is_an_error_with_the_layers_name(workspace):
     few = recipe(workspace, samples=1, seq_len=16, method=GPTQ(group_size=32, damping=0.0))
-    with pytest.raises(LayerError, match=r"layers\.0\.self_attn\.q_proj.*singular.*--damping"):
+    with pytest.raises(LayerError, match=r"layers\.0\.self_attn\.q_proj.*singular.*damping"):
         compress.run(few)
     assert left_behind(workspace) == set()
 
@@ -372,3 +398,24 @@ def test_a_failure_after_verification_keeps_the_checkpoint_under_an_unfinished_n
     load_export(workspace / "out.unfinished", torch.float32, torch.device("cpu"))
     again = recipe(workspace, eval_windows=2)
     assert compress.evaluate(workspace / "out.unfinished", again).after.fidelity.kl > 0
+
+
+def test_an_output_folder_that_appears_meanwhile_is_untouched_and_the_result_kept(workspace):
+    def appear(stage, _done, _total):
+        if stage == "compress":
+            (workspace / "out").mkdir(exist_ok=True)
+
+    with pytest.raises(RecipeError, match=r"out: .* appeared while"):
+        compress.run(recipe(workspace, eval_windows=0), progress=appear)
+    assert list((workspace / "out").iterdir()) == []
+    assert left_behind(workspace) == {"out", "out.unfinished"}
+
+
+def test_what_a_killed_run_left_is_cleared_away_but_verified_work_is_kept(workspace):
+    dead = 2**22 + 1  # above the largest process id of Linux
+    half, verified = (workspace / f".out.{dead + k}.partial" for k in (0, 1))
+    for folder in (half, verified):
+        folder.mkdir()
+    (verified / ".verified").touch()
+    compress.run(recipe(workspace))
+    assert left_behind(workspace) == {"out", "out.unfinished"}

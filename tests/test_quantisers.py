@@ -5,9 +5,10 @@ from problems import inputs, statistics, weight
 from calibration.stats import Gram, Statistics
 from compress.compressor import LayerShape
 from compress.errors import LayerError, RecipeError
+from compress.exports.gptq import gptq_tensors
 from compress.grid import Grid, ScaleSearch, Symmetry
 from compress.linalg import damped, relative_output_error
-from compress.methods.gptq import GPTQ, refit_scales, sweep
+from compress.methods.gptq import GPTQ, Order, refit_scales, sweep
 from compress.methods.rtn import RTN
 
 SYMMETRIES = list(Symmetry)
@@ -96,7 +97,7 @@ def test_a_symmetric_grid_takes_a_negative_scale_where_the_long_side_is_positive
     assert torch.equal(form.dense(), w)
 
 
-def test_no_candidate_beats_the_scale_that_the_search_found_by_much():
+def test_the_search_comes_within_a_tenth_of_the_best_of_a_thousand_scales():
     """The oracle tries a thousand scales of both signs for every group."""
     w, importance = weight(16, 32), inputs(32).square().mean(0)
     for bits in (2, 3, 4):
@@ -109,7 +110,7 @@ def test_no_candidate_beats_the_scale_that_the_search_found_by_much():
 
         widest = w.abs().amax(1) / max(grid.middle - 1, 1)
         tried = torch.stack([loss((widest * f)[:, None]) for f in torch.linspace(-1.2, 1.2, 1000)])
-        assert (loss(scale[:, None]).sum() / tried.amin(0).sum()) < 1.05
+        assert (loss(scale[:, None]).sum() / tried.amin(0).sum()) < 1.1
         assert torch.equal(zero, torch.full_like(zero, grid.middle))
 
 
@@ -152,9 +153,22 @@ def test_a_group_of_zeros_stays_zero():
             assert torch.equal(form.dense()[:, :32], torch.zeros(8, 32))
 
 
+@pytest.mark.parametrize("shape", [(32, 64), (96, 64), (40, 96)])
+@pytest.mark.parametrize("order", list(Order))
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+def test_every_combination_of_options_plans_the_bytes_that_it_stores(bits, symmetry, order, shape):
+    method = GPTQ(bits=bits, symmetry=symmetry, order=order, group_size=32)
+    [form] = method.compress([weight(*shape)], statistics(inputs(shape[1])))
+    assert form.n_bytes() == method.planned_bytes(shape)
+    if bits != 5 and shape[0] % 32 == 0:
+        stored = sum(tensor.nbytes for tensor in gptq_tensors(form).values())
+        assert stored == method.planned_bytes(shape) + method.gptq_extra_bytes(shape)
+
+
 def test_a_singular_gram_without_damping_is_an_error_that_says_what_would_help():
     x = inputs(64, n_tokens=20)
-    with pytest.raises(LayerError, match=r"singular.*--damping"):
+    with pytest.raises(LayerError, match=r"singular.*damping"):
         GPTQ(group_size=32, damping=0.0).compress([weight(8, 64)], statistics(x))
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from compress.errors import RecipeError
 from compress.options import build, describe, dump, parse_leaf, walk_options
 from compress.recipe import METHODS, Dtype, Propagate, Recipe, StatisticsMode, default_folder
+from compress.repair import Repair
 
 
 class Colour(StrEnum):
@@ -228,9 +229,12 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
 def test_python_gets_no_coercion() -> None:
     with pytest.raises(RecipeError, match=r"export: 'native' does not fit; it takes a list"):
         Recipe(export="native")  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match="dtype: 'float32' does not fit"):
-        Recipe(dtype="float32")  # type: ignore[arg-type]
-    assert Recipe(dtype=Dtype.FLOAT32).dtype is Dtype.FLOAT32
+    with pytest.raises(RecipeError, match="dtype: 'float8' does not fit"):
+        Recipe(dtype="float8")  # type: ignore[arg-type]
+
+
+def test_an_enum_is_taken_by_its_value_too() -> None:
+    assert Recipe(dtype="float32").dtype is Dtype.FLOAT32  # type: ignore[arg-type]
 
 
 def test_the_folder_is_named_after_model_method_and_bits() -> None:
@@ -238,3 +242,44 @@ def test_the_folder_is_named_after_model_method_and_bits() -> None:
     assert Recipe(model="org/Model-1B").folder == Path("Model-1B-eora-4bit")
     assert replace(Recipe(), out=Path("there")).folder == Path("there")
     assert default_folder("some/file.gguf", "svd", object()) == "file-svd"
+
+
+def test_paths_may_begin_with_the_users_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = Recipe.from_mapping({"out": "~/x", "include_path": "~/tasks"})
+    assert (recipe.out, recipe.include_path) == (tmp_path / "x", tmp_path / "tasks")
+    with pytest.raises(RecipeError, match=r"recipe\.out: '~nobody-of-that-name/x'"):
+        Recipe.from_mapping({"out": "~nobody-of-that-name/x"})
+
+
+def test_a_file_with_a_comma_in_its_name_is_one_text(tmp_path: Path) -> None:
+    file = tmp_path / "a,b.txt"
+    file.write_text("text")
+    for text in (str(file), f"{file}:0.3"):
+        assert Recipe.from_mapping({"calibration": text}).calibration == (text,)
+    assert Recipe.from_mapping({"calibration": "a,b.txt"}).calibration == ("a", "b.txt")
+    assert len(Recipe.from_mapping({"calibration": "x," * 3000 + "y"}).calibration) == 3001
+
+
+@pytest.mark.parametrize("name", ["export", "tasks"])
+def test_a_name_given_twice_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match=f"{name}: native more than once"):
+        Recipe.from_mapping({name: ["native", "dense", "native"]})
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta", "mps", "cuda:", "cpu:0x"])
+def test_a_device_of_no_known_kind_is_refused(device: str) -> None:
+    with pytest.raises(RecipeError, match=rf"device: '{device}' is none; it takes cpu"):
+        Recipe(device=device)
+
+
+def test_only_methods_that_are_no_repairs_are_offered_as_a_base() -> None:
+    offered = {".".join(o.path): o.choices for o in walk_options(Recipe(), METHODS) if o.choices}
+    assert set(offered["method"]) == set(METHODS)
+    assert set(offered["method.base"]) == {
+        name for name, kind in METHODS.items() if not issubclass(kind, Repair)
+    }
+    with pytest.raises(RecipeError, match="itself a repair"):
+        Recipe.from_mapping({"method": {"name": "eora", "base": "eora"}})

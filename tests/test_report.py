@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,15 @@ from compress.environment import describe_environment
 from compress.errors import CheckpointError
 from compress.recipe import Recipe
 from compress.report import Comparison, ExportReport, KeptTensor, LayerReport, Report, Totals
-from compress.summary import comparison_rows, lines, megabytes, rows, table, with_error
+from compress.summary import (
+    comparison_rows,
+    counted,
+    lines,
+    megabytes,
+    rows,
+    table,
+    with_error,
+)
 from eval.scores import Fidelity, Footprint, Scores, TaskScore
 
 
@@ -157,8 +166,8 @@ def test_the_recipe_in_a_report_makes_the_same_recipe(report: Report) -> None:
 def test_the_summary_puts_every_score_beside_the_original(report: Report) -> None:
     found = {row.label: (row.before, row.after) for row in rows(report)}
     assert found == {
-        "tensor bytes": ("538.0 MB", "101.3 MB"),
-        "bits per weight": ("4.25", "4.25"),
+        "whole checkpoint": ("538.0 MB", "101.3 MB"),
+        "bits per weight, whole checkpoint": ("4.25", "4.25"),
         "perplexity": ("27.800 ± 0.500", "29.100 ± 0.500"),
         "KL divergence, nats/token": ("-", "0.0600 ± 0.0010"),
         "top-1 agreement": ("-", "0.9400"),
@@ -170,7 +179,7 @@ def test_the_summary_puts_every_score_beside_the_original(report: Report) -> Non
 
 
 def test_a_summary_without_an_evaluation_is_its_size(report: Report) -> None:
-    assert [row.label for row in rows(replace(report, scores=None))] == ["tensor bytes"]
+    assert [row.label for row in rows(replace(report, scores=None))] == ["whole checkpoint"]
 
 
 def test_what_was_not_measured_is_a_dash() -> None:
@@ -187,6 +196,9 @@ def test_lines_are_aligned_and_the_table_has_every_row(report: Report) -> None:
 
 def test_figures_are_written_for_people() -> None:
     assert megabytes(2_500_000_000) == "2.50 GB"
+    assert megabytes(1_000_000) == "1.0 MB"
+    assert megabytes(45_600) == "45.6 kB"
+    assert (counted(1, "layer"), counted(2, "layer")) == ("1 layer", "2 layers")
     assert with_error(1.0, None, 2) == "1.00"
     assert with_error(None, None, 2) == "-"
 
@@ -205,6 +217,52 @@ def test_the_code_in_the_card_is_python_and_names_every_export(report: Report) -
         ast.parse(block)
     named = set(re.findall(r'"THIS_FOLDER/([\w/]+)"', "".join(blocks)))
     assert named == {"native", "gptq", "gptq/adapter", "dense"}
+
+
+def test_the_card_of_an_export_is_about_that_export_alone(report: Report) -> None:
+    sizes = enumerate(report.exports, 2)
+    sized = replace(report, exports=tuple(replace(e, tensor_bytes=n * 10**6) for n, e in sizes))
+    for export in sized.exports:
+        card = model_card(sized, export)
+        named = set(re.findall(r"THIS_FOLDER[\w/]*", card))
+        adapter = {"THIS_FOLDER/adapter"} if export.format == "gptq" else set()
+        assert named == {"THIS_FOLDER"} | adapter
+        size = megabytes(export.tensor_bytes)
+        assert f"The whole checkpoint takes {size}; the original takes 538.0 MB." in card
+        assert f"| whole checkpoint | 538.0 MB | {size} |" in card
+        assert ("| peak memory |" in card) == (export.format == "native")
+    root = model_card(sized)
+    assert all(
+        f"| {e.format} | `{e.format}` | {megabytes(e.tensor_bytes)} |" in root
+        for e in sized.exports
+    )
+
+
+def test_the_only_export_is_described_in_the_output_folder(report: Report) -> None:
+    only = replace(report.exports[1], folder=".", adapter="adapter")
+    single = replace(report, exports=(only,))
+    assert model_card(single) == model_card(single, only)
+    assert '"THIS_FOLDER/adapter"' in model_card(single)
+
+
+def test_the_card_of_a_dense_export_does_not_call_it_packed(report: Report) -> None:
+    native, _, dense = report.exports
+    assert "stored as 4-bit g32 + rank 8 (10 layers), which takes 7.80" in model_card(
+        report, native
+    )
+    card = model_card(report, dense)
+    assert "expanded to full precision" in card
+    assert "stored as" not in card
+    one = replace(report, layers=report.layers[:1], totals=replace(report.totals, n_layers=1))
+    assert "1 linear layer of `org/tiny` is stored as 4-bit g32 + rank 8 (1 layer)" in model_card(
+        one
+    )
+
+
+def test_a_report_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(CheckpointError, match=r"report\.json: not UTF-8"):
+        Report.load(tmp_path)
 
 
 def test_the_card_shows_the_five_worst_layers_and_what_was_left(report: Report) -> None:

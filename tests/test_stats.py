@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibration.errors import InputError
 from calibration.stats import STATISTICS, AbsMean, Gram, Mean, Statistics
 from calibration.store import Store
 from calibration.walk import SharedInput
@@ -64,7 +65,7 @@ def test_statistics_come_back_from_the_store_exactly(tmp_path, width):
     assert not store.complete
     store.finish()
     assert store.complete
-    [shared] = store.load(0)
+    [shared] = store.load(0, torch.device("cpu"))
     assert shared.names == ("a", "b")
     for kind, statistic in stats.items():
         assert shared.stats[kind].n_tokens == 40
@@ -82,3 +83,44 @@ def test_an_unfinished_store_leaves_nothing_that_counts(tmp_path):
     store.save(0, [SharedInput(("a",), Statistics.of(tokens(5), 1, frozenset({Gram})))])
     store.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+def saved(root, **settings):
+    store = Store(root, {"model": "m", **settings})
+    shared = SharedInput(("a",), Statistics.of(tokens(5), 1, frozenset({Gram})))
+    store.save(0, [shared])
+    store.save(1, [shared])
+    return store
+
+
+def test_equal_jobs_at_once_leave_one_complete_store(tmp_path):
+    first, second = saved(tmp_path), saved(tmp_path)
+    first.finish()
+    second.finish()
+    second.discard()
+    assert first.complete
+    assert [path.name for path in tmp_path.iterdir()] == [first.folder.name]
+    assert first.load(1, torch.device("cpu"))
+
+
+def test_a_store_with_a_missing_or_cut_block_counts_as_none_and_is_made_again(tmp_path):
+    store = saved(tmp_path)
+    store.finish()
+    (store.folder / "block-0001.safetensors").write_bytes(b"short")
+    assert not Store(tmp_path, {"model": "m"}).complete
+    again = saved(tmp_path)
+    again.finish()
+    assert again.complete
+
+
+def test_a_damaged_block_is_an_error_that_says_what_to_remove(tmp_path):
+    store = saved(tmp_path)
+    store.finish()
+    path = store.folder / "block-0000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(
+        InputError, match=r"block-0000\.safetensors is damaged; remove .*--statistics off"
+    ):
+        store.load(0, torch.device("cpu"))

@@ -1,6 +1,7 @@
 """Verification fails for every difference, and names it."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ from exported import IDS, POSITIONS, compressed, export
 from safetensors.torch import save_file
 
 from compress.checkpoint import Reader
-from compress.errors import CheckpointError
+from compress.errors import CheckpointError, RecipeError
 from compress.exports import EXPORTS
-from compress.verify import PROBE, digests, verify, write_probe
+from compress.verify import PROBE, digests, file_digests, verify, write_probe
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +98,75 @@ def test_a_tensor_lost_before_the_probe_was_written_is_an_error_too(made, tmp_pa
         verify(folder)
 
 
-def test_a_changed_config_is_found_by_the_logits(native):
+FILES = ["config.json", "loading.py", "forms.py", "packing.py", "tokenizer.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_file_that_loading_reads_is_named(native, name):
+    path = native / name
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(CheckpointError, match=rf"files {re.escape(name)} have changed"):
+        verify(native)
+
+
+def test_a_file_that_was_added_or_lost_is_named(native):
+    (native / "chat_template.jinja").write_text("{{ messages }}")
+    (native / "generation_config.json").unlink()
+    with pytest.raises(
+        CheckpointError,
+        match=r"generation_config\.json are missing; chat_template\.jinja are not of this export",
+    ):
+        verify(native)
+
+
+def test_what_loading_does_not_read_may_change(native):
+    for name in ("README.md", "report.json", "recipe.yaml", "LICENSE"):
+        (native / name).write_text("new")
+    assert verify(native).passed
+
+
+def test_a_config_changed_before_the_probe_was_written_is_found_by_the_logits(made, native):
     config = json.loads((native / "config.json").read_text())
     config["base_config"]["rms_norm_eps"] = 0.1
     (native / "config.json").write_text(json.dumps(config))
+    write_probe(native, IDS, made.logits()[POSITIONS], POSITIONS)
     with pytest.raises(CheckpointError, match="relative difference"):
         verify(native)
+
+
+def test_the_adapters_config_is_covered(made, tmp_path):
+    found = file_digests(export(made, tmp_path / "gptq", "gptq"))
+    assert {"adapter/adapter_config.json", "quantize_config.json", "tokenizer.json"} <= set(found)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 40, -10])
+def test_a_damaged_probe_is_refused_by_name(native, kept):
+    path = native / PROBE
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=r"probe\.safetensors is damaged"):
+        verify(native)
+
+
+def test_a_probe_without_digests_is_refused(native):
+    save_file(
+        {name: torch.ones(1) for name in ("input_ids", "logits", "positions")}, native / PROBE
+    )
+    with pytest.raises(CheckpointError, match="no digests of tensors and files"):
+        verify(native)
+
+
+def test_a_probe_has_the_mode_of_other_files(native):
+    assert (native / PROBE).stat().st_mode == (native / "config.json").stat().st_mode
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_in_a_line(native, device):
+    with pytest.raises(
+        RecipeError, match=rf"--device: '{device}' can't be used here .*cpu"
+    ) as caught:
+        verify(native, device)
+    assert len(str(caught.value)) < 200
+    assert "\n" not in str(caught.value)
 
 
 def test_logits_that_are_not_numbers_never_pass(made, native):

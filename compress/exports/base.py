@@ -106,9 +106,12 @@ class Exporter(ABC):
     def close(self) -> None:
         """Write what goes with the weights, and give everything its final name.
 
-        Raises CheckpointError if a tensor of the source is neither copied nor replaced.
+        Raises CheckpointError if a tensor of the source is neither copied nor replaced, or if there
+        is none.
         """
         self._refuse_lost()
+        if not self.writer.names:
+            raise CheckpointError(f"{self.name} export: no tensor to write")
         for path in companions(self.source.folder):
             copy(path, self.folder / path.name)
         self._write_config()

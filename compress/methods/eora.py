@@ -21,7 +21,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from calibration.stats import Gram, Statistics
-from compress.compressor import Compressor
+from compress.compressor import Compressor, refuse_damping
 from compress.forms import LowRank
 from compress.linalg import balanced, cholesky, damped, refit_up, to_storage, whitened_svd
 from compress.methods.gptq import GPTQ
@@ -40,6 +40,10 @@ class EoRA(Repair, name="eora"):
     damping: float = field(
         default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"}
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_damping(self.damping)
 
     def repair(self, residuals: Sequence[Tensor], stats: Statistics) -> list[LowRank]:
         """One Cholesky factor for all of them, one eigenproblem each."""

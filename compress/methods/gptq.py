@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from calibration.stats import Gram, Statistics
-from compress.errors import RecipeError
+from compress.compressor import refuse_damping
 from compress.forms import Form
 from compress.grid import Grid, to_fp16_values
 from compress.linalg import cholesky, damped
@@ -54,10 +54,12 @@ class GPTQ(Quantiser, name="gptq"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.damping < 100:
-            raise RecipeError(
-                f"method.damping: {self.damping} is not a share of the median diagonal (0.01 is usual)"
-            )
+        refuse_damping(self.damping)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether input i is in group i // group_size, so that no input's group is stored."""
+        return self.order is Order.NATURAL
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
         """Sweep the stack of weights once, then refit its scales."""
