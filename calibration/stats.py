@@ -53,7 +53,8 @@ class Statistic(ABC):
 
     def to(self, device: torch.device) -> Self:
         """The same on another device."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return type(self)(n_tokens=self.n_tokens, n_sequences=self.n_sequences, **moved)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensor fields by name."""

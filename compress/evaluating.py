@@ -48,6 +48,11 @@ def resolve_original(recipe: Recipe, progress: Progress) -> Original:
     )
 
 
+def asks_for_evaluation(recipe: Recipe) -> bool:
+    """Whether a recipe wants text or tasks; without either, speed and memory are not measured."""
+    return bool(recipe.eval_windows or recipe.tasks)
+
+
 def compare_with(
     original: Original, export: Path, recipe: Recipe, progress: Progress
 ) -> Comparison:

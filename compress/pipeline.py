@@ -24,11 +24,16 @@ from calibration.walk import Propagate, walk
 from compress.card import model_card
 from compress.compressing import Progress
 from compress.errors import RecipeError
-from compress.evaluating import compare_with, original_of, resolve_original
+from compress.evaluating import asks_for_evaluation, compare_with, original_of, resolve_original
 from compress.exporting import export
 from compress.exports.gptq import ADAPTER
 from compress.planning import Forecast, seconds_of_forward
-from compress.preparing import prepare, refuse_existing_output, refuse_small_disks, refuse_small_statistics_disk
+from compress.preparing import (
+    prepare,
+    refuse_existing_output,
+    refuse_small_disks,
+    refuse_small_statistics_disk,
+)
 from compress.recipe import Recipe, StatisticsMode
 from compress.report import Comparison, ExportReport, Report
 from compress.reporting import make_report
@@ -75,8 +80,10 @@ def run(recipe: Recipe, *, progress: Progress = no_progress) -> Report:
         # Should the evaluation fail, `compress eval` finds there what to do.
         (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         first = next(iter(folders.values()))
-        with watch("evaluate"):
-            scores = compare_with(original_of(prepared), first, recipe, progress)
+        scores = None
+        if asks_for_evaluation(recipe):
+            with watch("evaluate"):
+                scores = compare_with(original_of(prepared), first, recipe, progress)
         report = make_report(prepared, outcome, exports, scores, watch)
         _describe(report, folder)
     return report
@@ -115,7 +122,9 @@ def calibrate(recipe: Recipe, *, progress: Progress = no_progress) -> Path:
 
 
 def evaluate(folder: Path, recipe: Recipe, *, progress: Progress = no_progress) -> Comparison:
-    """The model of the recipe and an export of it, side by side."""
+    """The model of the recipe and an export of it, side by side. Raises RecipeError if it asks for nothing."""
+    if not asks_for_evaluation(recipe):
+        raise RecipeError("eval_windows, tasks: 0 windows and no task leave nothing to evaluate")
     return compare_with(resolve_original(recipe, progress), folder, recipe, progress)
 
 

@@ -138,7 +138,7 @@ class Recipe:
     )
     eval_windows: int = field(
         default=16,
-        metadata=_about("evaluation", "windows of that text, seq-len tokens each; 0: skip it"),
+        metadata=_about("evaluation", "windows of that text, seq-len tokens each; 0: none"),
     )
     tasks: tuple[str, ...] = field(
         default=("offline_hellaswag", "offline_piqa", "offline_arc_easy"),

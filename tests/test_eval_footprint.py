@@ -102,9 +102,13 @@ def test_decoding_uses_the_cache_and_every_repeat_is_run() -> None:
     assert seen == [("speed", 1, 3), ("speed", 2, 3), ("speed", 3, 3)]
 
 
-def test_a_prompt_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(EvalError, match="takes at most 32"):
-        measure_speed(tiny(), Timing(prompt_tokens=30, new_tokens=3))
+def test_a_prompt_is_shortened_to_what_the_model_takes() -> None:
+    fitting = Timing(prompt_tokens=30, new_tokens=3).fitting(tiny())
+    assert 1 <= fitting.prompt_tokens <= 32 - fitting.new_tokens
+    measure_speed(tiny(), Timing(prompt_tokens=30, new_tokens=3, repeats=1))
+
+
+def test_timings_that_measure_nothing_are_refused() -> None:
     with pytest.raises(EvalError, match="repeats: 0"):
         Timing(repeats=0)
 

@@ -72,6 +72,7 @@ def test_an_export_read_back_gives_the_logits_of_the_compressed_model(made, tmp_
         )
 
 
+@pytest.mark.slow
 def test_a_native_export_loads_after_the_import_in_a_fresh_process(made, tmp_path):
     folder = export(made, tmp_path / "native", "native")
     ran, found = load_in_fresh_process(folder, tmp_path, code="import compress\n" + LOAD)
@@ -88,6 +89,7 @@ def test_importing_the_loading_module_alone_is_enough(tmp_path, module):
     assert torch.equal(found, made.logits())
 
 
+@pytest.mark.slow
 def test_a_native_export_loads_without_the_toolkit_by_the_code_shipped_with_it(made, tmp_path):
     folder = export(made, tmp_path / "native", "native")
     ran, found = load_in_fresh_process(folder, tmp_path, trust="trust", hide_toolkit=True)
@@ -110,6 +112,7 @@ def test_two_checkpoints_and_the_toolkit_share_a_process(tmp_path):
     assert torch.equal(found, made.logits())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["AutoModelForCausalLM", "LlamaForCausalLM", "LlamaModel"])
 @pytest.mark.parametrize("toolkit", ["with", "without"])
 def test_what_does_not_know_the_format_fails_loudly(tmp_path, head, toolkit):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import compress
 from calibration.errors import InputError
-from compress import pipeline
+from compress import evaluating, pipeline
 from compress.errors import CheckpointError, LayerError, RecipeError
 from compress.exports.load import load_export
 from compress.methods.eora import EoRA
@@ -20,6 +20,7 @@ from compress.recipe import Recipe
 from compress.report import Report
 from compress.verify import check
 from eval.errors import EvalError
+from eval.footprint import PeakMemory
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs away from 42 hungry bears. " * 60
 
@@ -36,6 +37,8 @@ def quick_verification(request, monkeypatch):
         return result
 
     monkeypatch.setattr(pipeline, "verify", in_this_process)
+    memory = PeakMemory(baseline_bytes=1, peak_bytes=2, device_bytes=None)
+    monkeypatch.setattr(evaluating, "peak_memory", lambda *_, **__: memory)
 
 
 @pytest.fixture
@@ -216,6 +219,11 @@ def test_eval_text_that_is_missing_is_refused_before_work(workspace):
             progress=Interrupt("compress", AssertionError("work began")),
         )
     assert left_behind(workspace) == set()
+
+
+def test_an_evaluation_of_nothing_is_refused(workspace):
+    with pytest.raises(RecipeError, match="eval_windows, tasks: 0 windows and no task"):
+        compress.evaluate(workspace / "out", recipe(workspace))
 
 
 def test_an_existing_output_folder_is_refused_and_untouched(workspace):
