@@ -88,8 +88,7 @@ def sweep(
 
     Works on the transpose, where a column of the weight is one run of memory.
     """
-    inverse = torch.cholesky_inverse(cholesky(gram_ii))
-    upper_ii = torch.linalg.cholesky(inverse, upper=True).float()
+    upper_ii = _inverse_factor(gram_ii)
     importance_i = gram_ii.diagonal().float()
     rest_io = weight_oi.T.clone(memory_format=torch.contiguous_format)
     codes_io = torch.empty_like(rest_io)
@@ -113,6 +112,11 @@ def sweep(
             errors_io[j - start] = error
         rest_io[stop:].addmm_(upper_ii[start:stop, stop:].T, errors_io, alpha=-1)
     return codes_io.T, torch.stack(scales, 1), torch.stack(zeros, 1)
+
+
+def _inverse_factor(gram_ii: Tensor) -> Tensor:
+    """Upper Cholesky factor of the inverse Gram, fp32; the fp64 matrices on the way (each 1 GB at 11,008) are let go."""
+    return torch.linalg.cholesky(torch.cholesky_inverse(cholesky(gram_ii)), upper=True).float()
 
 
 def refit_scales(
