@@ -115,7 +115,7 @@ def sweep(
 
 
 def _inverse_factor(gram_ii: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse Gram, fp32; the fp64 matrices on the way (each 1 GB at 11,008) are let go."""
+    """Upper Cholesky factor of the inverse Gram, fp32; the large fp64 matrices on the way are let go."""
     return torch.linalg.cholesky(torch.cholesky_inverse(cholesky(gram_ii)), upper=True).float()
 
 
