@@ -116,7 +116,9 @@ def sweep(
 
 def _inverse_factor(gram_ii: Tensor) -> Tensor:
     """Upper Cholesky factor of the inverse Gram, fp32; the large fp64 matrices on the way are let go."""
-    return torch.linalg.cholesky(torch.cholesky_inverse(cholesky(gram_ii)), upper=True).float()
+    inverse_ii = torch.cholesky_inverse(cholesky(gram_ii))
+    upper_ii: Tensor = torch.linalg.cholesky(inverse_ii, upper=True)
+    return upper_ii.float()
 
 
 def refit_scales(
