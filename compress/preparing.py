@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -236,8 +235,3 @@ def _needs(recipe: Recipe) -> frozenset[type[Statistic]]:
     if recipe.propagate is Propagate.NONE:
         return frozenset(STATISTICS.values())
     return recipe.method.needs | {Gram}
-
-
-def rest_folder(out: Path, marker: str) -> Path:
-    """The sibling of an output folder in which work happens."""
-    return out.parent / f".{out.name}.{marker}"
