@@ -10,9 +10,11 @@ from typing import Any
 
 import datasets
 import lm_eval.api.task
+import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from eval.contexts import items, log_likelihoods, shares_contexts
 from eval.errors import EvalError
 
 MAX_LENGTH = 2048
@@ -38,16 +40,28 @@ class ReadyModel(HFLM):  # type: ignore[misc]
             backend="causal",
             batch_size=batch_size,
             max_length=min(MAX_LENGTH, limit or MAX_LENGTH),
+            # In bfloat16, the harness's default for such a model, a log-probability has 3 digits.
+            softmax_dtype=torch.float32,
             prefix_token_id=prefix_token_id(tokenizer),
         )
 
     def _loglikelihood_tokens(
         self, requests: Any, *_: object, override_bs: int | None = None, **__: object
     ) -> list[tuple[float, bool]]:
-        found = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
-        if any(isnan(log_likelihood) for log_likelihood, _ in found):
+        """As upstream, but a context that several requests share is read once."""
+        answers: dict[int, tuple[float, bool]] = {}
+        if shares_contexts(self.model):
+            pairs = [(context, continuation) for _, context, continuation in requests]
+            shared = items(pairs, self.batch_size, self.max_length)
+            answers = dict(log_likelihoods(self.model, shared, self.batch_size))
+        rest = [k for k in range(len(requests)) if k not in answers]
+        found = super()._loglikelihood_tokens(
+            [requests[k] for k in rest], disable_tqdm=True, override_bs=override_bs
+        )
+        answers |= zip(rest, found, strict=True)
+        if any(isnan(log_likelihood) for log_likelihood, _ in answers.values()):
             raise EvalError("the model gives NaN log-likelihoods; try dtype float32")
-        return list(found)
+        return [answers[k] for k in range(len(requests))]
 
     def loglikelihood(self, requests: Any, *_: object, **__: object) -> Any:
         """As upstream, without a progress bar."""
