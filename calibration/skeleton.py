@@ -161,9 +161,14 @@ class PartLoader:
         """Put a module's parameters back on meta; its buffers stay (they are not in the checkpoint)."""
         for part in module.modules():
             for name, parameter in list(part.named_parameters(recurse=False)):
-                setattr(
-                    part, name, nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
-                )
+                setattr(part, name, _on_meta(parameter))
+
+    def unload_outside(self, prefix: str) -> None:
+        """Put everything that is not below the prefix back on meta; `load_outside` brings it back."""
+        for name, parameter in list(self.model.named_parameters(remove_duplicate=False)):
+            if not name.startswith(prefix):
+                parent, _, leaf = name.rpartition(".")
+                setattr(self.model.get_submodule(parent), leaf, _on_meta(parameter))
 
     def keys_of(self) -> dict[str, list[str]]:
         """Checkpoint keys by the parameter they become."""
@@ -171,6 +176,10 @@ class PartLoader:
         for key, name in self.memory_names.items():
             keys[name].append(key)
         return dict(keys)
+
+
+def _on_meta(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
 
 
 def _some(names: Sequence[str]) -> str:

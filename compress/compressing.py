@@ -94,7 +94,8 @@ def _statistics(job: Job, block: Block, names: frozenset[str]) -> Iterator[Share
         return
     used = []
     for shared in _observed(job, block, names):
-        used.append(shared)
+        if job.saving is not None:
+            used.append(shared)
         yield shared
     if job.saving is not None:
         job.saving.save(block.index, used)
@@ -103,7 +104,8 @@ def _statistics(job: Job, block: Block, names: frozenset[str]) -> Iterator[Share
 def _observed(job: Job, block: Block, names: frozenset[str]) -> Iterator[SharedInput]:
     shared = block.observe(names, job.needs)
     if job.propagate is not Propagate.SUBLAYER:
-        yield from shared
+        while shared:
+            yield shared.pop(0)  # a Gram can be large: each goes when its layers are done
         return
     yield from shared[:1]
     for entry in shared[1:]:

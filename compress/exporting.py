@@ -69,6 +69,8 @@ def export(
         _copy_rest(prepared, exporters, outcome.compressed, progress)
         for exporter in exporters:
             exporter.close()
+        prefix, _ = decoder_blocks(prepared.model)
+        prepared.loader.load_outside(f"{prefix}.", prepared.device)
         _write_probes(job.probe, list(folders.values()), prepared.dtype)
     return outcome
 
@@ -84,6 +86,8 @@ def _job(prepared: Prepared, stores: tuple[Store | None, Store | None], watch: S
         batches = list(prepared.tokens.batches(prepared.recipe.batch_size)) if wanted else []
         stream = Stream(prepared.model, blocks, batches)
         probe = Stream(prepared.model, blocks, [_probe_tokens(prepared.tokens)])
+        # The walk does without: a vocabulary of 256,000 takes more memory than many blocks.
+        prepared.loader.unload_outside(f"{prefix}.")
     return Job(
         plan=prepared.plan,
         loader=prepared.loader,

@@ -11,8 +11,8 @@ from compress.errors import LayerError
 OUTLIER_RIDGE = 1e-3
 
 
-def damped(gram_ii: Tensor, damping: float) -> Tensor:
-    """G + damping * (median(diag G) * I + 0.001 * diag G), fp64.
+def add_ridge_(gram_ii: Tensor, damping: float) -> Tensor:
+    """G += damping * (median(diag G) * I + 0.001 * diag G), in place: a Gram of 5,632 inputs is 254 MB.
 
     The median, not the mean that GPTQ takes: two channels a thousand times larger than the rest, common in language
     models, would drag the mean up and drown the others (1.76 times the optimal error, against 1.016; measured).
@@ -20,7 +20,7 @@ def damped(gram_ii: Tensor, damping: float) -> Tensor:
     channels far above the median: their fp32 products are off by more than the first term where there are fewer tokens
     than inputs, and the sum would not be definite. Raises LayerError if all channels are dead.
     """
-    diagonal = gram_ii.diagonal().double()
+    diagonal = gram_ii.diagonal().clone()
     live = diagonal[diagonal > 0]
     if live.numel() == 0:
         raise LayerError(
@@ -28,9 +28,8 @@ def damped(gram_ii: Tensor, damping: float) -> Tensor:
         )
     median = diagonal.median()
     scale = median if median > 0 else live.median()
-    result: Tensor = gram_ii.double().clone()
-    result.diagonal().add_(damping * (scale + OUTLIER_RIDGE * diagonal))
-    return result
+    gram_ii.diagonal().add_(damping * (scale + OUTLIER_RIDGE * diagonal))
+    return gram_ii
 
 
 def cholesky(matrix_ii: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from compress.compressor import LayerShape
 from compress.errors import LayerError, RecipeError
 from compress.exports.gptq import gptq_tensors
 from compress.grid import Grid, ScaleSearch, Symmetry
-from compress.linalg import damped, relative_output_error
-from compress.methods.gptq import GPTQ, Order, refit_scales, sweep
+from compress.linalg import add_ridge_, relative_output_error
+from compress.methods.gptq import GPTQ, Order, inverse_factor, refit_scales, sweep
 from compress.methods.rtn import RTN
 
 SYMMETRIES = list(Symmetry)
@@ -26,7 +26,7 @@ def test_gptq_with_the_identity_as_gram_equals_rtn(bits, symmetry):
         {Gram: Gram(n_tokens=1, n_sequences=1, sum_ii=torch.eye(64, dtype=torch.float64))}
     )
     grid = Grid(bits, symmetry, ScaleSearch.SEARCH)
-    codes, scales, zeros = sweep(w, stats[Gram].mean_ii(), grid, 32)
+    codes, scales, zeros = sweep(w, torch.eye(64), torch.ones(64), grid, 32)
     [form] = RTN(bits=bits, symmetry=symmetry, group_size=32).compress([w], stats)
     values = (codes - zeros.repeat_interleave(32, 1)) * scales.repeat_interleave(32, 1)
     torch.testing.assert_close(values, form.dense(), rtol=0, atol=1e-6)
@@ -46,8 +46,14 @@ def plain_gptq(w, gram, scale, middle, top):
 
 def test_the_blocked_sweep_equals_the_plain_algorithm():
     w, stats = weight(16, 192), statistics(inputs(192))
-    gram = damped(stats[Gram].mean_ii(), 0.01)
-    codes, scales, zeros = sweep(w, gram, Grid(4, Symmetry.SYMMETRIC, ScaleSearch.SEARCH), 64)
+    gram = add_ridge_(stats[Gram].mean_ii(), 0.01)
+    codes, scales, zeros = sweep(
+        w,
+        inverse_factor(gram),
+        gram.diagonal().float(),
+        Grid(4, Symmetry.SYMMETRIC, ScaleSearch.SEARCH),
+        64,
+    )
     scale = scales.repeat_interleave(64, 1)
     ours = (codes - zeros.repeat_interleave(64, 1)) * scale
     plain = plain_gptq(w, gram, scale.double(), 8, 15).float()
@@ -116,8 +122,14 @@ def test_the_search_comes_within_a_tenth_of_the_best_of_a_thousand_scales():
 
 def test_refitted_scales_never_lose_more_and_reach_least_squares():
     w, stats = weight(12, 64), statistics(inputs(64))
-    gram = damped(stats[Gram].mean_ii(), 0.01)
-    codes, scales, zeros = sweep(w, gram, Grid(3, Symmetry.SYMMETRIC, ScaleSearch.SEARCH), 32)
+    gram = add_ridge_(stats[Gram].mean_ii(), 0.01)
+    codes, scales, zeros = sweep(
+        w,
+        inverse_factor(gram),
+        gram.diagonal().float(),
+        Grid(3, Symmetry.SYMMETRIC, ScaleSearch.SEARCH),
+        32,
+    )
     steps = codes - zeros.repeat_interleave(32, 1)
     refitted = refit_scales(w, steps, scales, gram, 32)
 

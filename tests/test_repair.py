@@ -7,9 +7,9 @@ from compress.compressor import LayerShape
 from compress.errors import LayerError, RecipeError
 from compress.forms import LowRank, Sum
 from compress.linalg import (
+    add_ridge_,
     balanced,
     cholesky,
-    damped,
     output_energy,
     refit_up,
     to_storage,
@@ -26,7 +26,7 @@ SHAPES = [(48, 64), (64, 48), (64, 64), (8, 64)]
 
 def problem(shape):
     """A residual (o, i) and a definite Gram, fp64."""
-    gram = damped(statistics(inputs(shape[1]))[Gram].mean_ii(), 0.01)
+    gram = add_ridge_(statistics(inputs(shape[1]))[Gram].mean_ii(), 0.01)
     return weight(*shape).double(), gram
 
 
@@ -102,7 +102,7 @@ def test_eora_beats_plain_svd_which_beats_no_repair(base, shape):
 
 def test_stored_factors_reach_the_optimum_to_16_bit_accuracy():
     w, stats = weight(96, 128), statistics(inputs(128))
-    gram = damped(stats[Gram].mean_ii(), 0.01)
+    gram = add_ridge_(stats[Gram].mean_ii(), 0.01)
     [form] = EoRA(base=RTN(bits=3, group_size=32), rank=8).compress([w], stats)
     base, path = form.terms
     tail = torch.linalg.svdvals((w.double() - base.dense()) @ cholesky(gram))[8:].square().sum()
@@ -113,7 +113,7 @@ def test_stored_factors_reach_the_optimum_to_16_bit_accuracy():
 
 
 def test_a_residual_of_low_rank_is_repaired_without_nan():
-    gram = damped(statistics(inputs(64))[Gram].mean_ii(), 0.01)
+    gram = add_ridge_(statistics(inputs(64))[Gram].mean_ii(), 0.01)
     matrix = torch.outer(torch.randn(48), torch.randn(64)).double()
     up, down, _ = whitened_svd(matrix, cholesky(gram), 6)
     _, down = balanced(up, down)
@@ -130,7 +130,7 @@ def test_outlier_channels_do_not_drown_the_others_in_damping():
     x = inputs(64)
     x[:, :2] *= 1000
     gram = statistics(x)[Gram].mean_ii()
-    ridge = (damped(gram, 0.01) - gram).diagonal()
+    ridge = (add_ridge_(gram.clone(), 0.01) - gram).diagonal()
     median = float(gram.diagonal().median())
     assert float(ridge[10]) == pytest.approx(0.01 * median, rel=0.1)
     assert float(ridge[0]) < 1.1e-5 * float(gram[0, 0])
@@ -140,7 +140,7 @@ def test_outlier_channels_do_not_drown_the_others_in_damping():
 def test_fewer_tokens_than_inputs_and_massive_outliers_stay_definite(outlier):
     x = inputs(256, n_tokens=64)
     x[:, :3] *= outlier
-    gram = damped(statistics(x)[Gram].mean_ii(), 0.01)
+    gram = add_ridge_(statistics(x)[Gram].mean_ii(), 0.01)
     assert torch.linalg.eigvalsh(gram)[0] > 0
     cholesky(gram)
 

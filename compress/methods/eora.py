@@ -23,7 +23,7 @@ from torch import Tensor
 from calibration.stats import Gram, Statistics
 from compress.compressor import Compressor, refuse_damping
 from compress.forms import LowRank
-from compress.linalg import balanced, cholesky, damped, refit_up, to_storage, whitened_svd
+from compress.linalg import add_ridge_, balanced, cholesky, refit_up, to_storage, whitened_svd
 from compress.methods.gptq import GPTQ
 from compress.repair import Repair
 
@@ -47,7 +47,7 @@ class EoRA(Repair, name="eora"):
 
     def repair(self, residuals: Sequence[Tensor], stats: Statistics) -> list[LowRank]:
         """One Cholesky factor for all of them, one eigenproblem each."""
-        gram_ii = damped(stats[Gram].mean_ii(), self.damping)
+        gram_ii = add_ridge_(stats[Gram].mean_ii(), self.damping)
         chol_ii = cholesky(gram_ii)
         paths = []
         for residual in residuals:

@@ -24,7 +24,7 @@ from calibration.stats import Gram, Statistics
 from compress.compressor import refuse_damping
 from compress.forms import Form
 from compress.grid import Grid, to_fp16_values
-from compress.linalg import cholesky, damped
+from compress.linalg import add_ridge_, cholesky
 from compress.quantiser import Quantiser, stacked
 
 COLUMNS_AT_ONCE = 64
@@ -64,32 +64,38 @@ class GPTQ(Quantiser, name="gptq"):
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
         """Sweep the stack of weights once, then refit its scales."""
         weight_oi, rows = stacked(weights)
-        gram_ii = damped(stats[Gram].mean_ii(), self.damping)
-        order = torch.arange(weight_oi.shape[1], device=weight_oi.device)
+        gram, order = stats[Gram], None
         if self.order is Order.ACTIVATION:
-            order = gram_ii.diagonal().argsort(descending=True, stable=True)
-            weight_oi, gram_ii = weight_oi[:, order], gram_ii[order][:, order]
+            order = gram.sum_ii.diagonal().argsort(descending=True, stable=True)
+            weight_oi = weight_oi[:, order]
         size = self.group_of(weight_oi.shape[1])
-        codes, scales, zeros = sweep(weight_oi, gram_ii, self.grid, size)
-        scales = refit_scales(
-            weight_oi, codes - _spread(zeros, size, codes.shape[1]), scales, gram_ii, size
-        )
+        # The metric is made anew where it is needed, so that it is not in memory beside its factor.
+        importance_i = self._metric(gram, order).diagonal().float()
+        upper_ii = inverse_factor(self._metric(gram, order))
+        codes, scales, zeros = sweep(weight_oi, upper_ii, importance_i, self.grid, size)
+        del upper_ii
+        steps = codes - _spread(zeros, size, codes.shape[1])
+        scales = refit_scales(weight_oi, steps, scales, self._metric(gram, order), size)
         groups = None
-        if self.order is Order.ACTIVATION:
+        if order is not None:
             back = order.argsort()
             codes, groups = codes[:, back], (back // size)
         return self.forms(codes.to(torch.uint8), scales, zeros.to(torch.uint8), rows, groups)
 
+    def _metric(self, gram: Gram, order: Tensor | None) -> Tensor:
+        """The damped mean Gram in the order of the sweep: (i, i), fp64."""
+        metric_ii = add_ridge_(gram.mean_ii(), self.damping)
+        return metric_ii if order is None else metric_ii[order][:, order]
+
 
 def sweep(
-    weight_oi: Tensor, gram_ii: Tensor, grid: Grid, size: int
+    weight_oi: Tensor, upper_ii: Tensor, importance_i: Tensor, grid: Grid, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (o, i), scales and zeros (o, G), all fp32, of weights (o, i) fp32 in the metric of a definite Gram (fp64).
+    """Codes (o, i), scales and zeros (o, G), all fp32, of weights (o, i) fp32.
 
-    Works on the transpose, where a column of the weight is one run of memory.
+    `upper_ii` is the Gram's `inverse_factor`; `importance_i` weights squared errors in the search for scales. Works on
+    the transpose, where a column of the weight is one run of memory.
     """
-    upper_ii = _inverse_factor(gram_ii)
-    importance_i = gram_ii.diagonal().float()
     rest_io = weight_oi.T.clone(memory_format=torch.contiguous_format)
     codes_io = torch.empty_like(rest_io)
     scales, zeros = [], []
@@ -114,11 +120,19 @@ def sweep(
     return codes_io.T, torch.stack(scales, 1), torch.stack(zeros, 1)
 
 
-def _inverse_factor(gram_ii: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse Gram, fp32; the large fp64 matrices on the way are let go."""
-    inverse_ii = torch.cholesky_inverse(cholesky(gram_ii))
-    upper_ii: Tensor = torch.linalg.cholesky(inverse_ii, upper=True)
-    return upper_ii.float()
+def inverse_factor(gram_ii: Tensor) -> Tensor:
+    """The upper Cholesky factor U of the inverse Gram, G^-1 = U^T U: (i, i) fp32, from a definite one in fp64.
+
+    With J the reversal of order and J G J = L L^T, U is J L^-1 J: the inverse itself is never formed.
+    """
+    reversed_ii = gram_ii.flip(0, 1)
+    del gram_ii  # where the caller gave its only reference, 254 MB at 5,632 inputs go
+    lower_ii = cholesky(reversed_ii)
+    del reversed_ii
+    inverse_ii = torch.eye(len(lower_ii), dtype=lower_ii.dtype, device=lower_ii.device).T
+    torch.linalg.solve_triangular(lower_ii, inverse_ii, upper=False, out=inverse_ii)
+    del lower_ii
+    return inverse_ii.float().flip(0, 1)
 
 
 def refit_scales(
