@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from calibration.data import load_windows, parse_source
+from calibration.data import Tokens
 from compress.compressing import Progress
-from compress.errors import RecipeError
 from compress.exports.load import load_export, unpack
 from compress.models import load_tokenizer, resolve_model
-from compress.preparing import Prepared, settle_device, settle_dtype
+from compress.preparing import Prepared, held_out_windows, settle_device, settle_dtype
 from compress.recipe import Recipe
 from compress.report import Comparison
 from eval.fidelity import compare
@@ -31,11 +30,19 @@ class Original:
     tokenizer: Any
     device: torch.device
     dtype: torch.dtype
+    windows: Tokens | None
+    """Held-out text, if fidelity is wanted."""
 
 
 def original_of(prepared: Prepared) -> Original:
     """The source of a run."""
-    return Original(prepared.source.folder, prepared.tokenizer, prepared.device, prepared.dtype)
+    return Original(
+        prepared.source.folder,
+        prepared.tokenizer,
+        prepared.device,
+        prepared.dtype,
+        prepared.windows,
+    )
 
 
 def resolve_original(recipe: Recipe, progress: Progress) -> Original:
@@ -44,7 +51,11 @@ def resolve_original(recipe: Recipe, progress: Progress) -> Original:
     config = AutoConfig.from_pretrained(folder)
     tokenizer = load_tokenizer(folder)
     return Original(
-        folder, tokenizer, settle_device(recipe.device), settle_dtype(recipe.dtype, config)
+        folder,
+        tokenizer,
+        settle_device(recipe.device),
+        settle_dtype(recipe.dtype, config),
+        held_out_windows(recipe, tokenizer),
     )
 
 
@@ -69,7 +80,7 @@ def compare_with(
         _footprint(original, export, after, n_parameters, progress),
     )
     unpack(after)
-    fidelity = _fidelity(original, before, after, recipe, progress)
+    fidelity = _fidelity(original.windows, before, after, progress)
     tasks = [_tasks(model, original, recipe, progress) for model in (before, after)]
     return Comparison(
         before=Scores(fidelity[0], tasks[0], footprints[0]),
@@ -96,27 +107,12 @@ def _footprint(
 
 
 def _fidelity(
-    original: Original,
-    before: PreTrainedModel,
-    after: PreTrainedModel,
-    recipe: Recipe,
-    progress: Progress,
+    windows: Tokens | None, before: PreTrainedModel, after: PreTrainedModel, progress: Progress
 ) -> tuple[Fidelity | None, Fidelity | None]:
-    if not recipe.eval_windows:
+    if windows is None:
         return None, None
-    windows = load_windows(
-        parse_source(recipe.eval_text),
-        original.tokenizer,
-        n_sequences=recipe.eval_windows,
-        seq_len=recipe.seq_len,
-    )
-    if windows.attention_mask is not None:
-        raise RecipeError(
-            f"eval_text: {recipe.eval_text} has rows shorter than {recipe.seq_len} tokens; use longer text"
-        )
-    return compare(
-        before, after, [tokens.input_ids for tokens in windows.batches(2)], progress=progress
-    )
+    batches = [tokens.input_ids for tokens in windows.batches(2)]
+    return compare(before, after, batches, progress=progress)
 
 
 def _tasks(

@@ -7,7 +7,6 @@ File format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import contextlib
-import hashlib
 import io
 import json
 import shutil
@@ -25,6 +24,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from calibration.store import file_sha256
 from compress.errors import CheckpointError
 from compress.gguf_tokenizer import TokenizerFacts, write_tokenizer
 
@@ -144,12 +144,6 @@ def _field(reader: GGUFReader, key: str) -> Any:
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def convert(path: Path, folder: Path, *, progress: Progress) -> None:

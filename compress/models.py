@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from calibration.store import file_sha256
 from compress.acceptance import WHAT_MODELS_ARE, check_folder
 from compress.demo import DEMO, demo_folder
 from compress.errors import CheckpointError
@@ -29,7 +30,6 @@ from compress.gguf import (
     SOURCE_FILE,
     Progress,
     convert,
-    file_sha256,
     refuse_bad_magic,
 )
 from eval.wheels import cache_root

@@ -103,7 +103,8 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     specs = {layer.name: layer.shape for layer in plan.layers}
     for name in recipe.export:
         EXPORTS[name].check({layer.name: layer.compressor for layer in plan.layers}, specs)
-    tokens, windows = _texts(recipe, tokenizer)
+    tokens = _calibration_text(recipe, tokenizer)
+    windows = held_out_windows(recipe, tokenizer)
     for option, text in (("calibration", tokens), ("eval_text", windows)):
         if text is not None:
             refuse_unknown_tokens(text, tokenizer, config, option)
@@ -198,9 +199,8 @@ def settle_dtype(dtype: Dtype, config: PretrainedConfig) -> torch.dtype:
     return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
 
 
-def _texts(recipe: Recipe, tokenizer: Any) -> tuple[Tokens, Tokens | None]:
-    """The calibration text, and the held-out windows if the recipe wants any."""
-    tokens = load_tokens(
+def _calibration_text(recipe: Recipe, tokenizer: Any) -> Tokens:
+    return load_tokens(
         [parse_source(text) for text in recipe.calibration],
         tokenizer,
         n_sequences=recipe.samples,
@@ -208,8 +208,15 @@ def _texts(recipe: Recipe, tokenizer: Any) -> tuple[Tokens, Tokens | None]:
         seed=recipe.seed,
         split=Split.CALIBRATION,
     )
+
+
+def held_out_windows(recipe: Recipe, tokenizer: Any) -> Tokens | None:
+    """Windows of the evaluation's text, none of them padded; None if the recipe wants none.
+
+    Raises RecipeError naming the option if the text is too short.
+    """
     if not recipe.eval_windows:
-        return tokens, None
+        return None
     try:
         windows = load_windows(
             parse_source(recipe.eval_text),
@@ -227,7 +234,7 @@ def _texts(recipe: Recipe, tokenizer: Any) -> tuple[Tokens, Tokens | None]:
             f"eval_text: {recipe.eval_text} has rows shorter than {recipe.seq_len} tokens (seq_len); "
             "use longer text, or a smaller seq_len"
         )
-    return tokens, windows
+    return windows
 
 
 def _needs(recipe: Recipe) -> frozenset[type[Statistic]]:

@@ -1,6 +1,17 @@
-"""Makes the helpers beside the tests importable under pytest's importlib mode."""
+"""Makes the helpers beside the tests importable under pytest's importlib mode; a fixture that several files use."""
 
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A folder with a tiny model and a text, and a cache of its own."""
+    from workspaces import fill
+
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
+    return fill(tmp_path)

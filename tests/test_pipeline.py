@@ -7,6 +7,7 @@ import pytest
 import torch
 from families import save_tiny
 from safetensors.torch import load_file, save_file
+from workspaces import recipe
 
 import compress
 from calibration.errors import InputError
@@ -21,8 +22,6 @@ from compress.report import Report
 from compress.verify import check
 from eval.errors import EvalError
 from eval.footprint import PeakMemory
-
-TEXT = "the quick brown fox jumps over the lazy dog and runs away from 42 hungry bears. " * 60
 
 
 @pytest.fixture(autouse=True)
@@ -39,30 +38,6 @@ def quick_verification(request, monkeypatch):
     monkeypatch.setattr(pipeline, "verify", in_this_process)
     memory = PeakMemory(baseline_bytes=1, peak_bytes=2, device_bytes=None)
     monkeypatch.setattr(evaluating, "peak_memory", lambda *_, **__: memory)
-
-
-@pytest.fixture
-def workspace(tmp_path, monkeypatch):
-    """A folder with a tiny model and a text, and a cache of its own."""
-    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
-    save_tiny(tmp_path / "model", num_key_value_heads=4)
-    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    return tmp_path
-
-
-def recipe(workspace, **changes):
-    options = {
-        "model": str(workspace / "model"),
-        "out": workspace / "out",
-        "calibration": (str(workspace / "text.txt"),),
-        "eval_text": str(workspace / "text.txt"),
-        "samples": 8,
-        "seq_len": 32,
-        "eval_windows": 0,
-        "tasks": (),
-        "method": EoRA(rank=4, base=GPTQ(group_size=32)),
-    }
-    return Recipe(**{**options, **changes})
 
 
 def left_behind(workspace):

@@ -7,6 +7,7 @@ import torch
 from families import save_tiny, tiny_model
 from safetensors.torch import load_file, save_file
 from torch import nn
+from workspaces import recipe
 
 import compress
 from calibration.errors import InputError
@@ -19,35 +20,8 @@ from compress.methods.rtn import RTN
 from compress.pipeline import no_progress
 from compress.planning import Forecast
 from compress.preparing import prepare, refuse_existing_output, settle_device
-from compress.recipe import Recipe
 from eval.errors import EvalError
 from eval.footprint import Timing, measure_speed, tensor_bytes
-
-TEXT = "the quick brown fox jumps over the lazy dog and runs away from 42 hungry bears. " * 60
-
-
-@pytest.fixture
-def workspace(tmp_path, monkeypatch):
-    """A folder with a tiny model and a text, and a cache of its own."""
-    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
-    save_tiny(tmp_path / "model", num_key_value_heads=4)
-    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    return tmp_path
-
-
-def recipe(workspace, **changes):
-    options = {
-        "model": str(workspace / "model"),
-        "out": workspace / "out",
-        "calibration": (str(workspace / "text.txt"),),
-        "eval_text": str(workspace / "text.txt"),
-        "samples": 8,
-        "seq_len": 32,
-        "eval_windows": 0,
-        "tasks": (),
-        "method": EoRA(rank=4, base=GPTQ(group_size=32)),
-    }
-    return Recipe(**{**options, **changes})
 
 
 def prepared(workspace, **changes):
