@@ -126,13 +126,13 @@ class Quantised(Form):
         return self.qzeros is None
 
     def codes(self) -> Tensor:
-        """(i, o) uint8."""
+        """(i, o) int32."""
         return unpack(self.qweight, self.bits, self.shape[1])
 
     def zeros(self) -> Tensor:
-        """(G, o) uint8."""
+        """(G, o) int32."""
         if self.qzeros is None:
-            return torch.full_like(self.scales, 1 << (self.bits - 1), dtype=torch.uint8)
+            return torch.full_like(self.scales, 1 << (self.bits - 1), dtype=torch.int32)
         return unpack(self.qzeros.T.contiguous(), self.bits, self.shape[0]).T
 
     def groups(self) -> Tensor:
@@ -150,7 +150,7 @@ class Quantised(Form):
         else:
             groups = self.groups()
             values_io.sub_(zeros[groups]).mul_(scales[groups])
-        return values_io.T.contiguous()
+        return values_io.T  # as it lies in memory: transposing it costs more than all of the above
 
     def spec(self) -> dict[str, Any]:  # noqa: D102
         return {

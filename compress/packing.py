@@ -42,10 +42,13 @@ def _as_int32(words: Tensor) -> Tensor:
 
 
 def unpack(words_km: Tensor, bits: int, n: int) -> Tensor:
-    """The inverse of `pack`: (ceil(n / 32) * bits, m) int32 -> (n, m) uint8."""
+    """The inverse of `pack`: (ceil(n / 32) * bits, m) int32 -> (n, m) int32."""
     m = words_km.shape[1]
+    if WORD % bits == 0:  # all codes of a word at once: a native model does this at every forward
+        shifts = torch.arange(0, WORD, bits, dtype=torch.int32, device=words_km.device)
+        return ((words_km[:, None] >> shifts[:, None]) & ((1 << bits) - 1)).reshape(-1, m)[:n]
     rows = words_km.reshape(-1, bits, m)
-    codes = torch.empty(rows.shape[0], CODES_A_ROW, m, dtype=torch.uint8, device=words_km.device)
+    codes = torch.empty(rows.shape[0], CODES_A_ROW, m, dtype=torch.int32, device=words_km.device)
     for j in range(CODES_A_ROW):
         word, offset = divmod(j * bits, WORD)
         # An arithmetic shift smears the sign into the bits above; the mask keeps only bits below them.
@@ -53,5 +56,5 @@ def unpack(words_km: Tensor, bits: int, n: int) -> Tensor:
         spill = offset + bits - WORD
         if spill > 0:
             low = low | ((rows[:, word + 1] & ((1 << spill) - 1)) << (bits - spill))
-        codes[:, j] = low.to(torch.uint8)
+        codes[:, j] = low
     return codes.reshape(-1, m)[:n]

@@ -15,7 +15,7 @@ class DenseExporter(Exporter):
     name = "dense"
 
     def _write_layer(self, layer: LayerExport) -> None:
-        weight = layer.form.dense()
+        weight = layer.form.dense().contiguous()
         stored = (weight.T if layer.transposed else weight).to(self.dtype)
         if not bool(torch.isfinite(stored).all()):
             largest = float(weight.abs().max())
