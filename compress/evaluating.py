@@ -13,7 +13,14 @@ from calibration.data import Tokens
 from compress.compressing import Progress
 from compress.exports.load import load_export, unpack
 from compress.models import load_tokenizer, resolve_model
-from compress.preparing import Prepared, held_out_windows, settle_device, settle_dtype
+from compress.preparing import (
+    Prepared,
+    held_out_windows,
+    refuse_long_sequences,
+    refuse_unknown_tokens,
+    settle_device,
+    settle_dtype,
+)
 from compress.recipe import Recipe
 from compress.report import Comparison
 from eval.fidelity import compare
@@ -46,16 +53,23 @@ def original_of(prepared: Prepared) -> Original:
 
 
 def resolve_original(recipe: Recipe, progress: Progress) -> Original:
-    """The model that a recipe names. Raises what `resolve_model` raises."""
+    """The model that a recipe names, and its held-out text.
+
+    Raises what `resolve_model` raises, and RecipeError for text that is too short, or that the model cannot read.
+    """
     folder = resolve_model(recipe.model, None, progress=progress).folder
     config = AutoConfig.from_pretrained(folder)
+    refuse_long_sequences(recipe, config)
     tokenizer = load_tokenizer(folder)
+    windows = held_out_windows(recipe, tokenizer)
+    if windows is not None:
+        refuse_unknown_tokens(windows, tokenizer, config, "eval_text")
     return Original(
         folder,
         tokenizer,
         settle_device(recipe.device),
         settle_dtype(recipe.dtype, config),
-        held_out_windows(recipe, tokenizer),
+        windows,
     )
 
 

@@ -107,6 +107,7 @@ def calibrate(recipe: Recipe, *, progress: Progress = no_progress) -> Path:
     prefix, blocks = decoder_blocks(prepared.model)
     prepared.loader.load_outside(f"{prefix}.", prepared.device)
     stream = Stream(prepared.model, blocks, list(prepared.tokens.batches(recipe.batch_size)))
+    prepared.loader.unload_outside(f"{prefix}.")
     names = frozenset(layer.name for layer in prepared.plan.layers)
     try:
         for block in walk(

@@ -36,15 +36,42 @@ class Item:
         return len(self.context) + max(map(len, self.continuations))
 
 
-def shares_contexts(model: PreTrainedModel) -> bool:
-    """Whether every layer of the model keeps plain keys and values, which continuations can start from.
+def shares_contexts(model: PreTrainedModel, vocabulary: int, longest: int) -> bool:
+    """Whether continuations that start from cached contexts get the log-likelihoods they should.
 
-    Sliding windows and recurrent states depend on where a sequence is cut.
+    Sliding windows and recurrent states depend on where a sequence is cut. Of the rest, some models count positions by
+    the cache and not by the mask (BART's family), or from 2 (RoBERTa's), or have no cache at all: so a few tokens are
+    tried, contexts of unequal length in one batch beside a forward for each request.
     """
-    if model.get_decoder() is model:
+    if model.get_decoder() is model or longest < _LONG + 4:
         return False
     layers = DynamicCache(config=model.config).layers
-    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+        return False
+    ids = [k % vocabulary for k in range(7, 7 + 11 * (_LONG + 6), 11)]
+    trial = [Item(tuple(ids[:_LONG]), ((ids[-1], ids[-2]), (ids[-3],)), (0, 1))]
+    trial.append(Item(tuple(ids[4:7]), ((ids[-4],), (ids[-5], ids[-6], ids[-1])), (2, 3)))
+    try:
+        found = dict(_answers(model, trial))
+    except (RuntimeError, IndexError, TypeError, ValueError, KeyError, AttributeError):
+        return False
+    pairs = [(item.context, one) for item in trial for one in item.continuations]
+    share = _SAME_FP32 if model.dtype is torch.float32 else _SAME_16_BITS
+    return all(
+        abs(found[k][0] - expected) <= share * abs(expected)
+        for k, expected in enumerate(_plainly(model, *pair) for pair in pairs)
+    )
+
+
+_LONG = 24
+_SAME_FP32, _SAME_16_BITS = 1e-4, 2e-2
+"""Rounding alone: 3e-6 and 1e-3 of a log-likelihood; wrong positions: 3e-4 and more, in real models much more."""
+
+
+@torch.inference_mode()
+def _plainly(model: PreTrainedModel, context: Sequence[int], continuation: Sequence[int]) -> float:
+    ids = torch.tensor([[*context, *continuation[:-1]]], device=model.device)
+    return _answer(model(input_ids=ids).logits[0, len(context) - 1 :], continuation)[0]
 
 
 def items(
@@ -52,7 +79,8 @@ def items(
 ) -> list[Item]:
     """Contexts of at least 2 tokens that several requests share, in pieces of at most `most` requests.
 
-    Contexts with a continuation too long for `longest` tokens in all are left out: they must be cut, each its own way.
+    Left out are contexts with a continuation too long for `longest` tokens in all, which must be cut, each its own way;
+    and those whose continuations differ in their last token only, which the harness itself reads once.
     """
     positions: dict[tuple[int, ...], list[int]] = {}
     for position, (context, _) in enumerate(requests):
@@ -62,6 +90,8 @@ def items(
         room = longest + 1 - len(context)
         if len(context) < 2 or any(len(requests[k][1]) > room for k in all_of_it):
             continue
+        if len({tuple(requests[k][1][:-1]) for k in all_of_it}) == 1:
+            continue
         for start in range(0, len(all_of_it), most):
             part = tuple(all_of_it[start : start + most])
             if len(part) > 1:
@@ -70,20 +100,27 @@ def items(
 
 
 def log_likelihoods(
-    model: PreTrainedModel, shared: Sequence[Item], most: int
+    model: PreTrainedModel, shared: Sequence[Item], most: int, longest: int
 ) -> Iterator[tuple[int, Answer]]:
-    """The position and the answer of every request in these items; a forward has at most `most` continuations.
+    """The position and the answer of every request in these items.
 
-    Long items come first, so that what does not fit memory fails at once.
+    A forward has at most `most` continuations, and `longest` columns, padding included. Long items come first, so that
+    what does not fit memory fails at once.
     """
     batch: list[Item] = []
     for item in sorted(shared, key=lambda entry: (-entry.length, entry.context)):
-        if batch and sum(len(one.positions) for one in (*batch, item)) > most:
+        if batch and not _fits([*batch, item], most, longest):
             yield from _answers(model, batch)
             batch = []
         batch.append(item)
     if batch:
         yield from _answers(model, batch)
+
+
+def _fits(batch: Sequence[Item], most: int, longest: int) -> bool:
+    prefix = max(len(item.context) - 1 for item in batch)
+    rest = max(len(one) for item in batch for one in item.continuations)
+    return sum(len(item.positions) for item in batch) <= most and prefix + rest <= longest
 
 
 @torch.inference_mode()

@@ -44,16 +44,19 @@ class ReadyModel(HFLM):  # type: ignore[misc]
             softmax_dtype=torch.float32,
             prefix_token_id=prefix_token_id(tokenizer),
         )
+        self._shares = shares_contexts(model, len(tokenizer), self.max_length)
 
     def _loglikelihood_tokens(
         self, requests: Any, *_: object, override_bs: int | None = None, **__: object
     ) -> list[tuple[float, bool]]:
         """As upstream, but a context that several requests share is read once."""
         answers: dict[int, tuple[float, bool]] = {}
-        if shares_contexts(self.model):
+        if self._shares:
             pairs = [(context, continuation) for _, context, continuation in requests]
             shared = items(pairs, self.batch_size, self.max_length)
-            answers = dict(log_likelihoods(self.model, shared, self.batch_size))
+            answers = dict(log_likelihoods(self.model, shared, self.batch_size, self.max_length))
+            for k, answer in answers.items():
+                self.cache_hook.add_partial("loglikelihood", requests[k][0], answer)
         rest = [k for k in range(len(requests)) if k not in answers]
         found = super()._loglikelihood_tokens(
             [requests[k] for k in rest], disable_tqdm=True, override_bs=override_bs
