@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from calibration.errors import InputError
+from calibration.memory import trim
 from calibration.skeleton import PartLoader, decoder_blocks
 from calibration.stats import Statistic, Statistics
 from calibration.stream import Stream
@@ -199,3 +200,4 @@ def walk(
         elif stream.batches and not block.advanced:
             raise RuntimeError(f"{name} was not observed, so its tokens have not moved on")
         loader.unload(module)
+        trim()

@@ -93,9 +93,9 @@ def refit_up(matrix_oi: Tensor, down_ri: Tensor, gram_ii: Tensor) -> Tensor:
 
     Directions of A that carry nothing (a residual of lower rank than r) get zeros, hence the pseudo-inverse.
     """
-    down, gram = down_ri.double(), gram_ii.double()
-    normal = down @ gram @ down.T
-    up: Tensor = matrix_oi.double() @ gram @ down.T @ torch.linalg.pinv(normal, hermitian=True)
+    down = down_ri.double()
+    image_ir = gram_ii.double() @ down.T
+    up: Tensor = matrix_oi.double() @ image_ir @ torch.linalg.pinv(down @ image_ir, hermitian=True)
     return up
 
 

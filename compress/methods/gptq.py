@@ -142,15 +142,9 @@ def refit_scales(
 
     A G x G least-squares problem a row. The new scales replace the old where, rounded to fp16, they lose less.
     """
-    o, i = steps_oi.shape
-    n_groups = scales_og.shape[1]
-    steps = steps_oi.double()
     target_oi = weight_oi.double() @ gram_ii
-    grouped = _by_group(steps * target_oi, size)
-    normal_ogg = torch.empty(o, n_groups, n_groups, dtype=torch.float64, device=steps.device)
-    for group in range(n_groups):
-        members = slice(group * size, min((group + 1) * size, i))
-        normal_ogg[:, group] = _by_group((steps[:, members] @ gram_ii[members]).mul_(steps), size)
+    grouped = _by_group(target_oi.mul_(steps_oi), size)
+    normal_ogg = _normal_matrices(steps_oi, gram_ii, size)
     old = scales_og.double()
     # A group whose codes are all the zero point has no say in its scale: pin it to the old one.
     idle = normal_ogg.diagonal(dim1=1, dim2=2) == 0
@@ -161,6 +155,24 @@ def refit_scales(
     new = to_fp16_values(torch.where(usable, solved, old).float()).double()
     better = _row_loss(new, normal_ogg, grouped) < _row_loss(old, normal_ogg, grouped)
     return torch.where(better[:, None], new, old).float()
+
+
+def _normal_matrices(steps_oi: Tensor, gram_ii: Tensor, size: int) -> Tensor:
+    """q_g G_gh q_h^T for all groups g, h of every row: (o, G, G), symmetric, so half of it is computed.
+
+    In fp64: where one input channel outweighs the others a millionfold, fp32 would round away what they lose.
+    """
+    o, i = steps_oi.shape
+    steps = steps_oi.double()
+    n_groups = -(-i // size)
+    normal_ogg = torch.empty(o, n_groups, n_groups, dtype=torch.float64, device=steps_oi.device)
+    for group in range(n_groups):
+        start = group * size
+        members = slice(start, min(start + size, i))
+        product = (steps[:, members] @ gram_ii[members, start:]).mul_(steps[:, start:])
+        normal_ogg[:, group, group:] = _by_group(product, size)
+        normal_ogg[:, group:, group] = normal_ogg[:, group, group:]
+    return normal_ogg
 
 
 def _row_loss(scales_og: Tensor, normal_ogg: Tensor, right_og: Tensor) -> Tensor:
