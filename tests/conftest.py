@@ -1,4 +1,4 @@
-"""Makes the helpers beside the tests importable under pytest's importlib mode; a fixture that several files use."""
+"""Makes the helpers beside the tests importable under pytest's importlib mode; fixtures that several files use."""
 
 import sys
 from pathlib import Path
@@ -15,3 +15,22 @@ def workspace(tmp_path, monkeypatch):
 
     monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
     return fill(tmp_path)
+
+
+@pytest.fixture
+def quick_verification(request, monkeypatch):
+    """Verification does the same in this process, except in slow tests: a fresh one takes seconds to start."""
+    if request.node.get_closest_marker("slow"):
+        return
+    from compress import evaluating, pipeline
+    from compress.verify import check
+    from eval.footprint import PeakMemory
+
+    def in_this_process(folder, device="cpu"):
+        result = check(folder, device)
+        assert result.passed
+        return result
+
+    monkeypatch.setattr(pipeline, "verify", in_this_process)
+    memory = PeakMemory(baseline_bytes=1, peak_bytes=2, device_bytes=None)
+    monkeypatch.setattr(evaluating, "peak_memory", lambda *_, **__: memory)

@@ -11,7 +11,6 @@ from workspaces import recipe
 
 import compress
 from calibration.errors import InputError
-from compress import evaluating, pipeline
 from compress.errors import CheckpointError, LayerError, RecipeError
 from compress.exports.load import load_export
 from compress.methods.eora import EoRA
@@ -19,25 +18,9 @@ from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
 from compress.recipe import Recipe
 from compress.report import Report
-from compress.verify import check
 from eval.errors import EvalError
-from eval.footprint import PeakMemory
 
-
-@pytest.fixture(autouse=True)
-def quick_verification(request, monkeypatch):
-    """Verification does the same in this process, except in slow tests: a fresh one takes seconds to start."""
-    if request.node.get_closest_marker("slow"):
-        return
-
-    def in_this_process(folder, device="cpu"):
-        result = check(folder, device)
-        assert result.passed
-        return result
-
-    monkeypatch.setattr(pipeline, "verify", in_this_process)
-    memory = PeakMemory(baseline_bytes=1, peak_bytes=2, device_bytes=None)
-    monkeypatch.setattr(evaluating, "peak_memory", lambda *_, **__: memory)
+pytestmark = pytest.mark.usefixtures("quick_verification")
 
 
 def left_behind(workspace):

@@ -23,6 +23,8 @@ from compress.preparing import prepare, refuse_existing_output, settle_device
 from eval.errors import EvalError
 from eval.footprint import Timing, measure_speed, tensor_bytes
 
+pytestmark = pytest.mark.usefixtures("quick_verification")
+
 
 def prepared(workspace, **changes):
     return prepare(recipe(workspace, **changes), no_progress)
