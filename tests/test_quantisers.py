@@ -18,6 +18,11 @@ def error(method, w, stats):
     return relative_output_error(w, method.compress([w], stats)[0].dense(), stats[Gram].mean_ii())
 
 
+def swept(w, gram, grid, size):
+    """GPTQ's sweep in the metric of a Gram."""
+    return sweep(w, inverse_factor(gram), gram.diagonal().float(), grid, size)
+
+
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_gptq_with_the_identity_as_gram_equals_rtn(bits, symmetry):
@@ -26,7 +31,7 @@ def test_gptq_with_the_identity_as_gram_equals_rtn(bits, symmetry):
         {Gram: Gram(n_tokens=1, n_sequences=1, sum_ii=torch.eye(64, dtype=torch.float64))}
     )
     grid = Grid(bits, symmetry, ScaleSearch.SEARCH)
-    codes, scales, zeros = sweep(w, torch.eye(64), torch.ones(64), grid, 32)
+    codes, scales, zeros = swept(w, stats[Gram].mean_ii(), grid, 32)
     [form] = RTN(bits=bits, symmetry=symmetry, group_size=32).compress([w], stats)
     values = (codes - zeros.repeat_interleave(32, 1)) * scales.repeat_interleave(32, 1)
     torch.testing.assert_close(values, form.dense(), rtol=0, atol=1e-6)
@@ -47,13 +52,7 @@ def plain_gptq(w, gram, scale, middle, top):
 def test_the_blocked_sweep_equals_the_plain_algorithm():
     w, stats = weight(16, 192), statistics(inputs(192))
     gram = add_ridge_(stats[Gram].mean_ii(), 0.01)
-    codes, scales, zeros = sweep(
-        w,
-        inverse_factor(gram),
-        gram.diagonal().float(),
-        Grid(4, Symmetry.SYMMETRIC, ScaleSearch.SEARCH),
-        64,
-    )
+    codes, scales, zeros = swept(w, gram, Grid(4, Symmetry.SYMMETRIC, ScaleSearch.SEARCH), 64)
     scale = scales.repeat_interleave(64, 1)
     ours = (codes - zeros.repeat_interleave(64, 1)) * scale
     plain = plain_gptq(w, gram, scale.double(), 8, 15).float()
@@ -123,13 +122,7 @@ def test_the_search_comes_within_a_tenth_of_the_best_of_a_thousand_scales():
 def test_refitted_scales_never_lose_more_and_reach_least_squares():
     w, stats = weight(12, 64), statistics(inputs(64))
     gram = add_ridge_(stats[Gram].mean_ii(), 0.01)
-    codes, scales, zeros = sweep(
-        w,
-        inverse_factor(gram),
-        gram.diagonal().float(),
-        Grid(3, Symmetry.SYMMETRIC, ScaleSearch.SEARCH),
-        32,
-    )
+    codes, scales, zeros = swept(w, gram, Grid(3, Symmetry.SYMMETRIC, ScaleSearch.SEARCH), 32)
     steps = codes - zeros.repeat_interleave(32, 1)
     refitted = refit_scales(w, steps, scales, gram, 32)
 
