@@ -10,12 +10,14 @@ Shapes: t = tokens (padding already dropped), i = input features. Unit: the acti
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 PRODUCT_ROWS = 4096
 SMALLEST_PANEL = 128
@@ -32,8 +34,8 @@ class Statistic(ABC):
 
     @classmethod
     @abstractmethod
-    def of(cls, x_ti: Tensor, n_sequences: int) -> Self:
-        """The statistic of these tokens alone."""
+    def stored_numbers(cls, shape: tuple[int, int]) -> int:
+        """How many fp64 numbers a file holds of it, for a layer (o, i)."""
 
     def __add__(self, other: Self) -> Self:
         """Field by field: of(a ++ b) == of(a) + of(b)."""
@@ -62,7 +64,17 @@ class Statistic(ABC):
 
 
 @dataclass(frozen=True)
-class Gram(Statistic):
+class InputStatistic(Statistic):
+    """Of what a layer reads: layers that read the same tensor share it."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, x_ti: Tensor, n_sequences: int) -> Self:
+        """The statistic of these tokens alone."""
+
+
+@dataclass(frozen=True)
+class Gram(InputStatistic):
     """Second moment of the inputs: sum over tokens of x x^T (uncentred)."""
 
     name: ClassVar[str] = "gram"
@@ -70,22 +82,13 @@ class Gram(Statistic):
 
     @classmethod
     def of(cls, x_ti: Tensor, n_sequences: int) -> Self:
-        """Products in fp32 (TF32 off), a few thousand tokens each, summed in fp64. (t, i) -> (i, i).
+        """(t, i) -> (i, i), fp64; see `second_moments`."""
+        return cls(n_tokens=x_ti.shape[0], n_sequences=n_sequences, sum_ii=second_moments(x_ti))
 
-        Only the panels on and below the diagonal are multiplied, about half of the work; the rest is their mirror.
-        """
-        n_inputs = x_ti.shape[1]
-        panel = max(SMALLEST_PANEL, -(-n_inputs // N_PANELS))
-        total = torch.zeros(n_inputs, n_inputs, dtype=torch.float64, device=x_ti.device)
-        with full_fp32_products():
-            for rows in x_ti.split(PRODUCT_ROWS):
-                rows_fp32 = rows.float()
-                for start in range(0, n_inputs, panel):
-                    stop = min(start + panel, n_inputs)
-                    total[start:stop, :stop] += rows_fp32[:, start:stop].T @ rows_fp32[:, :stop]
-        total.tril_()
-        total += total.tril(-1).T
-        return cls(n_tokens=x_ti.shape[0], n_sequences=n_sequences, sum_ii=total)
+    @classmethod
+    def stored_numbers(cls, shape: tuple[int, int]) -> int:
+        """A triangle."""
+        return shape[1] * (shape[1] + 1) // 2
 
     def mean_ii(self) -> Tensor:
         """E[x x^T] per token: (i, i), fp64."""
@@ -93,7 +96,7 @@ class Gram(Statistic):
 
 
 @dataclass(frozen=True)
-class Mean(Statistic):
+class Mean(InputStatistic):
     """Sum over tokens of x."""
 
     name: ClassVar[str] = "mean"
@@ -106,9 +109,18 @@ class Mean(Statistic):
             n_tokens=x_ti.shape[0], n_sequences=n_sequences, sum_i=x_ti.sum(0, dtype=torch.float64)
         )
 
+    @classmethod
+    def stored_numbers(cls, shape: tuple[int, int]) -> int:
+        """One for each input."""
+        return shape[1]
+
+    def mean_i(self) -> Tensor:
+        """E[x] per token: (i,), fp64."""
+        return self.sum_i / max(self.n_tokens, 1)
+
 
 @dataclass(frozen=True)
-class AbsMean(Statistic):
+class AbsMean(InputStatistic):
     """Sum over tokens of abs(x)."""
 
     name: ClassVar[str] = "abs_mean"
@@ -120,8 +132,55 @@ class AbsMean(Statistic):
         total = x_ti.abs().sum(0, dtype=torch.float64)
         return cls(n_tokens=x_ti.shape[0], n_sequences=n_sequences, sum_i=total)
 
+    @classmethod
+    def stored_numbers(cls, shape: tuple[int, int]) -> int:
+        """One for each input."""
+        return shape[1]
 
-STATISTICS: Mapping[str, type[Statistic]] = {cls.name: cls for cls in (Gram, Mean, AbsMean)}
+    def mean_i(self) -> Tensor:
+        """E[abs(x)] per token: (i,), fp64."""
+        return self.sum_i / max(self.n_tokens, 1)
+
+
+@dataclass(frozen=True)
+class Anchor(Statistic):
+    """What the original model gives a layer, beside what the compressed layers before it give: sums of x x'^T and of x.
+
+    x is the input in the original, x' the input of the same token on the compressed path.
+    """
+
+    name: ClassVar[str] = "anchor"
+    sum_ij: Tensor
+    sum_i: Tensor
+
+    @classmethod
+    def between(cls, original_ti: Tensor, x_ti: Tensor, n_sequences: int) -> Self:
+        """(t, i), (t, i) -> (i, i) and (i,), fp64; products in fp32 (TF32 off)."""
+        n = x_ti.shape[1]
+        cross = torch.zeros(n, n, dtype=torch.float64, device=x_ti.device)
+        with full_fp32_products():
+            for ours, theirs in zip(
+                x_ti.split(PRODUCT_ROWS), original_ti.split(PRODUCT_ROWS), strict=True
+            ):
+                cross += theirs.float().T @ ours.float()
+        total = original_ti.sum(0, dtype=torch.float64)
+        return cls(n_tokens=x_ti.shape[0], n_sequences=n_sequences, sum_ij=cross, sum_i=total)
+
+    @classmethod
+    def stored_numbers(cls, shape: tuple[int, int]) -> int:
+        """A whole matrix, and one for each input."""
+        return shape[1] * (shape[1] + 1)
+
+    def mean_ij(self) -> Tensor:
+        """E[x x'^T] per token: (i, i), fp64."""
+        return self.sum_ij / max(self.n_tokens, 1)
+
+    def mean_i(self) -> Tensor:
+        """E[x] per token, of the original's inputs: (i,), fp64."""
+        return self.sum_i / max(self.n_tokens, 1)
+
+
+STATISTICS: Mapping[str, type[InputStatistic]] = {cls.name: cls for cls in (Gram, Mean, AbsMean)}
 
 
 class Statistics(dict[type[Statistic], Any]):
@@ -129,10 +188,32 @@ class Statistics(dict[type[Statistic], Any]):
 
     @classmethod
     def of(cls, x_ti: Tensor, n_sequences: int, needs: frozenset[type[Statistic]]) -> Self:
-        """Observe these tokens with every statistic that is needed."""
-        return cls(
-            {kind: kind.of(x_ti, n_sequences) for kind in sorted(needs, key=lambda k: k.name)}
+        """Observe these tokens with every statistic of inputs that is needed."""
+        kinds = sorted(
+            (kind for kind in needs if issubclass(kind, InputStatistic)), key=lambda k: k.name
         )
+        return cls({kind: kind.of(x_ti, n_sequences) for kind in kinds})
+
+    def joined(self, other: Statistics) -> Statistics:
+        """These and those of one of the layers, sharing what is derived from these alone."""
+        both = Statistics({**self, **other})
+        both.__dict__["_derived"] = self.__dict__.setdefault("_derived", {})
+        return both
+
+    def once(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        """What `make` derives from these statistics, made at the first call with this key and kept as long as they are.
+
+        Layers that share an input share what is derived of it, a factor of its Gram say, whatever their ranks.
+        """
+        derived: dict[tuple[object, ...], Any] = self.__dict__.setdefault("_derived", {})
+        if key not in derived:
+            derived[key] = make()
+        found: T = derived[key]
+        return found
+
+    def forget(self) -> None:
+        """Let go of what was derived: a Cholesky factor is as large as its Gram."""
+        self.__dict__.pop("_derived", None)
 
     def __add__(self, other: Self) -> Self:
         """Statistic by statistic."""
@@ -145,6 +226,25 @@ class Statistics(dict[type[Statistic], Any]):
     def absorb(self, other: Self) -> Self:
         """The sum, in self's memory (see `Statistic.absorb`)."""
         return type(self)({kind: value.absorb(other[kind]) for kind, value in self.items()})
+
+
+def second_moments(x_tn: Tensor) -> Tensor:
+    """x^T x: (t, n) -> (n, n), products in fp32 (TF32 off), a few thousand tokens each, summed in fp64.
+
+    Only the panels on and below the diagonal are multiplied, about half of the work; the rest is their mirror.
+    """
+    n = x_tn.shape[1]
+    panel = max(SMALLEST_PANEL, -(-n // N_PANELS))
+    total = torch.zeros(n, n, dtype=torch.float64, device=x_tn.device)
+    with full_fp32_products():
+        for rows in x_tn.split(PRODUCT_ROWS):
+            rows_fp32 = rows.float()
+            for start in range(0, n, panel):
+                stop = min(start + panel, n)
+                total[start:stop, :stop] += rows_fp32[:, start:stop].T @ rows_fp32[:, :stop]
+    total.tril_()
+    total += total.tril(-1).T
+    return total
 
 
 class full_fp32_products:  # noqa: N801  (a context manager, named as what it does)

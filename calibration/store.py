@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import fields
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -20,11 +21,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from calibration.errors import InputError
-from calibration.stats import STATISTICS, Gram, Statistics
+from calibration.gradients import GRADIENTS
+from calibration.stats import STATISTICS, Anchor, Statistic, Statistics
 from calibration.walk import SharedInput
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+KINDS: Mapping[str, type[Statistic]] = {**STATISTICS, **GRADIENTS, Anchor.name: Anchor}
+SYMMETRIC = ("sum_ii", "sum_oo")
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -119,9 +123,9 @@ def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def stored_bytes(n_inputs: int) -> int:
-    """Bytes that the statistics of one input of this width take."""
-    return n_inputs * (n_inputs + 1) // 2 * 8 + 2 * n_inputs * 8
+def stored_bytes(shape: tuple[int, int], kinds: Collection[type[Statistic]]) -> int:
+    """Bytes that these statistics of a layer (o, i) take, if it shares them with none."""
+    return 8 * sum(kind.stored_numbers(shape) for kind in kinds)
 
 
 def _file(folder: Path, block: int) -> Path:
@@ -133,7 +137,7 @@ def _encode(tensors: dict[str, Tensor], key: str, shared: SharedInput) -> dict[s
     for kind, statistic in shared.stats.items():
         kinds[kind.name] = {"n_tokens": statistic.n_tokens, "n_sequences": statistic.n_sequences}
         for name, tensor in statistic.tensors().items():
-            value = tensor[_lower(tensor.shape[0])] if kind is Gram else tensor
+            value = tensor[_lower(tensor.shape[0])] if name in SYMMETRIC else tensor
             tensors[f"{key}.{kind.name}.{name}"] = value.cpu().contiguous()
     return {"names": list(shared.names), "statistics": kinds}
 
@@ -141,12 +145,18 @@ def _encode(tensors: dict[str, Tensor], key: str, shared: SharedInput) -> dict[s
 def _decode(read: Any, key: str, entry: Mapping[str, Any]) -> Statistics:
     stats = Statistics()
     for kind_name, counts in entry["statistics"].items():
-        kind = STATISTICS[kind_name]
-        tensor = read(f"{key}.{kind_name}.{'sum_ii' if kind is Gram else 'sum_i'}")
-        if kind is Gram:
-            stats[kind] = Gram(sum_ii=_symmetric(tensor), **counts)
-        else:
-            stats[kind] = kind(sum_i=tensor, **counts)  # type: ignore[call-arg]
+        kind = KINDS[kind_name]
+        tensors = {
+            name: read(f"{key}.{kind_name}.{name}")
+            for name in (field.name for field in fields(kind))
+            if name not in counts
+        }
+        # A matrix of second moments is named for its two equal sides.
+        whole = {
+            name: _symmetric(tensor) if name in SYMMETRIC else tensor
+            for name, tensor in tensors.items()
+        }
+        stats[kind] = kind(**counts, **whole)  # type: ignore[arg-type]  # its fields, by name
     return stats
 
 

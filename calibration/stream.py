@@ -80,22 +80,36 @@ class Stream:
     ) -> None:
         """Raises InputError if the model does not call its blocks one after the other."""
         self.model, self.blocks, self.batches = model, blocks, list(batches)
+        self._memory_bytes = memory_bytes
         self.hidden = HiddenStates(memory_bytes)
+        self.original: HiddenStates | None = None
         self.calls: list[list[Call]] = []
         for tokens in self.batches:
             first, calls = _record(model, blocks, tokens)
             self.hidden.append(first)
             self.calls.append(calls)
 
+    def keep_original(self) -> None:
+        """Remember the hidden states as they are, the original model's, and bring them along beside the others.
+
+        `Block.observe` does: it runs them through each block before that is compressed.
+        """
+        self.original = HiddenStates(self._memory_bytes)
+        for batch in range(len(self.batches)):
+            self.original.append(self.hidden[batch])
+
     def run(self, block: int, batch: int) -> Tensor:
         """The block's output for one batch, from the hidden states as they are now: (b, t, d)."""
-        call = self.calls[batch][block]
-        module = self.blocks[block]
-        device = next(module.parameters()).device
+        device = next(self.blocks[block].parameters()).device
         with torch.no_grad():
-            output = module(self.hidden[batch].to(device), *call.args, **call.kwargs)
-        hidden: Tensor = output[0] if isinstance(output, tuple) else output
-        return hidden
+            return self.call(block, batch, self.hidden[batch].to(device))
+
+    def call(self, block: int, batch: int, hidden: Tensor) -> Tensor:
+        """What the block makes of any hidden states (b, t, d) with the arguments recorded for a batch."""
+        call = self.calls[batch][block]
+        output = self.blocks[block](hidden, *call.args, **call.kwargs)
+        out: Tensor = output[0] if isinstance(output, tuple) else output
+        return out
 
     def advance(self, block: int) -> None:
         """Send every batch through the block as it is now."""
@@ -104,20 +118,21 @@ class Stream:
 
     def logits(self, batch: int) -> Tensor:
         """What the model's own forward makes of the hidden states after the last block: (b, t, vocabulary)."""
-        final, calls = self.hidden[batch], self.calls[batch]
+        with torch.no_grad():
+            logits: Tensor = self.output(batch, self.hidden[batch]).logits
+        return logits
+
+    def output(self, batch: int, final: Tensor) -> Any:
+        """What the model's own forward returns where its last block returns `final` (b, t, d)."""
+        calls = self.calls[batch]
 
         def replay(position: int, hidden: Tensor) -> Any:
             out = final.to(hidden.device) if position == len(self.blocks) - 1 else hidden
             return (out,) if calls[position].returns_tuple else out
 
         tokens = self.batches[batch]
-        with (
-            torch.no_grad(),
-            _stubbed(self.blocks, lambda k, hidden, _args, _kwargs: replay(k, hidden)),
-        ):
-            output = self.model(**model_inputs(self.model, tokens))
-        logits: Tensor = output.logits
-        return logits
+        with _stubbed(self.blocks, lambda k, hidden, _args, _kwargs: replay(k, hidden)):
+            return self.model(**model_inputs(self.model, tokens))
 
 
 def model_inputs(model: PreTrainedModel, tokens: Tokens) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from calibration.errors import InputError
 from calibration.memory import trim
 from calibration.skeleton import PartLoader, decoder_blocks
-from calibration.stats import Statistic, Statistics
+from calibration.stats import Anchor, Statistic, Statistics
 from calibration.stream import Stream
 
 
@@ -81,6 +82,8 @@ class Block:
         try:
             for batch, tokens in enumerate(self.stream.batches):
                 watch.begin(tokens.attention_mask)
+                if Anchor in needs:
+                    self._run_original(batch, watch)
                 out = self.stream.run(self.index, batch)
                 if self.moves_on:
                     self.stream.hidden[batch] = out
@@ -90,8 +93,18 @@ class Block:
         self.advanced = self.moves_on
         return watch.shared_inputs()
 
+    def _run_original(self, batch: int, watch: _Watch) -> None:
+        """Send the original's hidden states on, through the block as loaded; the watch notes what layers read."""
+        if self.stream.original is None:
+            raise RuntimeError("an anchor is the original's hidden states: keep them first")
+        device = next(self.module.parameters()).device
+        with torch.no_grad(), watch.noting():
+            before = self.stream.original[batch].to(device)
+            self.stream.original[batch] = self.stream.call(self.index, batch, before)
+
     def replace(self, name: str, module: nn.Module) -> None:
-        """Put a module in the place of a layer."""
+        """Put a module in the place of a layer, which goes."""
+        del self.layers[name]
         parent, _, leaf = name.removeprefix(self.name + ".").rpartition(".")
         setattr(self.module.get_submodule(parent), leaf, module)
 
@@ -105,24 +118,40 @@ class _Watch:
         self.sums: dict[str, Statistics] = {}
         self._seen: list[tuple[Tensor, str]] = []
         self._mask: Tensor | None = None
+        self._originals: dict[str, Tensor] = {}
+        self._noting = False
 
     def begin(self, mask: Tensor | None) -> None:
         """A new batch."""
         self._seen, self._mask = [], mask
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Within it, what layers read is the original's, and only remembered."""
+        self._originals, self._noting = {}, True
+        try:
+            yield
+        finally:
+            self._noting = False
 
     def hook(self, name: str):  # type: ignore[no-untyped-def]
         """A forward pre-hook that observes the layer's input."""
 
         def observe(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0]
+            if self._noting:
+                self._originals[name] = tokens_of(x, self._mask, name)[0]
+                return
             for tensor, leader in self._seen:
                 if _same(tensor, x):
                     self._follow(name, leader)
                     return
             self._seen.append((x, name))
             self._follow(name, name)
-            rows, n_sequences = _tokens_of(x, self._mask, name)
+            rows, n_sequences = tokens_of(x, self._mask, name)
             stats = Statistics.of(rows, n_sequences, self.needs)
+            if Anchor in self.needs:
+                stats[Anchor] = Anchor.between(self._originals[name], rows, n_sequences)
             _refuse_not_finite(stats, name)
             self.sums[name] = self.sums[name].absorb(stats) if name in self.sums else stats
 
@@ -153,7 +182,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def _tokens_of(x: Tensor, mask: Tensor | None, name: str) -> tuple[Tensor, int]:
+def tokens_of(x: Tensor, mask: Tensor | None, name: str) -> tuple[Tensor, int]:
     """The rows of x that stand for tokens, padding dropped: (..., i) -> (t, i)."""
     if mask is None:
         return x.reshape(-1, x.shape[-1]), x.shape[0]

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
+from calibration.gradients import Fisher
 from calibration.stats import STATISTICS, Statistics
+from compress.linalg import output_energy
 
 
 def inputs(n_inputs: int, n_tokens: int = 2048, seed: int = 0) -> Tensor:
@@ -25,5 +27,21 @@ def weight(n_outputs: int, n_inputs: int, seed: int = 0) -> Tensor:
 
 
 def statistics(x: Tensor) -> Statistics:
-    """All statistics of the inputs."""
-    return Statistics.of(x, 4, frozenset(STATISTICS.values()))
+    """All statistics of the inputs, and the Fisher of a layer that got gradients of no pattern."""
+    stats = Statistics.of(x, 4, frozenset(STATISTICS.values()))
+    return stats.joined(Statistics({Fisher: Fisher.of(x, gradients(x.shape[0], 24))}))
+
+
+def gradients(n_tokens: int, n_outputs: int, seed: int = 0) -> Tensor:
+    """Gradients of a loss by a layer's outputs (t, o): correlated, a few outputs matter more."""
+    generator = torch.Generator().manual_seed(seed + 200)
+    mix = torch.randn(n_outputs, n_outputs, generator=generator)
+    mix = mix * torch.logspace(0, -1, n_outputs)[:, None]
+    return 1e-3 * torch.randn(n_tokens, n_outputs, generator=generator) @ mix
+
+
+def relative_output_error(weight_oi: Tensor, approximation_oi: Tensor, gram_ii: Tensor) -> float:
+    """||(W - W') X||_F / ||W X||_F, from the Gram alone; 0 for a layer whose output is zero anyway."""
+    total = output_energy(weight_oi, gram_ii)
+    lost = output_energy(weight_oi.double() - approximation_oi.double(), gram_ii)
+    return (max(lost, 0.0) / total) ** 0.5 if total > 0 else 0.0

@@ -1,0 +1,177 @@
+"""Gradients of the loss, block by block: the walk there and back, with one block in memory at a time.
+
+Forwards every block's input is kept (in files, above a limit). Then, from the last block to the first, each block is
+loaded again, run once more with its graph recorded, and the gradient by its output becomes the gradient by its input.
+No weight has a gradient of its own: what a layer reads and the gradient by what it writes are all that is needed.
+
+    for index, found in backward(stream, loader, names, kinds, device):     # last block first
+        found["model.layers.3.mlp.up_proj"][Fisher]
+
+Cost: two forward passes, and one by the blocks' inputs back. Every batch must be one sequence (see `gradients`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from calibration.data import Tokens
+from calibration.errors import InputError
+from calibration.gradients import GradientStatistic
+from calibration.memory import trim
+from calibration.skeleton import PartLoader, decoder_blocks
+from calibration.stats import Statistics
+from calibration.stream import HiddenStates, Stream
+from calibration.walk import is_linear, tokens_of
+
+MEMORY_BYTES = 4 << 30
+
+Loss = Callable[[Any, Tokens], Tensor]
+"""From what the model returns for one sequence, and the sequence, the negative log-likelihood of its labels in nats."""
+
+
+def next_token_loss(output: Any, tokens: Tokens) -> Tensor:
+    """Of a language model: summed over the tokens of one sequence that follow another; padding never counts."""
+    logits: Tensor = output.logits[0, :-1].float()
+    labels = tokens.input_ids[0, 1:].to(logits.device)
+    if tokens.attention_mask is not None:
+        seen = (tokens.attention_mask[0, 1:] * tokens.attention_mask[0, :-1]).bool()
+        labels = labels.masked_fill(~seen.to(labels.device), -100)
+    return F.cross_entropy(logits, labels, reduction="sum", ignore_index=-100)
+
+
+def backward(
+    stream: Stream,
+    loader: PartLoader,
+    names: frozenset[str],
+    kinds: frozenset[type[GradientStatistic]],
+    device: torch.device,
+    loss: Loss = next_token_loss,
+) -> Iterator[tuple[int, Mapping[str, Statistics]]]:
+    """The statistics of the gradients of these layers, a block at a time, the last block first.
+
+    Layers that no token of the loss depends on are left out. Everything outside the blocks is loaded between the two
+    ways and put away again. Raises InputError if a gradient is not finite, or a batch is not one sequence.
+    """
+    if any(len(tokens) != 1 for tokens in stream.batches):
+        raise ValueError(
+            "the Fisher is a sum over single sequences: make the stream of batches of 1"
+        )
+    prefix, blocks = decoder_blocks(stream.model)
+    inputs = _forward(stream, loader, prefix, device)
+    gradients = _at_the_end(stream, loader, prefix, device, loss)
+    for index in reversed(range(len(blocks))):
+        name, module = f"{prefix}.{index}", blocks[index]
+        loader.load([name + "."], device)
+        module.requires_grad_(requires_grad=False)
+        layers = {
+            full: layer
+            for part, layer in module.named_modules()
+            if is_linear(layer) and (full := f"{name}.{part}") in names
+        }
+        yield index, _through(stream, index, layers, kinds, (inputs[index], gradients))
+        loader.unload(module)
+        trim()
+
+
+def _forward(
+    stream: Stream, loader: PartLoader, prefix: str, device: torch.device
+) -> list[HiddenStates]:
+    """Bring the tokens to the end; what every block was given on the way, batch by batch."""
+    inputs = []
+    for index, module in enumerate(stream.blocks):
+        loader.load([f"{prefix}.{index}."], device)
+        kept = HiddenStates(MEMORY_BYTES // len(stream.blocks))
+        for batch in range(len(stream.batches)):
+            kept.append(stream.hidden[batch])
+        inputs.append(kept)
+        stream.advance(index)
+        loader.unload(module)
+        trim()
+    return inputs
+
+
+def _at_the_end(
+    stream: Stream, loader: PartLoader, prefix: str, device: torch.device, loss: Loss
+) -> HiddenStates:
+    """The gradient of every sequence's loss by the output of the last block."""
+    loader.load_outside(f"{prefix}.", device)
+    stream.model.requires_grad_(requires_grad=False)
+    gradients = HiddenStates(MEMORY_BYTES)
+    for batch, tokens in enumerate(stream.batches):
+        final = stream.hidden[batch].to(device).detach().requires_grad_()
+        with torch.enable_grad():
+            lost = loss(stream.output(batch, final), tokens)
+        (gradient,) = torch.autograd.grad(lost, final)
+        gradients.append(gradient)
+    loader.unload_outside(f"{prefix}.")
+    return gradients
+
+
+def _through(
+    stream: Stream,
+    index: int,
+    layers: Mapping[str, nn.Module],
+    kinds: frozenset[type[GradientStatistic]],
+    ways: tuple[HiddenStates, HiddenStates],
+) -> dict[str, Statistics]:
+    """The statistics of one block's layers; the gradients by its output become those by its input."""
+    inputs, gradients = ways
+    sums: dict[str, Statistics] = {}
+    for batch, tokens in enumerate(stream.batches):
+        watch = _Watch()
+        hooks = [layer.register_forward_hook(watch.hook(name)) for name, layer in layers.items()]
+        try:
+            with torch.enable_grad():
+                hidden = inputs[batch].to(gradients[batch].device).detach().requires_grad_()
+                out = stream.call(index, batch, hidden)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        sources = [hidden, *(written for _, _, written in watch.calls)]
+        found = torch.autograd.grad(
+            out, sources, gradients[batch].to(out.device), allow_unused=True
+        )
+        gradients[batch] = found[0]
+        for (name, read, _), gradient in zip(watch.calls, found[1:], strict=True):
+            if gradient is None:
+                continue
+            stats = _statistics(name, kinds, read, gradient, tokens.attention_mask)
+            sums[name] = sums[name].absorb(stats) if name in sums else stats
+    return sums
+
+
+class _Watch:
+    """What each layer reads and writes, call by call."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Tensor, Tensor]] = []
+
+    def hook(self, name: str):  # type: ignore[no-untyped-def]
+        """A forward hook. It hands a copy on: the model may change that in place."""
+
+        def keep(_: nn.Module, args: tuple[Tensor, ...], written: Tensor) -> Tensor:
+            self.calls.append((name, args[0].detach(), written))
+            return written.clone()
+
+        return keep
+
+
+def _statistics(
+    name: str,
+    kinds: frozenset[type[GradientStatistic]],
+    read: Tensor,
+    gradient: Tensor,
+    mask: Tensor | None,
+) -> Statistics:
+    x_ti, _ = tokens_of(read, mask, name)
+    g_to, _ = tokens_of(gradient, mask, name)
+    if not bool(torch.isfinite(g_to).all()):
+        raise InputError(
+            f"layer {name}: the gradient of the loss by its outputs holds NaN or infinity; try --dtype float32"
+        )
+    return Statistics({kind: kind.of(x_ti, g_to) for kind in sorted(kinds, key=lambda k: k.name)})
