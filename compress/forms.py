@@ -1,179 +1,49 @@
-"""Forms: what is stored instead of a weight. Each knows its dense weight, its size, and how to run.
+"""Forms: what is stored instead of a weight. Here those made of factors and of other forms, and the layer around one.
 
-Shapes: o = out_features, i = in_features, r = rank, G = number of groups. Weights are (o, i).
+Shapes: o = out_features, i = in_features, r = rank. Weights are (o, i).
 The bias belongs to the layer, not to the form: `CompressedLinear` is a form plus a bias.
 
-Shipped inside native checkpoints (imports torch and its neighbour `packing` only), so that the file that wrote a
+Shipped inside native checkpoints (it and its neighbours import torch only), so that the file that wrote a
 checkpoint is the file that reads it.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, ClassVar, Self
+from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .packing import CODES_A_ROW, pack, unpack
+from .form import Dense, Device, Form, Spec
+from .quantised import Quantised, empty_quantised
 
-Spec = Mapping[str, Any]
-Device = torch.device | str | None
-
-
-class Form(nn.Module, ABC):
-    """Stands for a weight (o, i)."""
-
-    kind: ClassVar[str]
-
-    def __init__(self, shape: tuple[int, int]) -> None:
-        super().__init__()
-        self.shape = (int(shape[0]), int(shape[1]))
-
-    @abstractmethod
-    def dense(self) -> Tensor:
-        """The weight it stands for: (o, i), fp32."""
-
-    @abstractmethod
-    def spec(self) -> dict[str, Any]:
-        """What `empty` needs, beside the shape, to build this form again; JSON."""
-
-    @abstractmethod
-    def unpacked(self, dtype: torch.dtype) -> "Form":
-        """A form with the same outputs to the bit for inputs of `dtype`, its codes expanded once."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., i) -> (..., o), in the dtype of x."""
-        return F.linear(x, self.dense().to(x.dtype))
-
-    def n_bytes(self) -> int:
-        """Bytes of the tensors it stores."""
-        return sum(t.numel() * t.element_size() for t in self.state_dict().values())
-
-
-class Dense(Form):
-    """The weight itself."""
-
-    kind = "dense"
-
-    def __init__(self, weight_oi: Tensor) -> None:
-        super().__init__((weight_oi.shape[0], weight_oi.shape[1]))
-        self.weight = nn.Parameter(weight_oi, requires_grad=False)
-
-    def dense(self) -> Tensor:  # noqa: D102
-        return self.weight.detach().float()
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return F.linear(x, self.weight.to(x.dtype))
-
-    def spec(self) -> dict[str, Any]:  # noqa: D102
-        return {"form": self.kind}
-
-    def unpacked(self, dtype: torch.dtype) -> "Form":  # noqa: D102
-        return Dense(self.weight.detach().to(dtype))
-
-
-class Quantised(Form):
-    """Integer codes on a grid: W[o, i] = scales[g, o] * (codes[i, o] - zeros[g, o]), g = the group of input i.
-
-    Symmetric: no zeros are stored, they are all 2**(bits - 1); a scale may then be negative, which puts the longer
-    side of the grid, -2**(bits - 1), where the weights need it. Without `g_idx`, input i is in group i // group_size
-    (the last group may be shorter). Tensors: qweight (ceil(i / 32) * bits, o) int32, scales (G, o) fp16,
-    qzeros (G, ceil(o / 32) * bits) int32, g_idx (i,) int32.
-    """
-
-    kind = "quantised"
-    qweight: Tensor
-    scales: Tensor
-    qzeros: Tensor | None
-    g_idx: Tensor | None
-
-    def __init__(
-        self, shape: tuple[int, int], bits: int, group_size: int, tensors: Mapping[str, Tensor]
-    ) -> None:
-        super().__init__(shape)
-        self.bits, self.group_size = bits, group_size
-        for name in ("qweight", "scales", "qzeros", "g_idx"):
-            self.register_buffer(name, tensors.get(name))
-
-    @classmethod
-    def from_codes(
-        cls,
-        codes_oi: Tensor,
-        scales_og: Tensor,
-        zeros_og: Tensor | None,
-        *,
-        bits: int,
-        group_size: int,
-        groups_i: Tensor | None = None,
-    ) -> Self:
-        """Pack codes (o, i), scales (o, G) and zeros (o, G, None when symmetric); `groups_i` (i,) if not in order."""
-        o, i = codes_oi.shape
-        tensors = {
-            "qweight": pack(codes_oi.T, bits),
-            "scales": scales_og.T.to(torch.float16).contiguous(),
-        }
-        if zeros_og is not None:
-            tensors["qzeros"] = pack(zeros_og, bits).T.contiguous()
-        if groups_i is not None:
-            tensors["g_idx"] = groups_i.to(torch.int32)
-        return cls((o, i), bits, group_size, tensors)
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether every zero is 2**(bits - 1), and none is stored."""
-        return self.qzeros is None
-
-    def codes(self) -> Tensor:
-        """(i, o) int32."""
-        return unpack(self.qweight, self.bits, self.shape[1])
-
-    def zeros(self) -> Tensor:
-        """(G, o) int32."""
-        if self.qzeros is None:
-            return torch.full_like(self.scales, 1 << (self.bits - 1), dtype=torch.int32)
-        return unpack(self.qzeros.T.contiguous(), self.bits, self.shape[0]).T
-
-    def groups(self) -> Tensor:
-        """(i,) int64: the group of each input."""
-        if self.g_idx is not None:
-            return self.g_idx.to(torch.int64)
-        return torch.arange(self.shape[1], device=self.qweight.device) // self.group_size
-
-    def dense(self) -> Tensor:  # noqa: D102
-        values_io, scales, zeros = self.codes().float(), self.scales.float(), self.zeros().float()
-        i, o = values_io.shape
-        if self.g_idx is None and i % self.group_size == 0:
-            grouped = values_io.view(-1, self.group_size, o)
-            grouped.sub_(zeros[:, None]).mul_(scales[:, None])
-        else:
-            groups = self.groups()
-            values_io.sub_(zeros[groups]).mul_(scales[groups])
-        return values_io.T  # as it lies in memory: transposing it costs more than all of the above
-
-    def spec(self) -> dict[str, Any]:  # noqa: D102
-        return {
-            "form": self.kind,
-            "bits": self.bits,
-            "group_size": self.group_size,
-            "symmetric": self.symmetric,
-            "ordered": self.g_idx is None,
-        }
-
-    def unpacked(self, dtype: torch.dtype) -> Form:  # noqa: D102
-        return Dense(self.dense().to(dtype))
+__all__ = [
+    "CompressedLinear",
+    "Dense",
+    "Factor",
+    "Form",
+    "LowRank",
+    "Product",
+    "Quantised",
+    "Spec",
+    "Sum",
+    "empty",
+]
 
 
 class Factor(nn.Linear):
     """A thin Linear that follows the dtype of its input, so that 16-bit factors also run in fp32."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return F.linear(x, self.weight.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
 
 
 class LowRank(Form):
-    """up @ down: two thin Linears (o, r) and (r, i), which PEFT and quantisers can wrap."""
+    """up @ down: two thin Linears (o, r) and (r, i), which PEFT and quantisers can wrap.
+
+    Methods that fit the outputs around their mean store what that adds as the bias of `up`.
+    """
 
     kind = "low_rank"
 
@@ -182,9 +52,9 @@ class LowRank(Form):
         self.down, self.up = down, up
 
     @classmethod
-    def from_factors(cls, up_or: Tensor, down_ri: Tensor) -> Self:
+    def from_factors(cls, up_or: Tensor, down_ri: Tensor, offset_o: Tensor | None = None) -> Self:
         """Wrap the factors (o, r) and (r, i), in the dtype they are to be stored in."""
-        return cls(_factor(up_or), _factor(down_ri))
+        return cls(_factor(up_or, offset_o), _factor(down_ri, None))
 
     @property
     def rank(self) -> int:
@@ -199,18 +69,71 @@ class LowRank(Form):
         return y
 
     def spec(self) -> dict[str, Any]:  # noqa: D102
-        return {"form": self.kind, "rank": self.rank}
+        spec: dict[str, Any] = {"form": self.kind, "rank": self.rank}
+        return spec if self.up.bias is None else {**spec, "offset": True}
+
+    def offset(self) -> Tensor | None:  # noqa: D102
+        return None if self.up.bias is None else self.up.bias.detach().float()
+
+    def shifted(self, offset_o: Tensor) -> "LowRank":
+        """The same, adding this to the outputs."""
+        return LowRank.from_factors(self.up.weight.detach(), self.down.weight.detach(), offset_o)
 
     def unpacked(self, dtype: torch.dtype) -> Form:  # noqa: D102
+        bias = None if self.up.bias is None else self.up.bias.detach().to(dtype)
         return LowRank.from_factors(
-            self.up.weight.detach().to(dtype), self.down.weight.detach().to(dtype)
+            self.up.weight.detach().to(dtype), self.down.weight.detach().to(dtype), bias
         )
 
 
-def _factor(weight: Tensor) -> Factor:
-    linear = Factor(weight.shape[1], weight.shape[0], bias=False, device="meta")
+def _factor(weight: Tensor, bias: Tensor | None) -> Factor:
+    linear = Factor(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=False)
     return linear
+
+
+class Product(Form):
+    """up @ down of two forms (o, r) and (r, i): factors that are stored in few bits themselves, say.
+
+    `shift` (o,), or None, is what it adds to the outputs.
+    """
+
+    kind = "product"
+
+    def __init__(self, up: Form, down: Form, shift_o: Tensor | None = None) -> None:
+        super().__init__((up.shape[0], down.shape[1]))
+        self.down, self.up = down, up
+        self.shift = None if shift_o is None else nn.Parameter(shift_o, requires_grad=False)
+
+    @property
+    def rank(self) -> int:
+        """Columns of up, rows of down."""
+        return self.down.shape[0]
+
+    def dense(self) -> Tensor:  # noqa: D102
+        return self.up.dense() @ self.down.dense()
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        y: Tensor = self.up(self.down(x))
+        return y if self.shift is None else y + self.shift.to(x.dtype)
+
+    def offset(self) -> Tensor | None:  # noqa: D102
+        return None if self.shift is None else self.shift.detach().float()
+
+    def spec(self) -> dict[str, Any]:  # noqa: D102
+        factors = {"rank": self.rank, "up": self.up.spec(), "down": self.down.spec()}
+        offset = {} if self.shift is None else {"offset": True}
+        return {"form": self.kind, **factors, **offset}
+
+    def shifted(self, offset_o: Tensor) -> "Product":
+        """The same, adding this to the outputs."""
+        return Product(self.up, self.down, offset_o)
+
+    def unpacked(self, dtype: torch.dtype) -> Form:  # noqa: D102
+        shift = None if self.shift is None else self.shift.detach().to(dtype)
+        return Product(self.up.unpacked(dtype), self.down.unpacked(dtype), shift)
 
 
 class Sum(Form):
@@ -236,6 +159,10 @@ class Sum(Form):
         for term in list(self.terms)[1:]:
             total = total + term(x)
         return total
+
+    def offset(self) -> Tensor | None:  # noqa: D102
+        found = [offset for term in self._forms() if (offset := term.offset()) is not None]
+        return torch.stack(found).sum(0) if found else None
 
     def spec(self) -> dict[str, Any]:  # noqa: D102
         return {"form": self.kind, "terms": [term.spec() for term in self._forms()]}
@@ -270,26 +197,24 @@ def empty(spec: Spec, shape: tuple[int, int], dtype: torch.dtype, device: Device
         case "low_rank":
             r = int(spec["rank"])
             down = torch.empty(r, i, dtype=dtype, device=device)
-            return LowRank.from_factors(torch.empty(o, r, dtype=dtype, device=device), down)
+            offset = torch.empty(o, dtype=dtype, device=device) if spec.get("offset") else None
+            return LowRank.from_factors(torch.empty(o, r, dtype=dtype, device=device), down, offset)
+        case "product":
+            return _empty_product(spec, shape, dtype, device)
         case "sum":
             return Sum([empty(term, shape, dtype, device) for term in spec["terms"]])
         case "quantised":
-            return _empty_quantised(spec, shape, device)
+            return empty_quantised(spec, shape, device)
     raise ValueError(
-        f"form {spec['form']!r} is unknown to this version; known: dense, low_rank, quantised, sum"
+        f"form {spec['form']!r} is unknown to this version; known: dense, low_rank, product, quantised, sum"
     )
 
 
-def _empty_quantised(spec: Spec, shape: tuple[int, int], device: Device) -> Quantised:
-    (o, i), bits, group_size = shape, int(spec["bits"]), int(spec["group_size"])
-    n_groups = -(-i // group_size)
-    codes = partial(torch.empty, dtype=torch.int32, device=device)
-    tensors = {
-        "qweight": codes(-(-i // CODES_A_ROW) * bits, o),
-        "scales": torch.empty(n_groups, o, dtype=torch.float16, device=device),
-    }
-    if not spec["symmetric"]:
-        tensors["qzeros"] = codes(n_groups, -(-o // CODES_A_ROW) * bits)
-    if not spec["ordered"]:
-        tensors["g_idx"] = codes(i)
-    return Quantised(shape, bits, group_size, tensors)
+def _empty_product(
+    spec: Spec, shape: tuple[int, int], dtype: torch.dtype, device: Device
+) -> Product:
+    (o, i), r = shape, int(spec["rank"])
+    up = empty(spec["up"], (o, r), dtype, device)
+    down = empty(spec["down"], (r, i), dtype, device)
+    shift = torch.empty(o, dtype=dtype, device=device) if spec.get("offset") else None
+    return Product(up, down, shift)

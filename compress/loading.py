@@ -4,8 +4,8 @@ config.json has the private `model_type: compress`, so that whoever does not kno
 of filling the model with random weights. `CompressedConfig` reads it and returns the base model's
 own config, which carries the layers' forms as its `quantization_config`.
 
-Shipped inside native checkpoints (imports torch, transformers and its neighbours `forms` and
-`packing` only): `trust_remote_code=True` loads them where the toolkit is absent.
+Shipped inside native checkpoints (imports torch, transformers and its neighbours, `forms`
+and what that imports, only): `trust_remote_code=True` loads them where the toolkit is absent.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from .forms import CompressedLinear, empty
 
 FORMAT = "compress"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, 2)
+"""1 had no products of forms, and no offsets."""
 EXACT_DTYPES = {"scales": torch.float16, "qweight": torch.int32, "qzeros": torch.int32}
 
 logger = logging.get_logger(__name__)
@@ -39,10 +41,11 @@ class CompressedConfig(PretrainedConfig):
         Raises ValueError for a format version that this code does not read.
         """
         version = config_dict.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in READ_VERSIONS:
             raise ValueError(
                 f"format_version of config.json is {version!r}, and this code reads "
-                f"{FORMAT_VERSION}; install the release of the toolkit that wrote the checkpoint, "
+                f"{' and '.join(map(str, READ_VERSIONS))}; install the release of the toolkit that wrote "
+                "the checkpoint, "
                 "or use the code shipped with it (trust_remote_code=True)"
             )
         register_quantizer()
@@ -90,6 +93,10 @@ class CompressedQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         self._watch.finish()
+        for name, parameter in model.named_parameters():
+            if ".form." in name:  # the loading made new ones
+                parameter.requires_grad = False
+        self._model = model
         for module in self._swapped:
             del vars(module)["weight"]
         for name, tensor in model.state_dict().items():
@@ -98,7 +105,16 @@ class CompressedQuantizer(HfQuantizer):
                 raise RuntimeError(f"{name} was loaded as {tensor.dtype} on {tensor.device}")
 
     def is_serializable(self) -> bool:
-        """Whether save_pretrained may write the model: no, it would write a public model_type."""
+        """Whether save_pretrained may write the model: only as a state to resume training from.
+
+        Its config.json does not load: see CompressedQuantizationConfig.to_dict.
+        """
+        if any(p.requires_grad for name, p in self._model.named_parameters() if ".form." in name):
+            logger.warning(
+                "save_pretrained writes a state to resume training from, which does not load as a "
+                "model; compress.save_trained writes one that does"
+            )
+            return True
         logger.warning(
             "save_pretrained cannot write a model in compressed form; copy the folder that it was "
             "loaded from"
@@ -108,6 +124,11 @@ class CompressedQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         """Whether adapters may be trained on top."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Whether a Trainer may train the model as it is: the factors of low-rank layers can be."""
         return True
 
 

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -120,6 +121,21 @@ def verify(folder: Path, device: str = "cpu") -> Verification:
     _refuse_device(device)
     if not (folder / PROBE).is_file():
         raise CheckpointError(f"{folder} has no {PROBE}, which every export has; is it an export?")
+    found = _answer_of_a_fresh_process(folder, device)
+    if "error" in found:
+        raise CheckpointError(str(found["error"]))
+    result = Verification(**found)
+    if not result.passed:
+        raise CheckpointError(
+            f"{folder}: its logits are not those of the compressed model: relative difference "
+            f"{result.relative_difference:.2e}, tolerance {result.tolerance:.0e}; its files are "
+            "as they were written, so the libraries that load them compute something else"
+        )
+    return result
+
+
+def _answer_of_a_fresh_process(folder: Path, device: str) -> dict[str, Any]:
+    """The fields of its Verification, or its error. Raises CheckpointError if it dies."""
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.json"
         child = subprocess.run(
@@ -133,22 +149,12 @@ def verify(folder: Path, device: str = "cpu") -> Verification:
         if child.returncode != 0 or not answer.is_file():
             last = "\n".join(child.stderr.strip().splitlines()[-5:])
             raise CheckpointError(f"{folder}: its loading ended with {child.returncode}:\n{last}")
-        found = read_json(answer)
-    if "error" in found:
-        raise CheckpointError(str(found["error"]))
-    result = Verification(**found)
-    if not result.passed:
-        raise CheckpointError(
-            f"{folder}: its logits are not those of the compressed model: relative difference "
-            f"{result.relative_difference:.2e}, tolerance {result.tolerance:.0e}; its files are "
-            "as they were written, so the libraries that load them compute something else"
-        )
-    return result
+        return read_json(answer)
 
 
 def check(folder: Path, device: str) -> Verification:
     """Do in this process what `verify` does in a fresh one, apart from judging the difference."""
-    tensors, metadata = _read_probe(folder / PROBE)
+    tensors, metadata = read_probe(folder / PROBE)
     input_ids, logits, positions = tensors
     _refuse_changes(folder, "files", file_digests(folder), json.loads(metadata["files"]))
     _refuse_changes(folder, "tensors", digests(folder), json.loads(metadata["tensors"]))
@@ -170,7 +176,8 @@ def check(folder: Path, device: str) -> Verification:
     )
 
 
-def _read_probe(path: Path) -> tuple[list[Tensor], Mapping[str, str]]:
+def read_probe(path: Path) -> tuple[list[Tensor], Mapping[str, str]]:
+    """Token ids, logits and positions, and the digests. Raises CheckpointError if the file is damaged."""
     try:
         with safe_open(path, framework="pt") as probe:
             metadata: Mapping[str, str] = probe.metadata() or {}
@@ -214,11 +221,15 @@ def _refuse_changes(
 
 def main(folder: Path, device: str, answer: Path) -> None:
     """Entry of the fresh process: write the result, or the error, as JSON."""
+    answer.write_text(json.dumps(answer_of_this_process(folder, device)), encoding="utf-8")
+
+
+def answer_of_this_process(folder: Path, device: str) -> dict[str, Any]:
+    """The fields of a Verification, or the error."""
     try:
-        result: dict[str, object] = asdict(check(folder, device))
+        return asdict(check(folder, device))
     except CheckpointError as error:
-        result = {"error": str(error)}
-    answer.write_text(json.dumps(result), encoding="utf-8")
+        return {"error": str(error)}
 
 
 if __name__ == "__main__":

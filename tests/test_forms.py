@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.forms import CompressedLinear, Dense, LowRank, Quantised, Sum, empty
+from compress.forms import CompressedLinear, Dense, LowRank, Product, Quantised, Sum, empty
 from compress.packing import pack, unpack
 
 
@@ -76,6 +76,11 @@ FORMS = {
     **{kind: lambda kind=kind: quantised(kind=kind)[0] for kind in KINDS},
     "low_rank": low_rank,
     "dense": lambda: Dense(torch.randn(12, 96, generator=torch.Generator().manual_seed(2))),
+    "shifted": lambda: low_rank().shifted(torch.randn(12).half()),
+    "product": lambda: Product(quantised(i=3)[0], quantised(o=3)[0]),
+    "shifted product": lambda: Product(low_rank(i=3, r=2), quantised(o=3)[0]).shifted(
+        torch.randn(12)
+    ),
     "sum": lambda: Sum([quantised()[0], low_rank()]),
 }
 
@@ -84,11 +89,13 @@ FORMS = {
 class TestEveryForm:
     def test_runs_as_its_dense_weight(self, name):
         form, x = FORMS[name](), torch.randn(5, 96)
-        torch.testing.assert_close(form(x), x @ form.dense().T, rtol=1e-4, atol=1e-4)
+        offset = 0 if form.offset() is None else form.offset()
+        expected = x @ form.dense().T + offset
+        torch.testing.assert_close(form(x), expected, rtol=1e-4, atol=1e-4)
 
     def test_is_built_again_from_its_spec_and_tensors(self, name):
         form = FORMS[name]()
-        dtype = torch.float16 if name == "low_rank" else torch.float32
+        dtype = torch.float16 if isinstance(form, LowRank) else torch.float32
         again = empty(form.spec(), form.shape, dtype, "cpu")
         again.load_state_dict(form.state_dict())
         assert torch.equal(again.dense(), form.dense())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from compress.checkpoint import write_json
+from compress.compressor import Compressor
 from compress.errors import CheckpointError
 from compress.exports.base import Exporter, LayerExport
 
@@ -13,6 +14,19 @@ class DenseExporter(Exporter):
     """Loads wherever the source does, and is as large; weights are rounded to the source's dtype."""
 
     name = "dense"
+
+    @classmethod
+    def _problem(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
+        del shape
+        method: object = compressor
+        while isinstance(method, Compressor):
+            if method.shifts_outputs:
+                return (
+                    f"{method.name} puts the outputs' mean back, and most layers have no bias to hold that; choose "
+                    "native, or --centre none"
+                )
+            method = getattr(method, "base", None)
+        return ""
 
     def _write_layer(self, layer: LayerExport) -> None:
         weight = layer.form.dense().contiguous()

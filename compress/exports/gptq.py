@@ -52,11 +52,11 @@ class GptqExporter(Exporter):
 
     @classmethod
     def _problem(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
-        base: object = compressor
-        while not isinstance(base, Quantiser):
-            base = getattr(base, "base", None)
-            if base is None:
-                return f"{compressor.name} does not quantise; choose native or dense"
+        base: Compressor | None = compressor
+        while base is not None and not isinstance(base, Quantiser):
+            compressor, base = base, getattr(base, "base", None)
+        if base is None:
+            return f"{compressor.name} does not quantise; choose native or dense"
         problem = _problem(base.bits, base.group_of(shape[1]), shape)
         return f"{problem}; choose native or dense" if problem else ""
 
