@@ -96,7 +96,7 @@ class Flags:
 
     def _changes(
         self, options: Sequence[Option], arguments: Sequence[str]
-    ) -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
+    ) -> Iterator[tuple[tuple[str, ...], dict[str, str] | None]]:
         """Choices that the flags make and `options` do not show; of two equal flags the last."""
         named: dict[tuple[str, ...], tuple[Option, str]] = {}
         for flag, value in _pairs(arguments):
@@ -107,8 +107,9 @@ class Flags:
             if name not in option.choices:
                 there = ", ".join(option.choices) + closest(name, option.choices)
                 raise RecipeError(f"{flag_of(option)}: there is no {name!r}; there are {there}")
-            if self.registry[name] is not type(option.value):
-                yield path, {"name": name}
+            wanted = self.registry.get(name, type(None))
+            if wanted is not type(option.value):
+                yield path, None if wanted is type(None) else {"name": name}
 
 
 def flag_of(option: Option) -> str:
@@ -121,7 +122,7 @@ def with_value(values: Mapping[str, Any], path: tuple[str, ...], value: object) 
     head, rest = path[0], path[1:]
     if not rest:
         return {**values, head: value}
-    inner = values.get(head, {})
+    inner = values.get(head) or {}
     if isinstance(inner, str):  # a method written as its name alone
         inner = {"name": inner}
     return {**values, head: with_value(inner, rest, value)}
@@ -212,7 +213,10 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _group_title(option: Option, options: Sequence[Option]) -> str:
     if option.choices:
-        return f"{'.'.join(option.path)}: {type(option.value).__name__}, {_summary(option.value)}"
+        name = ".".join(option.path)
+        if option.value is None:
+            return f"{name}: none"
+        return f"{name}: {type(option.value).__name__}, {_summary(option.value)}"
     parents = {each.path: each for each in options if each.choices}
     parent = parents.get(option.path[:-1])
     return (

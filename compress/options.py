@@ -23,6 +23,9 @@ from compress.repair import Repair
 Registry = Mapping[str, type]
 T = TypeVar("T")
 
+NONE = "none"
+"""How an option that may hold nothing is told so."""
+
 _LEAVES = (int, float, str, Path, Enum, types.NoneType)
 _NAMES = {
     int: "a whole number",
@@ -53,7 +56,15 @@ def option_hints(kind: type) -> dict[str, Any]:
 
 def is_leaf(hint: Any) -> bool:
     """Whether values of this type are written directly, not as a mapping of further options."""
-    return not isinstance(hint, type) or issubclass(hint, _LEAVES)
+    return choice_of(hint) is None
+
+
+def choice_of(hint: Any) -> type | None:
+    """The class of which a field of this type holds an object, or none (X | None); None for a leaf."""
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not types.NoneType]
+    if len(kinds) == 1 and isinstance(kinds[0], type) and not issubclass(kinds[0], _LEAVES):
+        return None if get_origin(hint) in (tuple, list) else kinds[0]
+    return None
 
 
 def describe(hint: Any) -> str:
@@ -122,7 +133,7 @@ def check_types(options: object) -> None:
         value = getattr(options, name)
         if not is_leaf(hint):
             if not isinstance(value, hint):
-                raise RecipeError(f"{name}: {value!r} is not a {hint.__name__}")
+                raise RecipeError(f"{name}: {value!r} is not a {describe(hint)}")
             continue
         try:
             TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(value)
@@ -159,7 +170,7 @@ def dump(options: object, registry: Registry) -> dict[str, Any]:
     mapping: dict[str, Any] = {}
     for name, hint in option_hints(type(options)).items():
         value = getattr(options, name)
-        if is_leaf(hint):
+        if is_leaf(hint) or value is None:
             mapping[name] = plain(value)
         else:
             mapping[name] = {"name": name_of(value, registry), **dump(value, registry)}
@@ -196,17 +207,22 @@ def walk_options(
         here, hint, value = (*path, field.name), hints[field.name], getattr(options, field.name)
         names = () if is_leaf(hint) else tuple(_offered(options, hint, registry))
         yield Option(here, hint, value, field, names)
-        if names:
+        if names and value is not None:
             yield from walk_options(value, registry, here)
 
 
-def choices(hint: type, registry: Registry) -> dict[str, type]:
-    """The registered classes that a field of type `hint` may hold."""
-    return {name: kind for name, kind in sorted(registry.items()) if issubclass(kind, hint)}
+def choices(hint: Any, registry: Registry) -> dict[str, type]:
+    """The registered classes of which a field of type `hint` may hold an object."""
+    wanted = choice_of(hint)
+    if wanted is None:
+        return {}
+    return {name: kind for name, kind in sorted(registry.items()) if issubclass(kind, wanted)}
 
 
-def _offered(options: object, hint: type, registry: Registry) -> Iterator[str]:
+def _offered(options: object, hint: Any, registry: Registry) -> Iterator[str]:
     """The choices that are not refused in any case: a repair has no repair as its base."""
+    if types.NoneType in get_args(hint):
+        yield NONE
     for name, kind in choices(hint, registry).items():
         if not (isinstance(options, Repair) and issubclass(kind, Repair)):
             yield name
@@ -224,6 +240,8 @@ def _read(hint: Any, value: object, path: str, registry: Registry, default: obje
     if isinstance(value, hint):
         return value
     table = choices(hint, registry)
+    if value == NONE and types.NoneType in get_args(hint):
+        return None
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, Mapping):

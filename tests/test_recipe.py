@@ -41,6 +41,7 @@ class Frame(Shape):
 
     width: int = 2
     base: Shape = field(default_factory=lambda: Square(side=7))
+    inside: Square | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,27 @@ def test_what_cannot_be_is_refused_with_path_value_and_remedy(values: object, me
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("nothing", ["none", None])
+def test_a_choice_that_may_be_none_is_a_name_a_mapping_or_none(nothing: object) -> None:
+    framed = picture({"shape": {"name": "frame", "inside": {"name": "square", "side": 4}}})
+    assert framed.shape == Frame(inside=Square(side=4))
+    assert picture({"shape": {"name": "frame", "inside": "square"}}).shape == Frame(inside=Square())
+    empty = build(Picture, {"shape": {"inside": nothing}}, "picture", SHAPES, framed)
+    assert empty.shape == Frame()
+    assert dump(empty, SHAPES)["shape"]["inside"] is None
+    assert picture(dump(framed, SHAPES)) == framed
+
+
+def test_a_choice_that_may_be_none_is_walked_only_where_it_is_something() -> None:
+    paths = {option.path for option in walk_options(Picture(), SHAPES)}
+    assert ("shape", "inside") in paths
+    assert ("shape", "inside", "side") not in paths
+    framed = Picture(shape=Frame(inside=Square()))
+    options = {option.path: option for option in walk_options(framed, SHAPES)}
+    assert ("shape", "inside", "side") in options
+    assert set(options["shape", "inside"].choices) == {"none", "square"}
+
+
 def test_leaves_read_flags_and_yaml_alike() -> None:
     assert parse_leaf(int, "4", "p") == parse_leaf(int, 4, "p") == 4
     assert parse_leaf(float, "1e-2", "p") == parse_leaf(float, 0.01, "p")
@@ -125,7 +147,7 @@ def test_walking_names_every_option_once_with_its_value() -> None:
     found = {".".join(option.path): option.value for option in walk_options(Picture(), SHAPES)}
     assert list(found) == [
         *("colour", "names", "out", "n_items", "shape", "shape.width"),
-        *("shape.base", "shape.base.side", "shape.base.share"),
+        *("shape.base", "shape.base.side", "shape.base.share", "shape.inside"),
     ]
     assert found["shape.base.side"] == 7
 
