@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from compress.pipeline import calibrate, evaluate, plan, run
     from compress.recipe import Recipe
     from compress.report import Report
+    from compress.training import save_trained, trainable_factors
 
 _HOMES = {
     "METHODS": "compress.recipe",  # not compress.compressor: the recipe has walked the folder
@@ -38,6 +39,8 @@ _HOMES = {
     "load_export": "compress.exports.load",
     "plan": "compress.pipeline",
     "run": "compress.pipeline",
+    "save_trained": "compress.training",
+    "trainable_factors": "compress.training",
 }
 
 __all__ = [
@@ -52,6 +55,8 @@ __all__ = [
     "load_export",
     "plan",
     "run",
+    "save_trained",
+    "trainable_factors",
 ]
 
 

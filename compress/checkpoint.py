@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
 from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -88,8 +89,9 @@ class Reader(Mapping[str, Tensor]):
         """Bytes of all tensors."""
         return sum(entry.n_bytes for entry in self._entries.values())
 
+    @cached_property
     def fingerprint(self) -> str:
-        """Hex sha256 of config.json and of every shard's name, size and bytes, all read."""
+        """Hex sha256 of config.json and of every shard's name, size and bytes, all read: once."""
         digest = hashlib.sha256()
         config = self.folder / "config.json"
         digest.update(config.read_bytes() if config.is_file() else b"")

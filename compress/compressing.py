@@ -7,22 +7,24 @@ activations, whatever the size of the model.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from calibration.memory import trim
 from calibration.skeleton import PartLoader
-from calibration.stats import Gram, Statistic, Statistics
+from calibration.stats import Gram, Mean, Statistic, Statistics
 from calibration.store import Store
 from calibration.stream import Stream
 from calibration.walk import Block, Propagate, SharedInput, walk
+from compress.compressor import Compressor
 from compress.errors import LayerError
 from compress.forms import CompressedLinear, Form
 from compress.layers import bias_of, is_transposed, refuse_not_finite, weight_oi
-from compress.linalg import output_energy
-from compress.planning import Plan, PlannedLayer
+from compress.linalg import output_energy, shifted_energy
+from compress.plans import Plan, PlannedLayer
 from compress.report import LayerReport
 from compress.stopwatch import Stopwatch
 
@@ -61,6 +63,8 @@ class Job:
     """Errors after which a layer is left as it was, and recorded."""
     device: torch.device
     dtype: torch.dtype
+    gradients: Callable[[int], Mapping[str, Statistics]]
+    """Statistics of a block's gradients by layer, for methods that read some."""
 
 
 def compress_blocks(job: Job, watch: Stopwatch, progress: Progress) -> Iterator[Finished]:
@@ -74,11 +78,15 @@ def compress_blocks(job: Job, watch: Stopwatch, progress: Progress) -> Iterator[
         progress("compress", block.index, job.plan.n_blocks)
         refuse_not_finite(block.module, block.name)
         waiting = {name: planned[name] for name in block.layers if name in planned}
+        gradients = job.gradients(block.index)
         for shared in watch.each("observe", _statistics(job, block, frozenset(waiting))):
-            group = [waiting.pop(name) for name in shared.names]
+            # Saved statistics know layers too that the plan leaves dense.
+            group = [waiting.pop(name) for name in shared.names if name in waiting]
             with watch("compress"):
-                finished = _compress_group(job, block, group, shared.stats)
+                finished = _compress_shared(job, block, group, shared.stats, gradients)
+            del shared  # or the last group's Gram would live through the next block's observation
             yield from finished
+            trim()  # the next group's factors are larger than the pieces that this one left
         for layer in waiting.values():
             yield _left(
                 block, layer, _forgive(job, LayerError("it never saw a calibration token"), [layer])
@@ -88,34 +96,73 @@ def compress_blocks(job: Job, watch: Stopwatch, progress: Progress) -> Iterator[
 
 
 def _statistics(job: Job, block: Block, names: frozenset[str]) -> Iterator[SharedInput]:
-    """Statistics of the inputs of these layers, group by group: from the store if it has them, else observed."""
+    """Statistics of the inputs of these layers, group by group: from the store if it has them, else observed.
+
+    A Gram can be large: each is let go when its layers are done.
+    """
     if job.saved is not None:
-        yield from job.saved.load(block.index, job.device)
-        return
-    used = []
-    for shared in _observed(job, block, names):
+        found = job.saved.load(block.index, job.device)
+    else:
+        found = block.observe(names, job.needs)
+        if job.propagate is Propagate.SUBLAYER:
+            yield from _observed_in_turn(job, block, found)
+            return
         if job.saving is not None:
+            job.saving.save(block.index, found)
+    while found:
+        yield found.pop(0)
+
+
+def _observed_in_turn(
+    job: Job, block: Block, first: Sequence[SharedInput]
+) -> Iterator[SharedInput]:
+    """Each group observed again when those before it are compressed; saved together at the end."""
+    used = [first[0]] if first else []
+    yield from used
+    for entry in first[1:]:
+        for shared in block.observe(frozenset(entry.names), job.needs):
             used.append(shared)
-        yield shared
+            yield shared
     if job.saving is not None:
         job.saving.save(block.index, used)
 
 
-def _observed(job: Job, block: Block, names: frozenset[str]) -> Iterator[SharedInput]:
-    shared = block.observe(names, job.needs)
-    if job.propagate is not Propagate.SUBLAYER:
-        while shared:
-            yield shared.pop(0)  # a Gram can be large: each goes when its layers are done
-        return
-    yield from shared[:1]
-    for entry in shared[1:]:
-        yield from block.observe(frozenset(entry.names), job.needs)
+def _together(
+    group: Sequence[PlannedLayer], stats: Statistics, gradients: Mapping[str, Statistics]
+) -> Iterator[tuple[list[PlannedLayer], Statistics]]:
+    """Layers that are planned alike, in the order of their first; each alone where gradients, its own, count too."""
+    alike: dict[Compressor, list[PlannedLayer]] = {}
+    for layer in group:
+        alike.setdefault(layer.compressor, []).append(layer)
+    for layers in alike.values():
+        if not any(layer.name in gradients for layer in layers):
+            yield layers, stats
+            continue
+        for layer in layers:
+            yield [layer], stats.joined(gradients.get(layer.name, Statistics()))
+
+
+def _compress_shared(
+    job: Job,
+    block: Block,
+    group: Sequence[PlannedLayer],
+    stats: Statistics,
+    gradients: Mapping[str, Statistics],
+) -> list[Finished]:
+    """Compress layers that share an input, those together that can be."""
+    finished = [
+        one
+        for equals, known in _together(group, stats, gradients)
+        for one in _compress_group(job, block, equals, known)
+    ]
+    stats.forget()
+    return finished
 
 
 def _compress_group(
     job: Job, block: Block, group: Sequence[PlannedLayer], stats: Statistics
 ) -> list[Finished]:
-    """Compress layers that share an input, and put what stands for them into the block."""
+    """Compress layers that share an input and a compressor, and put what stands for them into the block."""
     started = time.perf_counter()
     weights = [weight_oi(block.layers[layer.name]).float() for layer in group]
     try:
@@ -127,17 +174,29 @@ def _compress_group(
     seconds = (time.perf_counter() - started) / len(group)
     gram = stats[Gram].mean_ii()
     return [
-        _finish(job, block, layer, form, (weight, gram, seconds))
+        _finish(job, block, layer, form, (weight, gram, _lost(weight, form, gram, stats), seconds))
         for layer, weight, form in zip(group, weights, forms, strict=True)
     ]
 
 
+def _lost(weight: Tensor, form: Form, gram: Tensor, stats: Statistics) -> float:
+    """The mean over tokens of ||W x - W' x - c||^2, c what the form adds to its outputs."""
+    error, offset = weight.double() - form.dense(), form.offset()
+    if offset is None:
+        return output_energy(error, gram)
+    return shifted_energy(error, offset, gram, stats[Mean].mean_i())
+
+
 def _finish(
-    job: Job, block: Block, layer: PlannedLayer, form: Form, measured: tuple[Tensor, Tensor, float]
+    job: Job,
+    block: Block,
+    layer: PlannedLayer,
+    form: Form,
+    measured: tuple[Tensor, Tensor, float, float],
 ) -> Finished:
-    weight, gram, seconds = measured
+    weight, gram, lost, seconds = measured
     module = block.layers[layer.name]
-    lost, energy = output_energy(weight.double() - form.dense(), gram), output_energy(weight, gram)
+    energy = output_energy(weight, gram)
     dead = int((gram.diagonal() == 0).sum())
     report = LayerReport(
         name=layer.name,
@@ -196,5 +255,7 @@ def describe(form: Form) -> str:
             return f"{spec['bits']}-bit g{spec['group_size']}{kind}"
         case "low_rank":
             return f"rank {spec['rank']}"
+        case "product":
+            return f"rank {spec['rank']} in {describe(form.down)}"  # type: ignore[arg-type]
         case other:
             return str(other)

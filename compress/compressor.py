@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from calibration.stats import Gram, Statistic, Statistics
@@ -25,11 +26,33 @@ METHODS: dict[str, type[Compressor]] = {}
 
 
 @dataclass(frozen=True)
+class Survey:
+    """What a plan compares layers by."""
+
+    spectrum: Tensor
+    """Of the weight, descending, fp64, in the method's metric: squares are what dropping them costs."""
+    cost: float = 1.0
+    """What a unit of squared error costs, where the method asked for something that tells."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A weight compressed alone, before there is a plan."""
+
+    form: Form
+    lost: float
+    """What that costs, in the unit of the survey's squared spectrum; above 0."""
+
+
+@dataclass(frozen=True)
 class LayerShape:
-    """What planning knows of a layer: its weight's shape (out, in) and the bytes it takes in the checkpoint."""
+    """What planning knows of a layer: its weight's shape (out, in), bytes and dtype in the checkpoint."""
 
     shape: tuple[int, int]
     n_bytes: int
+    dtype: torch.dtype = torch.float32
+    survey: Survey | None = None
+    """What was found of it, once the method has asked."""
 
 
 class Compressor(ABC):
@@ -61,16 +84,52 @@ class Compressor(ABC):
         """Statistics of the inputs that `compress` reads. The Gram is always there: errors are measured with it."""
         return frozenset({Gram})
 
-    def plan(self, layers: Mapping[str, LayerShape]) -> dict[str, Compressor]:
-        """Which compressor serves which layer, options resolved. Raises RecipeError for what can't work."""
+    @property
+    def shifts_outputs(self) -> bool:
+        """Whether its forms add an offset to the outputs, which no weight can hold."""
+        return False
+
+    @property
+    def surveys(self) -> frozenset[type[Statistic]] | None:
+        """Statistics of the original model that `survey` reads; None if the plan needs no survey."""
+        return None
+
+    @property
+    def weighs_by_divergence(self) -> bool:
+        """Whether its plan wants to know what each layer, compressed alone, does to the predictions."""
+        return False
+
+    def survey(self, weight_oi: Tensor, stats: Statistics) -> Survey:
+        """What the plan compares this weight by. Raises LayerError if it cannot be had."""
+        raise NotImplementedError(f"{self.name} plans without a survey")
+
+    def trial(self, weight_oi: Tensor, survey: Survey, stats: Statistics) -> Trial:
+        """A form to measure with what an error of this weight does. Raises LayerError if there is none."""
+        raise NotImplementedError(f"{self.name} does not weigh by divergence")
+
+    def plan(
+        self,
+        layers: Mapping[str, LayerShape],
+        rest_bytes: int = 0,  # noqa: ARG002  (for methods that spend a budget)
+    ) -> dict[str, Compressor]:
+        """Which compressor serves which layer, options resolved; layers left out stay as they are.
+
+        `rest_bytes`: what the checkpoint holds besides. Before a survey the plan of a method that wants one is
+        provisional, of the bytes that it will have. Raises RecipeError for what can't work.
+        """
         return dict.fromkeys(layers, self)
+
+    def predicted_error(self, layer: LayerShape) -> float | None:  # noqa: ARG002  (see above)
+        """The relative output error that is expected of a planned layer, if the plan can tell."""
+        return None
 
     @abstractmethod
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
         """Forms for weights (o, i), fp32, that read the same input; all have the same i. Inputs are left unchanged.
 
         Weights that share an input come together, so that a method can factorise its Gram once, or quantise them as
-        one stack. Raises LayerError if a weight can't be compressed.
+        one stack; a method that reads gradients, a layer's own, gets each alone.
+        Raises LayerError if one can't be compressed.
         """
 
     @abstractmethod

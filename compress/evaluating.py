@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from calibration.data import Tokens
 from compress.compressing import Progress
+from compress.devices import settle_device, settle_dtype
 from compress.exports.load import load_export, unpack
 from compress.models import load_tokenizer, resolve_model
 from compress.preparing import (
@@ -18,8 +19,6 @@ from compress.preparing import (
     held_out_windows,
     refuse_long_sequences,
     refuse_unknown_tokens,
-    settle_device,
-    settle_dtype,
 )
 from compress.recipe import Recipe
 from compress.report import Comparison

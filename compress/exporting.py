@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from calibration.data import Tokens
 from calibration.skeleton import decoder_blocks
+from calibration.stats import Anchor
 from calibration.store import Store
 from calibration.stream import Stream
 from compress.compressing import Job, Progress, compress_blocks
 from compress.errors import LayerError
 from compress.exports import EXPORTS, Exporter, LayerExport
+from compress.gradients import gradients_of_block
 from compress.layers import refuse_not_finite
 from compress.preparing import Prepared
 from compress.recipe import OnFailure
@@ -85,6 +88,8 @@ def _job(prepared: Prepared, stores: tuple[Store | None, Store | None], watch: S
         wanted = saved is None
         batches = list(prepared.tokens.batches(prepared.recipe.batch_size)) if wanted else []
         stream = Stream(prepared.model, blocks, batches)
+        if Anchor in prepared.needs:
+            stream.keep_original()
         probe = Stream(prepared.model, blocks, [_probe_tokens(prepared.tokens)])
         # The walk does without: a vocabulary of 256,000 takes more memory than many blocks.
         prepared.loader.unload_outside(f"{prefix}.")
@@ -100,6 +105,7 @@ def _job(prepared: Prepared, stores: tuple[Store | None, Store | None], watch: S
         forgiven=(LayerError,) if prepared.recipe.on_failure is OnFailure.KEEP else (),
         device=prepared.device,
         dtype=prepared.dtype,
+        gradients=partial(gradients_of_block, prepared),
     )
 
 

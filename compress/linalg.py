@@ -20,16 +20,20 @@ def add_ridge_(gram_ii: Tensor, damping: float) -> Tensor:
     channels far above the median: their fp32 products are off by more than the first term where there are fewer tokens
     than inputs, and the sum would not be definite. Raises LayerError if all channels are dead.
     """
-    diagonal = gram_ii.diagonal().clone()
-    live = diagonal[diagonal > 0]
+    gram_ii.diagonal().add_(ridge(gram_ii.diagonal(), damping))
+    return gram_ii
+
+
+def ridge(diagonal_i: Tensor, damping: float, what: str = "input channel") -> Tensor:
+    """What `add_ridge_` adds to a diagonal (i,) of second moments. Raises LayerError if they are all zero."""
+    live = diagonal_i[diagonal_i > 0]
     if live.numel() == 0:
         raise LayerError(
-            "every input channel is zero on the calibration text; use other text, or --exclude the layer"
+            f"every {what} is zero on the calibration text; use other text, or --exclude the layer"
         )
-    median = diagonal.median()
+    median = diagonal_i.median()
     scale = median if median > 0 else live.median()
-    gram_ii.diagonal().add_(damping * (scale + OUTLIER_RIDGE * diagonal))
-    return gram_ii
+    return damping * (scale + OUTLIER_RIDGE * diagonal_i)
 
 
 def cholesky(matrix_ii: Tensor) -> Tensor:
@@ -50,11 +54,10 @@ def output_energy(error_oi: Tensor, gram_ii: Tensor) -> float:
     return float(((error @ gram_ii.double()) * error).sum())
 
 
-def relative_output_error(weight_oi: Tensor, approximation_oi: Tensor, gram_ii: Tensor) -> float:
-    """||(W - W') X||_F / ||W X||_F, from the Gram alone; 0 for a layer whose output is zero anyway."""
-    total = output_energy(weight_oi, gram_ii)
-    lost = output_energy(weight_oi.double() - approximation_oi.double(), gram_ii)
-    return (max(lost, 0.0) / total) ** 0.5 if total > 0 else 0.0
+def shifted_energy(error_oi: Tensor, offset_o: Tensor, gram_ii: Tensor, mean_i: Tensor) -> float:
+    """The mean over tokens of ||E x - c||^2, for an offset c that the form adds to its outputs."""
+    offset, shift = offset_o.double(), error_oi.double() @ mean_i.double()
+    return output_energy(error_oi, gram_ii) + float(offset @ offset - 2 * (offset @ shift))
 
 
 def whitened_svd(matrix_oi: Tensor, chol_ii: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,6 +81,15 @@ def whitened_svd(matrix_oi: Tensor, chol_ii: Tensor, rank: int) -> tuple[Tensor,
     return up, down, energy.flip(0).clamp_min(0).sqrt()
 
 
+def whitened_spectrum(matrix_oi: Tensor, chol_ii: Tensor) -> Tensor:
+    """All singular values of M L, descending, fp64: min(o, i) of them."""
+    whitened = matrix_oi.double() @ chol_ii.double()
+    if whitened.shape[0] > whitened.shape[1]:
+        whitened = whitened.T
+    energies: Tensor = torch.linalg.eigvalsh(whitened @ whitened.T)
+    return energies.flip(0).clamp_min(0).sqrt()
+
+
 def balanced(up_or: Tensor, down_ri: Tensor) -> tuple[Tensor, Tensor]:
     """The same product with ||up[:, k]|| == ||down[k, :]|| for every k, so that neither factor overflows 16 bits."""
     up_norm, down_norm = up_or.norm(dim=0), down_ri.norm(dim=1)
@@ -88,15 +100,28 @@ def balanced(up_or: Tensor, down_ri: Tensor) -> tuple[Tensor, Tensor]:
     return up_or * ratio, down_ri / ratio[:, None].clamp_min(1e-300)
 
 
-def refit_up(matrix_oi: Tensor, down_ri: Tensor, gram_ii: Tensor) -> Tensor:
-    """The best up (o, r) for a given down: M G A^T (A G A^T)^+, which takes back what rounding A cost.
+def refit_up(matrix_oi: Tensor, down_ri: Tensor, chol_ii: Tensor) -> Tensor:
+    """The best up (o, r) for a given down: M G A^T (A G A^T)^+ with G = L L^T, which takes back what rounding A cost.
 
     Directions of A that carry nothing (a residual of lower rank than r) get zeros, hence the pseudo-inverse.
     """
-    down = down_ri.double()
-    image_ir = gram_ii.double() @ down.T
-    up: Tensor = matrix_oi.double() @ image_ir @ torch.linalg.pinv(down @ image_ir, hermitian=True)
+    image_ri = down_ri.double() @ chol_ii
+    up: Tensor = (matrix_oi.double() @ chol_ii @ image_ri.T) @ torch.linalg.pinv(
+        image_ri @ image_ri.T, hermitian=True
+    )
     return up
+
+
+def carried(gram_ii: Tensor, cross_ii: Tensor, damping: float) -> Tensor:
+    """C G^-1, both with one ridge: the identity where C is G. (i, i), fp64; the arguments are overwritten.
+
+    What least squares makes of inputs x from inputs x', with C = E[x x'^T] and G = E[x' x'^T]; the ridge in both draws
+    it to the identity, where x' says little, not to zero. Raises LayerError as `add_ridge_` and `cholesky` do.
+    """
+    added = ridge(gram_ii.diagonal(), damping)
+    gram_ii.diagonal().add_(added)
+    cross_ii.diagonal().add_(added)
+    return torch.cholesky_solve(cross_ii.T, cholesky(gram_ii)).T
 
 
 def to_storage(factor: Tensor, dtype: torch.dtype) -> Tensor:

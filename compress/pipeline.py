@@ -18,16 +18,17 @@ from pathlib import Path
 import psutil
 import yaml
 
-from calibration.skeleton import decoder_blocks
-from calibration.stream import Stream
-from calibration.walk import Propagate, walk
+from calibration.walk import Propagate
 from compress.card import model_card
 from compress.compressing import Progress
 from compress.errors import RecipeError
 from compress.evaluating import asks_for_evaluation, compare_with, original_of, resolve_original
 from compress.exporting import export
 from compress.exports.gptq import ADAPTER
-from compress.planning import Forecast, seconds_of_forward
+from compress.gradients import with_gradients
+from compress.originals import original_blocks
+from compress.planning import seconds_of_forward
+from compress.plans import Forecast
 from compress.preparing import (
     prepare,
     refuse_existing_output,
@@ -38,6 +39,7 @@ from compress.recipe import Recipe, StatisticsMode
 from compress.report import Comparison, ExportReport, Report
 from compress.reporting import make_report
 from compress.stopwatch import Stopwatch
+from compress.surveying import surveyed
 from compress.verify import verify
 from eval.footprint import tensor_bytes
 
@@ -54,6 +56,7 @@ def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Forecast:
     refuse_existing_output(recipe)
     prepared = prepare(recipe, progress)
     refuse_small_disks(prepared)
+    prepared = surveyed(prepared, progress)
     n_parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
     seconds = seconds_of_forward(n_parameters, prepared.tokens.n_tokens, prepared.device)
     return Forecast(prepared.plan, seconds)
@@ -70,6 +73,8 @@ def run(recipe: Recipe, *, progress: Progress = no_progress) -> Report:
     with watch("prepare"):
         prepared = prepare(recipe, progress)
         refuse_small_disks(prepared)
+    with watch("survey"):
+        prepared = with_gradients(surveyed(prepared, progress), progress)
     with _workshop(recipe.folder) as folder:
         folders = _export_folders(recipe, folder)
         outcome = export(prepared, folders, watch, progress)
@@ -104,21 +109,10 @@ def calibrate(recipe: Recipe, *, progress: Progress = no_progress) -> Path:
     if store.complete:
         return store.folder
     refuse_small_statistics_disk(prepared)
-    prefix, blocks = decoder_blocks(prepared.model)
-    prepared.loader.load_outside(f"{prefix}.", prepared.device)
-    stream = Stream(prepared.model, blocks, list(prepared.tokens.batches(recipe.batch_size)))
-    prepared.loader.unload_outside(f"{prefix}.")
-    names = frozenset(layer.name for layer in prepared.plan.layers)
-    try:
-        for block in walk(
-            stream, prepared.loader, propagate=Propagate.NONE, device=prepared.device
-        ):
-            progress("calibrate", block.index, len(blocks))
-            store.save(block.index, block.observe(names, prepared.needs))
-        store.finish()
-    finally:
-        store.discard()
-    progress("calibrate", len(blocks), len(blocks))
+    n_blocks = prepared.plan.n_blocks
+    for block, _ in original_blocks(prepared, store):
+        progress("calibrate", block.index, n_blocks)
+    progress("calibrate", n_blocks, n_blocks)
     return store.folder
 
 

@@ -4,155 +4,28 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from calibration.gradients import CHEAP, of_gradients
 from calibration.skeleton import PartLoader, decoder_blocks
+from calibration.stats import STATISTICS
 from calibration.store import stored_bytes
 from calibration.walk import is_linear
 from compress.checkpoint import Reader
-from compress.compressor import Compressor, LayerShape
+from compress.compressor import Compressor, LayerShape, Survey
 from compress.errors import CheckpointError, RecipeError
 from compress.exports.base import main_dtype
 from compress.layers import is_transposed, select
-from compress.quantiser import Quantiser
+from compress.plans import Plan, PlannedLayer
 from compress.report import KeptTensor
 
 SPARE_DISK = 64 << 20
-
-
-@dataclass(frozen=True)
-class PlannedLayer:
-    """A layer that will be compressed."""
-
-    name: str
-    tensor: str
-    """Its weight's name in the checkpoint."""
-    shape: tuple[int, int]
-    bytes_before: int
-    bytes_after: int
-    compressor: Compressor
-
-    @property
-    def gptq_bytes(self) -> int:
-        """What the GPTQ layout takes, adapter included; the native size for methods without codes, which it refuses."""
-        method: object = self.compressor
-        while not isinstance(method, Quantiser):
-            method = getattr(method, "base", None)
-            if method is None:
-                return self.bytes_after
-        return self.bytes_after + method.gptq_extra_bytes(self.shape)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which layer is compressed how, what stays, and what it all weighs."""
-
-    layers: tuple[PlannedLayer, ...]
-    kept: tuple[KeptTensor, ...]
-    n_blocks: int
-    statistics_bytes: int
-    """An upper bound of what the saved statistics take."""
-    dtype: torch.dtype = torch.float32
-    """What holds most of the checkpoint; the dense export's weights are in it."""
-    exports: tuple[str, ...] = ("native",)
-    """Formats asked for."""
-
-    @property
-    def bytes_before(self) -> int:
-        """Tensor data of the checkpoint."""
-        return sum(layer.bytes_before for layer in self.layers) + self.kept_bytes
-
-    @property
-    def bytes_after(self) -> int:
-        """Tensor data of the native export."""
-        return self.export_bytes("native")
-
-    def export_bytes(self, name: str) -> int:
-        """Tensor data of an export by its name. Raises KeyError for one that is not native, gptq or dense."""
-        layers = {
-            "native": (layer.bytes_after for layer in self.layers),
-            "gptq": (layer.gptq_bytes for layer in self.layers),
-            "dense": (
-                layer.shape[0] * layer.shape[1] * self.dtype.itemsize for layer in self.layers
-            ),
-        }
-        return sum(layers[name]) + self.kept_bytes
-
-    @property
-    def kept_bytes(self) -> int:
-        """Tensors that are copied."""
-        return sum(tensor.n_bytes for tensor in self.kept)
-
-    def lines(self) -> list[str]:
-        """The plan for a terminal: layers of a kind together, what is kept and why, totals."""
-        kinds: dict[tuple[str, tuple[int, int], str], list[PlannedLayer]] = defaultdict(list)
-        for layer in self.layers:
-            kinds[layer.name.rpartition(".")[2], layer.shape, _options(layer.compressor)].append(
-                layer
-            )
-        out = [
-            f"{'layers':<22}{'out x in':>14}{'bytes before':>15}{'after':>13}{'bits/weight':>13}"
-        ]
-        for (leaf, (o, i), _), group in kinds.items():
-            before, after = (
-                sum(getattr(e, f"bytes_{w}") for e in group) for w in ("before", "after")
-            )
-            bits = 8 * after / (len(group) * o * i)
-            out.append(
-                f"{len(group)} x {leaf:<18}{f'{o} x {i}':>14}{before:>15,}{after:>13,}{bits:>13.2f}"
-            )
-        out += [f"method: {text}" for text in dict.fromkeys(options for _, _, options in kinds)]
-        for reason in dict.fromkeys(tensor.reason for tensor in self.kept):
-            members = [tensor for tensor in self.kept if tensor.reason == reason]
-            size = sum(tensor.n_bytes for tensor in members)
-            out.append(f"kept as they are: {len(members)} tensors, {size:,} bytes ({reason})")
-        for name in self.exports:
-            size = self.export_bytes(name)
-            share = 100 * size / self.bytes_before
-            out.append(
-                f"whole checkpoint, {name}: {self.bytes_before:,} -> {size:,} bytes ({share:.1f} % kept)"
-            )
-        out.append(f"saved statistics: at most {self.statistics_bytes:,} bytes")
-        return out
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """A plan and roughly how long it will take."""
-
-    plan: Plan
-    seconds_of_forward: float
-    """One plain forward pass over the calibration tokens."""
-
-    def lines(self) -> list[str]:
-        """For a terminal."""
-        once, low, high = (round(k * self.seconds_of_forward) for k in (1, 2, 6))
-        forward = f"about {once} s" if once else "under a second"
-        work = f"{low} to {high} s" if low else f"up to {high} s" if high else "under a second"
-        return [
-            *self.plan.lines(),
-            f"one forward pass over the calibration text: {forward}; "
-            f"calibrating and compressing: {work}; verification and evaluation come on top",
-        ]
-
-
-def _options(compressor: Compressor) -> str:
-    """A compressor's options in one line."""
-    parts = []
-    for entry in fields(compressor):  # type: ignore[arg-type]  # every compressor is a dataclass
-        value = getattr(compressor, entry.name)
-        if isinstance(value, Compressor):
-            parts.append(f"{entry.name}=({_options(value)})")
-        elif value is not None:
-            parts.append(f"{entry.name}={value}")
-    return f"{compressor.name}: {', '.join(parts)}"
 
 
 def make_plan(
@@ -161,40 +34,64 @@ def make_plan(
     reader: Reader,
     method: Compressor,
     patterns: tuple[tuple[str, ...], tuple[str, ...]],
+    surveys: Mapping[str, Survey] = MappingProxyType({}),
 ) -> Plan:
     """Plan for a skeleton and its checkpoint; `patterns` are those to include and to exclude.
+
+    `surveys` is what the method asked for and was found.
 
     Raises RecipeError for patterns that match nothing, for layers that would not get smaller, and whatever the method
     refuses; CheckpointError for a tensor whose shape contradicts the configuration.
     """
     refuse_other_shapes(model, loader, reader)
     prefix, blocks = decoder_blocks(model)
-    linears = {
+    linears = _linears(prefix, blocks)
+    keys = {name: found[0] for name, found in loader.keys_of().items() if len(found) == 1}
+    reasons = select(linears, *patterns)
+    chosen = {name: linears[name] for name, reason in reasons.items() if reason is None}
+    shapes = {
+        name: _shape(layer, reader, keys[f"{name}.weight"], surveys.get(name))
+        for name, layer in chosen.items()
+    }
+    rest = reader.total_bytes - sum(shape.n_bytes for shape in shapes.values())
+    layers = tuple(
+        _planned(name, keys[f"{name}.weight"], shapes[name], compressor)
+        for name, compressor in method.plan(shapes, rest).items()
+    )
+    refuse_no_gain(layers)
+    left = dict.fromkeys(set(chosen) - {layer.name for layer in layers}, "left dense by the plan")
+    kept = _kept(reader, loader, prefix, {layer.tensor for layer in layers}, {**reasons, **left})
+    statistics = _statistics_bytes(method, [layer.shape for layer in shapes.values()])
+    return Plan(layers, tuple(chosen), kept, len(blocks), *statistics, main_dtype(reader))
+
+
+def _linears(prefix: str, blocks: nn.ModuleList) -> dict[str, nn.Module]:
+    """The linear layers of the decoder blocks by name."""
+    return {
         f"{prefix}.{index}.{part}": layer
         for index, block in enumerate(blocks)
         for part, layer in block.named_modules()
         if is_linear(layer)
     }
-    keys = {name: found[0] for name, found in loader.keys_of().items() if len(found) == 1}
-    reasons = select(linears, *patterns)
-    chosen = {name: linears[name] for name, reason in reasons.items() if reason is None}
-    shapes = {name: _shape(layer, reader, keys[f"{name}.weight"]) for name, layer in chosen.items()}
-    layers = tuple(
-        PlannedLayer(
-            name,
-            keys[f"{name}.weight"],
-            shapes[name].shape,
-            shapes[name].n_bytes,
-            compressor.planned_bytes(shapes[name].shape),
-            compressor,
-        )
-        for name, compressor in method.plan(shapes).items()
+
+
+def _statistics_bytes(method: Compressor, shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """What the statistics of inputs and of gradients take at most: as if no layers shared an input."""
+    asked = method.needs | (method.surveys or frozenset())
+    gradients = of_gradients(asked)
+    inputs = frozenset(STATISTICS.values()) | (asked - gradients)
+    n_stores = (
+        2 if method.surveys else 1
+    )  # those of the original model, and those through compressed blocks
+    return (
+        n_stores * sum(stored_bytes(shape, inputs) for shape in shapes),
+        sum(stored_bytes(shape, gradients | CHEAP) for shape in shapes) if gradients else 0,
     )
-    refuse_no_gain(layers)
-    kept = _kept(reader, loader, prefix, {layer.tensor for layer in layers}, reasons)
-    # Most inputs serve several layers; a block's distinct widths, once each, are a close upper bound with q, k, v one.
-    statistics = sum(stored_bytes(shape.shape[1]) for shape in shapes.values())
-    return Plan(layers, kept, len(blocks), statistics, main_dtype(reader))
+
+
+def _planned(name: str, tensor: str, layer: LayerShape, compressor: Compressor) -> PlannedLayer:
+    planned, predicted = compressor.planned_bytes(layer.shape), compressor.predicted_error(layer)
+    return PlannedLayer(name, tensor, layer.shape, layer.n_bytes, planned, compressor, predicted)
 
 
 def refuse_other_shapes(model: PreTrainedModel, loader: PartLoader, reader: Reader) -> None:
@@ -231,10 +128,11 @@ def refuse_no_gain(layers: Sequence[PlannedLayer]) -> None:
     )
 
 
-def _shape(layer: nn.Module, reader: Reader, tensor: str) -> LayerShape:
+def _shape(layer: nn.Module, reader: Reader, tensor: str, survey: Survey | None) -> LayerShape:
     rows, columns = layer.weight.shape  # type: ignore[misc]
     shape = (columns, rows) if is_transposed(layer) else (rows, columns)
-    return LayerShape((int(shape[0]), int(shape[1])), reader.nbytes(tensor))
+    dtype, n_bytes = reader.dtype(tensor), reader.nbytes(tensor)
+    return LayerShape((int(shape[0]), int(shape[1])), n_bytes, dtype, survey)
 
 
 def _kept(

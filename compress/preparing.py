@@ -6,8 +6,10 @@ output folder is free and the disks suffice is asked by `refuse_existing_output`
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import torch
@@ -16,24 +18,37 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from calibration.data import Split, Tokens, load_tokens, load_windows, parse_source
 from calibration.errors import InputError
+from calibration.gradients import GradientStatistic
 from calibration.skeleton import PartLoader, build_skeleton
-from calibration.stats import STATISTICS, Gram, Statistic
+from calibration.stats import STATISTICS, Anchor, Gram, Statistic
 from calibration.store import Store
 from calibration.walk import Propagate
 from compress.checkpoint import Reader
 from compress.compressing import Progress
+from compress.compressor import Survey
+from compress.devices import settle_device, settle_dtype
 from compress.environment import toolkit_version
 from compress.errors import RecipeError
 from compress.exports import EXPORTS
 from compress.models import SourceModel, load_tokenizer, resolve_model
-from compress.planning import Plan, make_plan, refuse_full_disk
-from compress.recipe import Dtype, Recipe, StatisticsMode
+from compress.planning import make_plan, refuse_full_disk
+from compress.plans import Plan
+from compress.recipe import Recipe, StatisticsMode
 from eval.catalog import check_tasks
 from eval.footprint import context_length
 from eval.wheels import cache_root
 
 SCRATCH_BYTES = 2 << 30
 """The most that a writer holds beside its finished shards: the shard at hand."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Statistics of the original model's gradients, complete, on disk."""
+
+    store: Store
+    scratch: TemporaryDirectory[str] | None
+    """The folder that goes with this object, if they are not to be kept."""
 
 
 @dataclass(frozen=True)
@@ -55,33 +70,46 @@ class Prepared:
     device: torch.device
     dtype: torch.dtype
     needs: frozenset[type[Statistic]]
+    """Statistics of inputs that the walk observes."""
+    gradients: Gradients | None = None
+    """Statistics of gradients that the method reads."""
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """The source's, which takes reading all of it: once a run."""
-        return self.reader.fingerprint()
+    def original_store(self) -> Store | None:
+        """Where the original model's statistics are kept, if the recipe wants any kept."""
+        recipe = replace(self.recipe, propagate=Propagate.NONE)
+        return replace(self, recipe=recipe, needs=_needs(recipe)).store()
 
     def store(self) -> Store | None:
         """Where this job's statistics are kept, if the recipe wants them kept."""
         if self.recipe.statistics is StatisticsMode.OFF:
             return None
         settings = {
-            "toolkit": toolkit_version(),
-            "transformers": transformers.__version__,
-            "model": self.fingerprint,
-            "tokens": self.tokens.fingerprint(),
-            "dtype": str(self.dtype),
-            "device": self.device.type,
+            **self._settings(self.needs),
             "batch_size": self.recipe.batch_size,
             "propagate": self.recipe.propagate.value,
-            "statistics": sorted(kind.name for kind in self.needs),
-            "layers": [layer.name for layer in self.plan.layers],
-            "torch": torch.__version__,
         }
         if self.recipe.propagate is not Propagate.NONE:
             # What a block sees depends on how those before it were compressed.
             settings["method"] = {layer.name: repr(layer.compressor) for layer in self.plan.layers}
         return Store(cache_root() / "statistics", settings)
+
+    def gradient_store(self, kinds: frozenset[type[GradientStatistic]], root: Path) -> Store:
+        """Where statistics of the original model's gradients are kept below a root."""
+        return Store(root, {**self._settings(kinds), "pass": "backward"})
+
+    def _settings(self, kinds: Iterable[type[Statistic]]) -> dict[str, Any]:
+        """What decides statistics of the original model."""
+        return {
+            "toolkit": toolkit_version(),
+            "transformers": transformers.__version__,
+            "model": self.reader.fingerprint,
+            "tokens": self.tokens.fingerprint(),
+            "dtype": str(self.dtype),
+            "device": self.device.type,
+            "statistics": sorted(kind.name for kind in kinds),
+            "layers": list(self.plan.selected),
+            "torch": torch.__version__,
+        }
 
 
 def prepare(recipe: Recipe, progress: Progress) -> Prepared:
@@ -100,9 +128,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     model = build_skeleton(config, dtype)
     loader = PartLoader(model, reader)
     plan = make_plan(model, loader, reader, recipe.method, (recipe.include, recipe.exclude))
-    specs = {layer.name: layer.shape for layer in plan.layers}
-    for name in recipe.export:
-        EXPORTS[name].check({layer.name: layer.compressor for layer in plan.layers}, specs)
+    refuse_unfit_exports(recipe, plan)
     tokens = _calibration_text(recipe, tokenizer)
     windows = held_out_windows(recipe, tokenizer)
     for option, text in (("calibration", tokens), ("eval_text", windows)):
@@ -125,11 +151,39 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     )
 
 
+def replanned(prepared: Prepared, found: Mapping[str, Survey]) -> Prepared:
+    """The job with the plan that its method makes of what a survey found. Raises RecipeError."""
+    recipe = prepared.recipe
+    plan = make_plan(
+        prepared.model,
+        prepared.loader,
+        prepared.reader,
+        recipe.method,
+        (recipe.include, recipe.exclude),
+        found,
+    )
+    refuse_unfit_exports(recipe, plan)
+    return replace(prepared, plan=replace(plan, exports=recipe.export))
+
+
+def refuse_unfit_exports(recipe: Recipe, plan: Plan) -> None:
+    """Raises RecipeError for a layer that a format cannot hold."""
+    shapes = {layer.name: layer.shape for layer in plan.layers}
+    compressors = {layer.name: layer.compressor for layer in plan.layers}
+    for name in recipe.export:
+        EXPORTS[name].check(compressors, shapes)
+
+
 def refuse_early(recipe: Recipe) -> None:
     """Raises for what the recipe alone can tell, the output folder aside."""
     unknown = [name for name in recipe.export if name not in EXPORTS]
     if unknown:
         raise RecipeError(f"export: {unknown[0]!r} is no format; there are {', '.join(EXPORTS)}")
+    if Anchor in recipe.method.needs and recipe.propagate is not Propagate.BLOCK:
+        raise RecipeError(
+            f"method.anchor: dense fits layers to the original on inputs that the compressed blocks before them give, "
+            f"and with propagate {recipe.propagate} there are none of its kind; use --propagate block"
+        )
     if recipe.tasks:
         check_tasks(recipe.tasks, recipe.include_path)
 
@@ -168,35 +222,17 @@ def refuse_small_disks(prepared: Prepared) -> None:
 
 
 def refuse_small_statistics_disk(prepared: Prepared) -> None:
-    """Raises RecipeError if statistics are to be saved and do not fit their disk."""
+    """Raises RecipeError if statistics are to be saved, or gradients to be kept for the run, and do not fit."""
+    inputs, gradients = (
+        prepared.plan.input_statistics_bytes,
+        prepared.plan.gradient_statistics_bytes,
+    )
     store = prepared.store()
-    if store is not None and not store.complete:
-        refuse_full_disk(
-            store.folder, prepared.plan.statistics_bytes, "statistics (or --statistics off)"
-        )
-
-
-def settle_device(name: str) -> torch.device:
-    """The device that a name means. Raises RecipeError if this machine does not have it."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, ImportError):
-        device = torch.device("meta")
-    if device.type == "meta":  # it holds no data, so nothing can be computed on it
-        there = ", ".join(["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))])
-        there += ", mps" if torch.backends.mps.is_available() else ""
-        raise RecipeError(f"device: {name!r} can't be used here; there is {there}")
-    return device
-
-
-def settle_dtype(dtype: Dtype, config: PretrainedConfig) -> torch.dtype:
-    """The dtype to compute in: the one asked for, else the checkpoint's own, else float32."""
-    if dtype is not Dtype.AUTO:
-        return getattr(torch, dtype.value)  # type: ignore[no-any-return]
-    return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    if store is None:
+        if gradients:
+            refuse_full_disk(Path(gettempdir()), gradients, "statistics of gradients (TMPDIR)")
+    elif not store.complete:
+        refuse_full_disk(store.folder, inputs + gradients, "statistics (or --statistics off)")
 
 
 def _calibration_text(recipe: Recipe, tokenizer: Any) -> Tokens:
@@ -241,4 +277,5 @@ def _needs(recipe: Recipe) -> frozenset[type[Statistic]]:
     """The original model's statistics serve any method, so all are kept; others serve this method only."""
     if recipe.propagate is Propagate.NONE:
         return frozenset(STATISTICS.values())
-    return recipe.method.needs | {Gram}
+    inputs = {kind for kind in recipe.method.needs if not issubclass(kind, GradientStatistic)}
+    return frozenset(inputs | {Gram})

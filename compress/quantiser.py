@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from compress.packing import CODES_A_ROW
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (128, 64, 32)
+FACTOR_GROUP = 64
 WHOLE_ROW = -1
 
 
@@ -61,7 +63,11 @@ class Quantiser(Compressor, ABC):
         """The grid of these options."""
         return Grid(self.bits, self.symmetry, self.scales)
 
-    def plan(self, layers: Mapping[str, LayerShape]) -> dict[str, Compressor]:
+    def plan(
+        self,
+        layers: Mapping[str, LayerShape],
+        rest_bytes: int = 0,  # noqa: ARG002  (bits decide the bytes, not a budget)
+    ) -> dict[str, Compressor]:
         """Settle the group size. Raises RecipeError naming the layers whose inputs it does not divide."""
         inputs = {name: layer.shape[1] for name, layer in layers.items()}
         if self.group_size is None:
@@ -85,6 +91,10 @@ class Quantiser(Compressor, ABC):
                     f"{', '.join(map(str, sizes)) or 'only -1, a whole row,'} would"
                 )
         return dict.fromkeys(layers, self)
+
+    def for_factors(self) -> Self:
+        """With a group size that suits thin factors of any rank, whose last group may be shorter."""
+        return replace(self, group_size=self.group_size or FACTOR_GROUP)
 
     def group_of(self, n_inputs: int) -> int:
         """The settled group size for a layer with so many inputs."""

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from calibration.stats import Gram, Statistic, Statistics
-from compress.compressor import Compressor, LayerShape
+from calibration.stats import Anchor, Gram, Mean, Statistic, Statistics
+from compress.compressor import Compressor, LayerShape, Survey, Trial
 from compress.errors import RecipeError
+from compress.factors import covariance, shifted
 from compress.forms import Form, LowRank, Sum
 from compress.quantities import parse_bytes
 
@@ -47,6 +48,10 @@ class Repair(Compressor, ABC):
         super().__post_init__()
         if self.rank < 1:
             raise RecipeError(f"method.rank: {self.rank} is not a rank; 1 or more")
+        if Anchor in self.base.needs:
+            raise RecipeError(
+                "method.base.anchor: dense fits the original's outputs, a repair the weight's own; use none"
+            )
         if isinstance(self.base, Repair):
             raise RecipeError(
                 f"method.base: {self.base.name} is itself a repair; give the method that compresses"
@@ -59,12 +64,39 @@ class Repair(Compressor, ABC):
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
-        """The Gram, and what the base needs."""
-        return self.base.needs | {Gram}
+        """The Gram, what the base needs, and the mean if the base puts one back."""
+        return self.base.needs | {Gram} | ({Mean} if self.shifts_outputs else set())
 
-    def plan(self, layers: Mapping[str, LayerShape]) -> dict[str, Compressor]:
-        """Plan the base and settle the rank. Raises RecipeError for ranks that can't be."""
-        bases = self.base.plan(layers)
+    @property
+    def shifts_outputs(self) -> bool:
+        """As its base."""
+        return self.base.shifts_outputs
+
+    @property
+    def surveys(self) -> frozenset[type[Statistic]] | None:
+        """The base's."""
+        return self.base.surveys
+
+    @property
+    def weighs_by_divergence(self) -> bool:
+        """The base's."""
+        return self.base.weighs_by_divergence
+
+    def trial(self, weight_oi: Tensor, survey: Survey, stats: Statistics) -> Trial:
+        """The base's."""
+        return self.base.trial(weight_oi, survey, stats)
+
+    def survey(self, weight_oi: Tensor, stats: Statistics) -> Survey:
+        """The base's."""
+        return self.base.survey(weight_oi, stats)
+
+    def plan(self, layers: Mapping[str, LayerShape], rest_bytes: int = 0) -> dict[str, Compressor]:
+        """Plan the base and settle the rank; layers that the base leaves need no repair.
+
+        Raises RecipeError for ranks that can't be.
+        """
+        bases = self.base.plan(layers, rest_bytes)
+        layers = {name: layer for name, layer in layers.items() if name in bases}
         rank = (
             self.rank
             if self.budget is None
@@ -96,15 +128,27 @@ class Repair(Compressor, ABC):
         return paid if paid == most else paid // RANK_STEP * RANK_STEP
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
-        """The base's forms, each with a low-rank path for what it lost as it is stored."""
+        """The base's forms, each with a low-rank path for what it lost as it is stored.
+
+        A base that makes the mean output exact leaves its outputs' variation to be repaired; its offset is then that
+        of both together, or the mean would be counted twice.
+        """
         bases = self.base.compress(weights, stats)
         residuals = [
             w.double() - base.dense().double() for w, base in zip(weights, bases, strict=True)
         ]
-        return [
-            Sum([base, path])
-            for base, path in zip(bases, self.repair(residuals, stats), strict=True)
-        ]
+        paths = self.repair(residuals, stats)
+        if self.shifts_outputs:
+            mean_i = stats[Mean].mean_i()
+            bases = [
+                shifted(base, (residual - path.dense().double()) @ mean_i)
+                for base, residual, path in zip(bases, residuals, paths, strict=True)
+            ]
+        return [Sum([base, path]) for base, path in zip(bases, paths, strict=True)]
+
+    def moments(self, stats: Statistics) -> Tensor:
+        """What an error of the path costs: E[x x^T], or the covariance where the mean is put back. (i, i), fp64."""
+        return covariance(stats) if self.shifts_outputs else stats[Gram].mean_ii()
 
     @abstractmethod
     def repair(self, residuals: Sequence[Tensor], stats: Statistics) -> list[LowRank]:

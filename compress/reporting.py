@@ -24,7 +24,7 @@ def make_report(
         recipe=prepared.recipe.to_mapping(),
         model=_model_text(prepared),
         licence=prepared.source.licence,
-        fingerprint=prepared.fingerprint,
+        fingerprint=prepared.reader.fingerprint,
         environment=describe_environment(str(prepared.device)),
         calibration=dict(prepared.tokens.provenance),
         layers=tuple(outcome.layers),

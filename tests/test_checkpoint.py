@@ -90,16 +90,16 @@ def test_views_and_transposed_tensors_are_written_as_they_read(tmp_path):
 def test_the_fingerprint_sees_every_byte_and_the_config(tmp_path):
     folder = write(tmp_path / "out")
     (folder / "config.json").write_text("{}")
-    prints = [Reader(folder).fingerprint()]
+    prints = [Reader(folder).fingerprint]
     (folder / "config.json").write_text("{ }")
-    prints.append(Reader(folder).fingerprint())
+    prints.append(Reader(folder).fingerprint)
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    prints.append(Reader(folder).fingerprint())
+    prints.append(Reader(folder).fingerprint)
     assert len(set(prints)) == 3
-    assert Reader(folder).fingerprint() == prints[-1]
+    assert Reader(folder).fingerprint == prints[-1]
 
 
 # What a reader refuses

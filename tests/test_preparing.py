@@ -12,14 +12,15 @@ from workspaces import recipe
 import compress
 from calibration.errors import InputError
 from calibration.skeleton import PartLoader, build_skeleton
+from compress.devices import settle_device
 from compress.errors import CheckpointError, LayerError, RecipeError
 from compress.layers import refuse_not_finite
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
 from compress.pipeline import no_progress
-from compress.planning import Forecast
-from compress.preparing import prepare, refuse_existing_output, settle_device
+from compress.plans import Forecast
+from compress.preparing import prepare, refuse_existing_output
 from eval.errors import EvalError
 from eval.footprint import Timing, measure_speed, tensor_bytes
 
@@ -210,7 +211,7 @@ def test_preparing_does_not_look_at_the_output_folder(workspace):
 def test_saved_statistics_are_told_apart_by_versions_and_read_the_source_once(workspace):
     ready = prepared(workspace)
     assert ready.store().settings.keys() >= {"toolkit", "transformers", "torch", "model"}
-    assert ready.fingerprint == ready.reader.fingerprint()
+    assert ready.store().settings["model"] == ready.reader.fingerprint
     (workspace / "model" / "model.safetensors").unlink()
     ready.store()
 

@@ -1,13 +1,13 @@
 import pytest
 import torch
-from problems import inputs, statistics, weight
+from problems import inputs, relative_output_error, statistics, weight
 
 from calibration.stats import Gram, Statistics
 from compress.compressor import LayerShape
 from compress.errors import LayerError, RecipeError
 from compress.exports.gptq import gptq_tensors
 from compress.grid import Grid, ScaleSearch, Symmetry
-from compress.linalg import add_ridge_, relative_output_error
+from compress.linalg import add_ridge_
 from compress.methods.gptq import GPTQ, Order, inverse_factor, refit_scales, sweep
 from compress.methods.rtn import RTN
 

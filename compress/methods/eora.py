@@ -20,10 +20,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from calibration.stats import Gram, Statistics
+from calibration.stats import Statistics
 from compress.compressor import Compressor, refuse_damping
+from compress.factors import Metric, best_low_rank
 from compress.forms import LowRank
-from compress.linalg import add_ridge_, balanced, cholesky, refit_up, to_storage, whitened_svd
+from compress.linalg import add_ridge_
 from compress.methods.gptq import GPTQ
 from compress.repair import Repair
 
@@ -47,13 +48,5 @@ class EoRA(Repair, name="eora"):
 
     def repair(self, residuals: Sequence[Tensor], stats: Statistics) -> list[LowRank]:
         """One Cholesky factor for all of them, one eigenproblem each."""
-        gram_ii = add_ridge_(stats[Gram].mean_ii(), self.damping)
-        chol_ii = cholesky(gram_ii)
-        paths = []
-        for residual in residuals:
-            up, down, _ = whitened_svd(residual, chol_ii, self.rank)
-            _, down = balanced(up, down)
-            stored_down = to_storage(down, self.storage)
-            stored_up = to_storage(refit_up(residual, stored_down, gram_ii), self.storage)
-            paths.append(LowRank.from_factors(stored_up, stored_down))
-        return paths
+        metric = Metric.of(add_ridge_(self.moments(stats), self.damping))
+        return [best_low_rank(one, metric, self.rank, self.storage) for one in residuals]

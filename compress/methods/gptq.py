@@ -28,6 +28,7 @@ from compress.linalg import add_ridge_, cholesky
 from compress.quantiser import Quantiser, stacked
 
 COLUMNS_AT_ONCE = 64
+ROWS_AT_ONCE = 512
 
 
 class Order(enum.StrEnum):
@@ -140,8 +141,16 @@ def refit_scales(
 ) -> Tensor:
     """For each row, the scales of all groups that minimise (w - S q) G (w - S q)^T for its codes minus zero, q.
 
-    A G x G least-squares problem a row. The new scales replace the old where, rounded to fp16, they lose less.
+    A G x G least-squares problem a row. The new scales replace the old where, rounded to fp16, they lose less. Rows
+    have nothing to do with one another: some at a time, so that what they need in fp64 is small beside the Gram.
     """
+    parts = [each.split(ROWS_AT_ONCE) for each in (weight_oi, steps_oi, scales_og)]
+    return torch.cat([_refit_rows(w, q, s, gram_ii, size) for w, q, s in zip(*parts, strict=True)])
+
+
+def _refit_rows(
+    weight_oi: Tensor, steps_oi: Tensor, scales_og: Tensor, gram_ii: Tensor, size: int
+) -> Tensor:
     target_oi = weight_oi.double() @ gram_ii
     grouped = _by_group(target_oi.mul_(steps_oi), size)
     normal_ogg = _normal_matrices(steps_oi, gram_ii, size)

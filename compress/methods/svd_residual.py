@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from calibration.stats import Statistics
 from compress.compressor import Compressor
+from compress.factors import Metric, best_low_rank
 from compress.forms import LowRank
-from compress.linalg import balanced, refit_up, to_storage, whitened_svd
 from compress.methods.gptq import GPTQ
 from compress.repair import Repair
 
@@ -38,12 +37,5 @@ class SVDResidual(Repair, name="svd_residual"):
         stats: Statistics,  # noqa: ARG002  (what this baseline does without)
     ) -> list[LowRank]:
         """EoRA's computation with the identity in the place of the Gram."""
-        paths = []
-        for residual in residuals:
-            identity = torch.eye(residual.shape[1], dtype=torch.float64, device=residual.device)
-            up, down, _ = whitened_svd(residual, identity, self.rank)
-            _, down = balanced(up, down)
-            stored_down = to_storage(down, self.storage)
-            stored_up = to_storage(refit_up(residual, stored_down, identity), self.storage)
-            paths.append(LowRank.from_factors(stored_up, stored_down))
-        return paths
+        metric = Metric.identity(residuals[0].shape[1], residuals[0].device)
+        return [best_low_rank(one, metric, self.rank, self.storage) for one in residuals]

@@ -1,0 +1,60 @@
+"""ASVD: truncated SVD of the weight with its inputs scaled by how large they are.
+
+Yuan et al. 2023, arXiv:2312.05821, equation 8: SVD of W S with S = diag(E|x|)^alpha. Needs: the mean of |x|.
+Cost: one symmetric eigenproblem of min(o, i) for each weight.
+
+Differs from the authors' code: a full eigenproblem in fp64 (theirs is `torch.svd_lowrank` without oversampling, 4 %
+more error); the ridge is relative to the median (theirs adds 1e-6, whatever the scale); ranks come from the plan
+(theirs from the perplexity with each layer compressed alone, hours on an A100); a failure is an error, not a random
+layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from calibration.stats import AbsMean, Statistic, Statistics
+from compress.errors import LayerError, RecipeError
+from compress.factors import Metric
+from compress.lowrank import Factorisation
+
+RIDGE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ASVD(Factorisation, name="asvd"):
+    """Truncated SVD with each input weighted by a power of its mean magnitude."""
+
+    paper: ClassVar[str] = "Yuan et al. 2023 (ASVD), arXiv:2312.05821"
+
+    alpha: float = field(
+        default=0.5, metadata={"help": "power of the mean magnitude, 0 (plain SVD) to 1"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.alpha <= 1:
+            raise RecipeError(f"method.alpha: {self.alpha} is no power between 0 and 1")
+
+    @property
+    def metric_needs(self) -> frozenset[type[Statistic]]:
+        """The mean magnitudes."""
+        return frozenset({AbsMean})
+
+    def measure(
+        self,
+        weights: Sequence[Tensor],  # noqa: ARG002  (the metric is the inputs')
+        stats: Statistics,
+    ) -> Metric:
+        """diag(E|x| + ridge)^(2 alpha)."""
+        magnitude_i = stats[AbsMean].mean_i()
+        live = magnitude_i[magnitude_i > 0]
+        if live.numel() == 0:
+            raise LayerError(
+                "every input channel is zero on the calibration text; use other text, or --exclude the layer"
+            )
+        return Metric.diagonal((magnitude_i + RIDGE * live.median()) ** self.alpha)

@@ -1,0 +1,123 @@
+"""LoRD: each layer projected on the principal components of its own outputs, and their mean put back.
+
+Kaushal, Vaidhya and Rish 2023, arXiv:2309.14021, by Atomic Feature Mimicking (Yu and Wu 2023, AAAI; arXiv:2401.16811):
+with Cov(y) = U S U^T, y is replaced by U_r U_r^T (y - E[y]) + E[y], so A = U_r^T W, B = U_r, and a bias takes what the
+projection does to the mean. Needs: Gram, Mean. Cost: one Cholesky for each distinct input and one symmetric
+eigenproblem of min(o, i) for each weight.
+
+Exact: the loss squared on the calibration outputs is the tail of the spectrum of Cov(y). Centring never loses more than
+the uncentred solution (SVD-LLM's), and costs one number for each output. Differs from the authors' code:
+Cov(y) = W Cov(x) W^T comes from the inputs' statistics, which q, k and v share, not from hooks on outputs; Cov(x) has a
+ridge relative to its median diagonal; the eigenproblem is the smaller of the two sides; after rounding A, B and the
+bias are refitted.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from calibration.stats import Anchor, Gram, Mean, Statistic, Statistics
+from compress.compressor import refuse_damping
+from compress.factors import Metric, covariance, second_moments
+from compress.forms import Form
+from compress.linalg import add_ridge_, to_storage
+from compress.lowrank import Anchoring, Factorisation
+
+
+class Centre(enum.StrEnum):
+    """What outputs are fitted around."""
+
+    MEAN = "mean"
+    """Their mean, which a bias puts back."""
+    NONE = "none"
+    """Zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRD(Factorisation, name="lord"):
+    """Principal components of the outputs around their mean (Atomic Feature Mimicking)."""
+
+    paper: ClassVar[str] = "Kaushal et al. 2023 (LoRD), arXiv:2309.14021"
+
+    damping: float = field(
+        default=0.01,
+        metadata={"help": "ridge on the covariance, as a share of its median diagonal"},
+    )
+
+    centre: Centre = field(
+        default=Centre.MEAN,
+        metadata={
+            "help": "fit outputs around their mean, kept in a bias, or around none (as svd_llm)"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_damping(self.damping)
+
+    @property
+    def shifts_outputs(self) -> bool:
+        """Where it is centred."""
+        return self.centre is Centre.MEAN
+
+    @property
+    def metric_needs(self) -> frozenset[type[Statistic]]:
+        """Both moments of the inputs."""
+        return frozenset({Gram, Mean})
+
+    def measure(
+        self,
+        weights: Sequence[Tensor],  # noqa: ARG002  (the metric is the inputs')
+        stats: Statistics,
+    ) -> Metric:
+        """The inputs' damped covariance, or second moments where it is not centred."""
+        moments = covariance if self.centre is Centre.MEAN else second_moments
+        return stats.once(
+            ("metric", moments.__name__, self.damping),
+            lambda: Metric.of(add_ridge_(moments(stats), self.damping)),
+        )
+
+    def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
+        """The paths, each with the bias that makes the mean output exact if it is centred."""
+        metric, seen = self.measure(weights, stats), stats
+        if self.centre is Centre.MEAN and self.then is not None:
+            # What quantises the factors sees what they see: inputs around their mean.
+            gram = stats[Gram]
+            centred = replace(gram, sum_ii=covariance(stats) * gram.n_tokens)
+            seen = Statistics({Gram: centred})
+        forms: list[Form] = []
+        for weight, target in zip(weights, self.targets(weights, stats), strict=True):
+            path = self.fit(target, metric, seen)
+            if self.centre is Centre.MEAN:
+                missing_o = (
+                    weight.double() @ self._goal_i(stats)
+                    - path.dense().double() @ stats[Mean].mean_i()
+                )
+                path = path.shifted(to_storage(missing_o, self.storage))
+            forms.append(path)
+        return forms
+
+    def anchored_moments(self, stats: Statistics) -> tuple[Tensor, Tensor]:
+        """Covariances, where it is centred."""
+        gram_ii, cross_ii = super().anchored_moments(stats)
+        if self.centre is Centre.MEAN:
+            mean_i = stats[Mean].mean_i()
+            gram_ii, cross_ii = (
+                covariance(stats),
+                cross_ii.addr_(stats[Anchor].mean_i(), mean_i, alpha=-1),
+            )
+        return gram_ii, cross_ii
+
+    def _goal_i(self, stats: Statistics) -> Tensor:
+        """The mean input whose output the mean output is to be."""
+        mean_i: Tensor = stats[Mean if self.anchor is Anchoring.NONE else Anchor].mean_i()
+        return mean_i
+
+    def overhead(self, shape: tuple[int, int]) -> int:
+        """The bias."""
+        return shape[0] if self.centre is Centre.MEAN else 0

@@ -1,0 +1,37 @@
+"""Truncated SVD of the weight: the floor that every other low-rank method must beat.
+
+Eckart and Young 1936 (doi:10.1007/BF02288367): the rank-r matrix nearest to W in the Frobenius norm. Needs: nothing but
+the weight. Cost: one symmetric eigenproblem of min(o, i) for each weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from calibration.stats import Statistic, Statistics
+from compress.factors import Metric
+from compress.lowrank import Factorisation
+
+
+@dataclass(frozen=True, kw_only=True)
+class SVD(Factorisation, name="svd"):
+    """Truncated SVD of the weight, inputs ignored."""
+
+    paper: ClassVar[str] = "Eckart and Young 1936, doi:10.1007/BF02288367"
+
+    @property
+    def metric_needs(self) -> frozenset[type[Statistic]]:
+        """Nothing but the weight."""
+        return frozenset()
+
+    def measure(
+        self,
+        weights: Sequence[Tensor],
+        stats: Statistics,  # noqa: ARG002  (what this floor does without)
+    ) -> Metric:
+        """The identity."""
+        return Metric.identity(weights[0].shape[1], weights[0].device)

@@ -1,0 +1,89 @@
+"""A look at every layer before the plan: the spectra by which methods spread ranks over a model.
+
+One walk through the original model, its statistics saved and found again; for spectra of the weights alone, no text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from calibration.gradients import of_gradients
+from calibration.stats import Statistic, Statistics
+from calibration.walk import Block, SharedInput
+from compress.compressing import Progress
+from compress.compressor import Compressor, Survey, Trial
+from compress.errors import LayerError
+from compress.gradients import gradients_of_block, with_gradients
+from compress.layers import refuse_not_finite, weight_oi
+from compress.measuring import Divergences
+from compress.originals import original_blocks, plain_blocks
+from compress.preparing import Prepared, replanned
+
+
+def surveyed(prepared: Prepared, progress: Progress) -> Prepared:
+    """The job with its plan settled by what the method's survey finds; itself if the method wants none.
+
+    Raises LayerError naming the layer whose spectrum cannot be had, RecipeError, InputError or OSError.
+    """
+    wanted = prepared.recipe.method.surveys
+    if wanted is None:
+        return prepared
+    if of_gradients(wanted):
+        prepared = with_gradients(prepared, progress)
+    method = prepared.recipe.method
+    divergences = Divergences(prepared) if method.weighs_by_divergence else None
+    surveys: dict[str, Survey] = {}
+    lost: dict[str, float] = {}
+    n_blocks = prepared.plan.n_blocks
+    for block, groups in _blocks(prepared, wanted - of_gradients(wanted)):
+        progress("survey", block.index, n_blocks)
+        refuse_not_finite(block.module, block.name)
+        found, trials = _block_survey(
+            method, block, groups, gradients_of_block(prepared, block.index)
+        )
+        surveys |= found
+        if divergences is not None:
+            lost |= {name: trial.lost for name, trial in trials.items()}
+            divergences.through(block, {name: trial.form for name, trial in trials.items()})
+    progress("survey", n_blocks, n_blocks)
+    if divergences is not None:
+        for name, kl in divergences.measured().items():
+            surveys[name] = replace(surveys[name], cost=max(kl, 0.0) / lost[name])
+    return replanned(prepared, surveys)
+
+
+def _block_survey(
+    method: Compressor,
+    block: Block,
+    groups: list[SharedInput],
+    gradients: Mapping[str, Statistics],
+) -> tuple[dict[str, Survey], dict[str, Trial]]:
+    """By layer; with trials, if the method weighs by divergence. The groups are used up, each let go when done."""
+    surveys: dict[str, Survey] = {}
+    trials: dict[str, Trial] = {}
+    while groups:
+        shared = groups.pop(0)
+        for name in shared.names:
+            weight = weight_oi(block.layers[name]).float()
+            stats = shared.stats.joined(gradients.get(name, Statistics()))
+            try:
+                surveys[name] = method.survey(weight, stats)
+                if method.weighs_by_divergence:
+                    trials[name] = method.trial(weight, surveys[name], stats)
+            except LayerError as error:
+                raise LayerError(f"layer {name}: {error}") from error
+        shared.stats.forget()
+    return surveys, trials
+
+
+def _blocks(
+    prepared: Prepared, wanted: frozenset[type[Statistic]]
+) -> Iterator[tuple[Block, list[SharedInput]]]:
+    """Each block with the statistics of inputs that a survey reads; each layer alone if it reads none."""
+    if wanted:
+        yield from original_blocks(prepared, prepared.original_store())
+        return
+    for block in plain_blocks(prepared):
+        names = (name for name in block.layers if name in prepared.plan.selected)
+        yield block, [SharedInput((name,), Statistics()) for name in names]

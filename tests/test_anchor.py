@@ -1,0 +1,165 @@
+"""Factors fitted to the original's outputs on the inputs that compressed layers give."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from families import tiny_ids, tiny_model
+from problems import inputs, weight
+from test_walk import CPU, walker
+from workspaces import recipe
+
+import compress
+from calibration.stats import STATISTICS, Anchor, Gram, Statistics
+from calibration.store import Store
+from calibration.walk import Propagate, SharedInput, walk
+from compress.compressor import LayerShape
+from compress.errors import RecipeError
+from compress.linalg import carried
+from compress.methods.lord import LoRD
+from compress.methods.svd_llm import SVDLLM
+from compress.pipeline import no_progress
+from compress.preparing import prepare
+
+RANK = 8
+
+
+def two_paths(n_inputs):
+    """Inputs in the original and on the compressed path: bent, noisy, shifted."""
+    x = inputs(n_inputs) + 1
+    generator = torch.Generator().manual_seed(9)
+    bend = torch.eye(n_inputs) + 0.1 * torch.randn(n_inputs, n_inputs, generator=generator)
+    return x, x @ bend + 0.5 * torch.randn(x.shape, generator=generator) + 0.3
+
+
+def statistics(x, x_hat):
+    stats = Statistics.of(x_hat, 4, frozenset(STATISTICS.values()))
+    return Statistics({**stats, Anchor: Anchor.between(x, x_hat, 4)})
+
+
+def fitted(kind, w, stats, anchor="dense"):
+    layer = LayerShape(tuple(w.shape), w.numel() * 4)
+    planned = kind(rank=RANK, anchor=anchor, damping=1e-9).plan({"layer": layer})["layer"]
+    [form] = planned.compress([w], stats)
+    return form
+
+
+def missed(w, form, x, x_hat):
+    """Mean squared distance from the original's outputs."""
+    with torch.no_grad():
+        return float((x.double() @ w.double().T - form(x_hat).double()).square().sum(1).mean())
+
+
+@pytest.mark.parametrize("kind", [SVDLLM, LoRD])
+@pytest.mark.parametrize("shape", [(48, 64), (64, 48)])
+def test_anchored_factors_come_nearer_to_the_originals_outputs(kind, shape):
+    w, (x, x_hat) = weight(*shape), two_paths(shape[1])
+    stats = statistics(x, x_hat)
+    anchored, plain = (fitted(kind, w, stats, anchor) for anchor in ("dense", "none"))
+    assert missed(w, anchored, x, x_hat) < 0.9 * missed(w, plain, x, x_hat)
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (64, 48)])
+def test_anchored_svd_llm_is_reduced_rank_regression(shape, monkeypatch):
+    monkeypatch.setattr("compress.lowrank.ANCHOR_DAMPING", 1e-9)
+    w, (x, x_hat) = weight(*shape), two_paths(shape[1])
+    y, z = x.double() @ w.double().T, x_hat.double()
+    free = torch.linalg.lstsq(z, y).solution
+    vectors = torch.linalg.svd(z @ free, full_matrices=False)[2][:RANK]
+    best = (y - z @ free @ vectors.T @ vectors).square().sum(1).mean()
+    found = missed(w, fitted(SVDLLM, w, statistics(x, x_hat)), x, x_hat)
+    assert found == pytest.approx(float(best), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [SVDLLM, LoRD])
+def test_where_nothing_came_before_an_anchor_changes_nothing(kind):
+    w, x = weight(48, 64), inputs(64)
+    stats = statistics(x, x)
+    anchored, plain = (fitted(kind, w, stats, anchor) for anchor in ("dense", "none"))
+    torch.testing.assert_close(anchored.dense(), plain.dense(), rtol=1e-3, atol=1e-5)
+
+
+def test_the_ridge_of_the_carried_map_draws_it_to_the_identity():
+    x, x_hat = (each.double() for each in two_paths(32))
+    gram, cross = x_hat.T @ x_hat / len(x), x.T @ x_hat / len(x)
+    exact = carried(gram.clone(), cross.clone(), 0.0)
+    torch.testing.assert_close(exact, torch.linalg.lstsq(x_hat, x).solution.T)
+    drawn = carried(gram.clone(), cross.clone(), 90.0)
+    assert (drawn - torch.eye(32)).norm() < (exact - torch.eye(32)).norm()
+
+
+def test_anchors_of_parts_add_up():
+    x, x_hat = two_paths(32)
+    whole = Anchor.between(x, x_hat, 4)
+    parts = Anchor.between(x[:700], x_hat[:700], 1) + Anchor.between(x[700:], x_hat[700:], 3)
+    torch.testing.assert_close(parts.sum_ij, whole.sum_ij, rtol=1e-6, atol=1e-3)
+    assert (parts.n_tokens, parts.n_sequences) == (whole.n_tokens, whole.n_sequences)
+
+
+def test_an_anchor_is_stored_as_it_is(tmp_path):
+    stats = statistics(*two_paths(16))
+    store = Store(tmp_path, {"a": 1})
+    store.save(0, [SharedInput(("q",), stats)])
+    store.finish()
+    [found] = store.load(0, CPU)
+    assert torch.equal(found.stats[Anchor].sum_ij, stats[Anchor].sum_ij)
+    assert torch.equal(found.stats[Gram].sum_ii, stats[Gram].sum_ii)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_the_walk_keeps_the_originals_path_beside_the_compressed_one(family):
+    model, ids = tiny_model(family), tiny_ids()
+    loader, stream = walker(model, ids)
+    stream.keep_original()
+    reads = {}
+    for name, layer in model.named_modules():
+        layer.register_forward_pre_hook(
+            lambda _, args, name=name: reads.__setitem__(name, args[0]) if args else None
+        )
+    with torch.no_grad():
+        model(ids)
+    needs = frozenset({Gram, Anchor})
+    for block in walk(stream, loader, propagate=Propagate.BLOCK, device=CPU):
+        for shared in block.observe(frozenset(block.layers), needs):
+            x = reads[shared.names[0]].reshape(-1, shared.stats[Gram].sum_ii.shape[0])
+            torch.testing.assert_close(shared.stats[Anchor].sum_i, x.double().sum(0))
+            if block.index == 0:
+                torch.testing.assert_close(
+                    shared.stats[Anchor].sum_ij, shared.stats[Gram].sum_ii, rtol=1e-5, atol=1e-5
+                )
+        for layer in block.layers.values():
+            with torch.no_grad():
+                layer.weight.mul_(0.5)
+
+
+@pytest.mark.usefixtures("quick_verification")
+@pytest.mark.parametrize("kind", [SVDLLM, LoRD])
+def test_an_anchored_run_writes_another_model(workspace, kind):
+    plain, anchored = (
+        recipe(
+            workspace,
+            out=workspace / anchor,
+            method=kind(keep=0.5, rank_multiple=1, anchor=anchor),
+        )
+        for anchor in ("none", "dense")
+    )
+    again = replace(anchored, out=workspace / "again")
+    reports = [compress.run(job) for job in (plain, anchored, again)]
+    assert reports[0].layers[-1].relative_error != reports[1].layers[-1].relative_error
+    assert [e.relative_error for e in reports[1].layers] == [
+        e.relative_error for e in reports[2].layers
+    ]
+
+
+@pytest.mark.parametrize("propagate", ["none", "sublayer"])
+def test_an_anchor_without_a_compressed_path_is_refused(workspace, propagate):
+    job = recipe(workspace, method=SVDLLM(anchor="dense"), propagate=propagate)
+    with pytest.raises(RecipeError, match=r"method\.anchor: .* use --propagate block"):
+        prepare(job, no_progress)
+
+
+def test_an_anchor_needs_the_originals_states():
+    loader, stream = walker(tiny_model("llama"), tiny_ids())
+    block = next(walk(stream, loader, propagate=Propagate.BLOCK, device=CPU))
+    with pytest.raises(RuntimeError, match="keep them first"):
+        block.observe(frozenset(block.layers), frozenset({Anchor}))

@@ -1,0 +1,172 @@
+"""Fine-tuning the factors of a low-rank export, and writing what came of it."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from workspaces import recipe
+
+import compress
+from compress.checkpoint import Reader
+from compress.errors import CheckpointError, RecipeError
+from compress.methods.eora import EoRA
+from compress.methods.gptq import GPTQ
+from compress.methods.lord import LoRD
+from compress.methods.welore import WeLore
+from compress.verify import PROBE, check
+
+pytestmark = pytest.mark.usefixtures("quick_verification")
+
+LOW_RANK = [
+    WeLore(keep=0.8, rank_multiple=1),
+    LoRD(keep=0.6, rank_multiple=1, factor_dtype="bfloat16"),
+    EoRA(rank=4, base=GPTQ(group_size=32)),
+]
+
+
+def exported(workspace, method):
+    job = recipe(workspace, method=method)
+    compress.run(job)
+    return job.folder
+
+
+def loaded(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def train(model, factors, n_steps=4):
+    """A few steps on one sentence; the loss before each."""
+    ids = torch.arange(3, 35)[None]
+    optimiser, losses = torch.optim.Adam(factors.values(), lr=3e-3), []
+    for _ in range(n_steps):
+        loss = model(input_ids=ids, labels=ids).loss
+        losses.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return losses
+
+
+@pytest.mark.parametrize("method", LOW_RANK, ids=lambda method: method.name)
+def test_training_changes_the_factors_alone_and_lowers_the_loss(workspace, method):
+    model = loaded(exported(workspace, method))
+    factors = compress.trainable_factors(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    losses = train(model, factors)
+    assert losses[-1] < losses[0]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) == (name not in factors), name
+    assert all(".up." in name or ".down." in name for name in factors)
+
+
+@pytest.mark.parametrize("method", LOW_RANK, ids=lambda method: method.name)
+def test_a_trained_model_is_written_verified_and_loads_again(workspace, method):
+    source, out = exported(workspace, method), workspace / "tuned"
+    model = loaded(source)
+    factors = compress.trainable_factors(model)
+    train(model, factors)
+    compress.save_trained(model, source, out)
+    assert check(out, "cpu").passed
+    old, new = Reader(source), Reader(out)
+    assert list(old) == list(new)
+    for name in old:
+        assert new.dtype(name) == old.dtype(name)
+        assert torch.equal(new[name], old[name]) == (name not in factors), name
+    again = loaded(out)
+    for name, factor in factors.items():
+        stored = factor.detach().to(old.dtype(name)).float()
+        assert torch.equal(again.get_parameter(name), stored)
+    assert not (out / "report.json").exists()
+
+
+def test_a_model_without_factors_is_refused(workspace):
+    with pytest.raises(RecipeError, match="no low-rank layer to train"):
+        compress.trainable_factors(loaded(exported(workspace, GPTQ(group_size=32))))
+
+
+def test_factors_in_16_bits_are_refused(workspace):
+    folder = exported(workspace, LOW_RANK[0])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    with pytest.raises(RecipeError, match=r"is torch\.bfloat16; load with dtype=torch\.float32"):
+        compress.trainable_factors(model)
+
+
+def test_a_folder_that_exists_or_is_another_models_is_refused(workspace):
+    source = exported(workspace, LOW_RANK[0])
+    model = loaded(source)
+    with pytest.raises(RecipeError, match="what it trains, nothing"):
+        model.requires_grad_(requires_grad=False)
+        compress.save_trained(model, source, workspace / "tuned")
+    compress.trainable_factors(model)
+    with pytest.raises(RecipeError, match="exists"):
+        compress.save_trained(model, source, source)
+    assert not list(workspace.glob(".tuned*"))
+
+
+def test_factors_that_their_storage_cannot_hold_are_refused_and_nothing_is_left(workspace):
+    source = exported(workspace, LOW_RANK[2])
+    model = loaded(source)
+    factor = next(iter(compress.trainable_factors(model).values()))
+    with torch.no_grad():
+        factor[0] = 1e6
+    with pytest.raises(CheckpointError, match="change the logits"):
+        compress.save_trained(model, source, workspace / "tuned")
+    assert not list(workspace.glob("*tuned*"))
+    assert (source / PROBE).exists()
+
+
+class Sentences(torch.utils.data.Dataset):
+    """The same sentence over and over."""
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, index):
+        ids = torch.arange(3, 35)
+        return {"input_ids": ids, "labels": ids}
+
+
+def arguments_in(workspace):
+    return TrainingArguments(
+        output_dir=str(workspace / "runs"),
+        max_steps=6,
+        learning_rate=3e-3,
+        logging_steps=1,
+        save_steps=3,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+
+
+@pytest.mark.parametrize("method", LOW_RANK, ids=lambda method: method.name)
+def test_the_trainer_of_transformers_trains_the_factors(workspace, method):
+    source = exported(workspace, method)
+    model = loaded(source)
+    factors = compress.trainable_factors(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = Trainer(model=model, args=arguments_in(workspace), train_dataset=Sentences())
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) == (name not in factors), name
+    compress.save_trained(model, source, workspace / "tuned")
+    assert check(workspace / "tuned", "cpu").passed
+
+
+def test_training_resumes_from_the_trainers_own_checkpoint_which_is_no_model(workspace):
+    source = exported(workspace, LOW_RANK[2])
+    model = loaded(source)
+    factors = compress.trainable_factors(model)
+    trainer = Trainer(model=model, args=arguments_in(workspace), train_dataset=Sentences())
+    trainer.train()
+    end = {name: factor.detach().clone() for name, factor in factors.items()}
+    saved = workspace / "runs" / "checkpoint-3"
+    with pytest.raises((ValueError, KeyError, OSError)):
+        AutoModelForCausalLM.from_pretrained(saved)
+    again = loaded(source)
+    resumed = compress.trainable_factors(again)
+    trainer = Trainer(model=again, args=arguments_in(workspace), train_dataset=Sentences())
+    trainer.train(resume_from_checkpoint=str(saved))
+    for name, factor in resumed.items():
+        torch.testing.assert_close(factor.detach(), end[name])
