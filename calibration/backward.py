@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from calibration.data import Tokens
 from calibration.errors import InputError
 from calibration.gradients import GradientStatistic
+from calibration.heads import Head, head_of
 from calibration.memory import trim
 from calibration.skeleton import PartLoader, decoder_blocks
 from calibration.stats import Statistics
@@ -44,13 +45,45 @@ def next_token_loss(output: Any, tokens: Tokens) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="sum", ignore_index=-100)
 
 
+def class_loss(output: Any, tokens: Tokens) -> Tensor:
+    """Of a sequence classifier: of the class of one sequence. Raises InputError for text without labels."""
+    if tokens.labels is None:
+        raise InputError(
+            "calibration: the Fisher of a classifier is of its classes, and the text has none; "
+            "give a .jsonl or .parquet file whose rows have a whole number as 'label'"
+        )
+    logits: Tensor = output.logits.float()
+    return F.cross_entropy(logits, tokens.labels.to(logits.device), reduction="sum")
+
+
+def feature_loss(output: Any, tokens: Tokens) -> Tensor:
+    """Of an encoder: of a unit Gaussian around the mean of its features over the tokens, at one draw.
+
+    Where a model has no loss, its Fisher is that of its outputs as they are: the expected square of the gradient is
+    J^T J, J the derivative of the pooled features, whatever they are used for. The draw is the sequence's own.
+    """
+    features = output.last_hidden_state[0].float()
+    if tokens.attention_mask is not None:
+        features = features[tokens.attention_mask[0].bool().to(features.device)]
+    generator = torch.Generator().manual_seed(int(tokens.input_ids.sum()))
+    draw = torch.randn(features.shape[1], generator=generator).to(features.device)
+    drawn: Tensor = features.mean(0) @ draw
+    return drawn
+
+
+LOSSES: Mapping[Head, Loss] = {
+    Head.NEXT_TOKEN: next_token_loss,
+    Head.CLASSES: class_loss,
+    Head.FEATURES: feature_loss,
+}
+
+
 def backward(
     stream: Stream,
     loader: PartLoader,
     names: frozenset[str],
     kinds: frozenset[type[GradientStatistic]],
     device: torch.device,
-    loss: Loss = next_token_loss,
 ) -> Iterator[tuple[int, Mapping[str, Statistics]]]:
     """The statistics of the gradients of these layers, a block at a time, the last block first.
 
@@ -63,7 +96,7 @@ def backward(
         )
     prefix, blocks = decoder_blocks(stream.model)
     inputs = _forward(stream, loader, prefix, device)
-    gradients = _at_the_end(stream, loader, prefix, device, loss)
+    gradients = _at_the_end(stream, loader, prefix, device)
     for index in reversed(range(len(blocks))):
         name, module = f"{prefix}.{index}", blocks[index]
         loader.load([name + "."], device)
@@ -96,12 +129,13 @@ def _forward(
 
 
 def _at_the_end(
-    stream: Stream, loader: PartLoader, prefix: str, device: torch.device, loss: Loss
+    stream: Stream, loader: PartLoader, prefix: str, device: torch.device
 ) -> HiddenStates:
     """The gradient of every sequence's loss by the output of the last block."""
     loader.load_outside(f"{prefix}.", device)
     stream.model.requires_grad_(requires_grad=False)
     gradients = HiddenStates(MEMORY_BYTES)
+    loss = LOSSES[head_of(stream.model.config) or Head.NEXT_TOKEN]
     for batch, tokens in enumerate(stream.batches):
         final = stream.hidden[batch].to(device).detach().requires_grad_()
         with torch.enable_grad():

@@ -5,6 +5,7 @@ overlap; which ones are used is decided by a seed.
 Shapes: n = sequences, t = tokens of a sequence.
 """
 
+import enum
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
@@ -13,13 +14,33 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
+from calibration.documents import Rows
 from calibration.drawing import Drawn, Stream, draw_rows, draw_text, enough, take_rows
 from calibration.errors import InputError
-from calibration.sources import Rows, Split, TextSource, open_source, parse_source
+from calibration.examples import draw_examples, take_examples
+from calibration.sources import Split, TextSource, open_source, parse_source
 
-__all__ = ["Split", "TextSource", "Tokens", "load_tokens", "load_windows", "parse_source"]
+__all__ = [
+    "Framing",
+    "Split",
+    "TextSource",
+    "Tokens",
+    "load_tokens",
+    "load_windows",
+    "parse_source",
+]
+
+
+class Framing(enum.Enum):
+    """How documents become sequences."""
+
+    PACKED = "packed"
+    """One after the other, cut into sequences of one length: for models that predict the next token."""
+    EXAMPLES = "examples"
+    """Each a sequence of its own, with the tokenizer's special tokens: for models that read it whole."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +48,14 @@ class Tokens:
     """Sequences of token ids.
 
     `input_ids` (n, t) int64; `attention_mask` (n, t) int64 with 0 for padding, or None if nothing
-    is padded; `provenance`, made of JSON types, says what was read.
+    is padded; `provenance`, made of JSON types, says what was read; `labels` (n,) int64 the class
+    of each sequence, or None if the text has none.
     """
 
     input_ids: Tensor
     attention_mask: Tensor | None
     provenance: dict[str, Any]
+    labels: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of sequences."""
@@ -52,21 +75,22 @@ class Tokens:
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             mask = None if masks is None else masks[part]
-            yield Tokens(self.input_ids[part], mask, self.provenance)
+            labels = None if self.labels is None else self.labels[part]
+            yield Tokens(self.input_ids[part], mask, self.provenance, labels)
 
     def fingerprint(self) -> str:
-        """Hex sha256 of the shape, the ids and the mask; the provenance does not count."""
+        """Hex sha256 of the shape, the ids, the mask and the labels; the provenance does not count."""
         mask = self.attention_mask
         mask = torch.ones_like(self.input_ids) if mask is None else mask
         digest = hashlib.sha256(repr(tuple(self.input_ids.shape)).encode())
-        for tensor in (self.input_ids, mask):
+        for tensor in (self.input_ids, mask, *([] if self.labels is None else [self.labels])):
             digest.update(
                 tensor.to("cpu", torch.int64).contiguous().numpy().astype("<i8").tobytes()
             )
         return digest.hexdigest()
 
 
-def load_tokens(
+def load_tokens(  # noqa: PLR0913  (all but two by name)
     sources: Sequence[TextSource],
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -74,6 +98,7 @@ def load_tokens(
     seq_len: int,
     seed: int,
     split: Split,
+    framing: Framing = Framing.PACKED,
 ) -> Tokens:
     """`n_sequences` sequences of `seq_len` tokens from a mixture of sources, decided by `seed`.
 
@@ -92,24 +117,38 @@ def load_tokens(
         _refuse_repeated(opened.provenance, [part.provenance for part in drawn])
         if isinstance(opened, Rows):
             part = draw_rows(opened, tokenizer, rng, share, seq_len)
+        elif framing is Framing.EXAMPLES:
+            part = draw_examples(opened, tokenizer, rng, share, seq_len)
         else:
             part = draw_text(opened, tokenizer, rng, share, seq_len)
         part.provenance.update(weight=source.weight, sequences=share)
         drawn.append(part)
-    ids, mask = torch.cat([d.ids for d in drawn]), torch.cat([d.mask for d in drawn])
     # Mixed, so that any run of sequences is a sample of all sources.
     order = torch.tensor(random.Random(f"{seed}/order").sample(range(n_sequences), n_sequences))
+    whole = _joined(drawn)
     return _finish(
-        ids[order], mask[order], [d.provenance for d in drawn], {"seed": seed, "split": split.value}
+        Drawn(
+            whole.ids[order],
+            whole.mask[order],
+            whole.provenance,
+            None if whole.labels is None else whole.labels[order],
+        ),
+        [d.provenance for d in drawn],
+        {"seed": seed, "split": split.value},
     )
 
 
 def load_windows(
-    source: TextSource, tokenizer: PreTrainedTokenizerBase, *, n_sequences: int | None, seq_len: int
+    source: TextSource,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    n_sequences: int | None,
+    seq_len: int,
+    framing: Framing = Framing.PACKED,
 ) -> Tokens:
     """The first `n_sequences` windows (None: all) of the held-out part, in order, not overlapping.
 
-    For perplexity: nothing is shuffled and no BOS is added. Raises InputError as load_tokens does.
+    For perplexity: nothing is shuffled, and packed text gets no BOS. Raises InputError as load_tokens does.
     """
     _check_request([source], 1 if n_sequences is None else n_sequences, seq_len)
     n_tokens = (n_sequences or 0) * seq_len
@@ -120,7 +159,11 @@ def load_windows(
             opened, tokenizer, range(enough(len(opened.ids), share, opened.provenance)), seq_len
         )
         part.provenance["sequences"] = len(part.ids)
-        return _finish(part.ids, part.mask, [part.provenance], {"split": Split.HELDOUT.value})
+        return _finish(part, [part.provenance], {"split": Split.HELDOUT.value})
+    if framing is Framing.EXAMPLES:
+        part = take_examples(opened, tokenizer, n_sequences, seq_len)
+        part.provenance["sequences"] = len(part.ids)
+        return _finish(part, [part.provenance], {"split": Split.HELDOUT.value})
     stream = Stream(tokenizer)
     stream.extend_in_order(opened, n_tokens or None)
     count = len(stream.ids) // seq_len
@@ -129,7 +172,7 @@ def load_windows(
     )
     part = stream.cut(opened, [i * seq_len for i in range(share)], seq_len)
     part.provenance["sequences"] = share
-    return _finish(part.ids, part.mask, [part.provenance], {"split": Split.HELDOUT.value})
+    return _finish(part, [part.provenance], {"split": Split.HELDOUT.value})
 
 
 def _check_request(sources: Sequence[TextSource], n_sequences: int, seq_len: int) -> None:
@@ -167,9 +210,19 @@ def _shares(weights: Sequence[float], n_sequences: int) -> list[int]:
     return shares
 
 
-def _finish(
-    ids: Tensor, mask: Tensor, read: list[dict[str, Any]], settings: dict[str, Any]
-) -> Tokens:
+def _joined(drawn: Sequence[Drawn]) -> Drawn:
+    """All sequences, in the length of the longest; labels only if all have them."""
+    longest = max(part.ids.shape[1] for part in drawn)
+    ids, masks = (
+        torch.cat([F.pad(tensor, (0, longest - tensor.shape[1])) for tensor in tensors])
+        for tensors in ([part.ids for part in drawn], [part.mask for part in drawn])
+    )
+    labels = [part.labels for part in drawn if part.labels is not None]
+    return Drawn(ids, masks, {}, torch.cat(labels) if len(labels) == len(drawn) else None)
+
+
+def _finish(drawn: Drawn, read: list[dict[str, Any]], settings: dict[str, Any]) -> Tokens:
+    ids, mask = drawn.ids, drawn.mask
     provenance = {
         "sources": read,
         "sequences": int(ids.shape[0]),
@@ -177,4 +230,4 @@ def _finish(
         "tokens": int(mask.sum()),
         **settings,
     }
-    return Tokens(ids, None if bool(mask.all()) else mask, provenance)
+    return Tokens(ids, None if bool(mask.all()) else mask, provenance, drawn.labels)

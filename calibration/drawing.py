@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from calibration.documents import Documents, Rows
 from calibration.errors import InputError
-from calibration.sources import Documents, Rows
 
 _TOKENISE_ALL_CHARACTERS = 1 << 22
 _PIECE_CHARACTERS_PER_TOKEN = 16
@@ -34,6 +34,8 @@ class Drawn:
     ids: Tensor
     mask: Tensor
     provenance: dict[str, Any]
+    labels: Tensor | None = None
+    """(n,) int64: the class of each, if the source says."""
 
 
 def enough(
@@ -64,7 +66,7 @@ def draw_text(
         stream.extend(documents, [(index, 0, documents.lengths[index]) for index in order], None)
         drawn_from = "all text"
     else:
-        pieces = _pieces(documents.lengths, _PIECE_CHARACTERS_PER_TOKEN * seq_len)
+        pieces = pieces_of(documents.lengths, _PIECE_CHARACTERS_PER_TOKEN * seq_len)
         rng.shuffle(pieces)
         stream.extend(documents, pieces, share * seq_len)
         drawn_from = "pieces at random places"
@@ -79,7 +81,7 @@ def draw_text(
     return part
 
 
-def _pieces(lengths: Sequence[int], size: int) -> list[tuple[int, int, int]]:
+def pieces_of(lengths: Sequence[int], size: int) -> list[tuple[int, int, int]]:
     """(document, first character, end) of pieces of `size` characters that cover all documents."""
     return [
         (index, start, min(start + size, length))
@@ -88,7 +90,7 @@ def _pieces(lengths: Sequence[int], size: int) -> list[tuple[int, int, int]]:
     ]
 
 
-def _whole_words(text: str, start: int, end: int) -> str:
+def whole_words(text: str, start: int, end: int) -> str:
     """The piece of `text` without the half words at its cut ends, if they are short."""
     if start > 0:
         head = re.search(r"\s", text[start : start + _LONGEST_WORD])
@@ -117,7 +119,7 @@ class Stream:
         n_characters = 0
         limit = _BATCH_CHARACTERS if n_tokens is None else min(_BATCH_CHARACTERS, 4 * n_tokens)
         for index, start, end in pieces:
-            text = _whole_words(documents.texts[index], start, end)
+            text = whole_words(documents.texts[index], start, end)
             if text.strip():
                 batch.append((index, text))
                 n_characters += len(text)
@@ -210,7 +212,8 @@ def take_rows(
         ids[position, :length] = torch.tensor(row[:length])
         mask[position, :length] = torch.tensor(kept[:length])
     provenance = rows.provenance | {"documents": len(rows.ids), "tokens": int(mask.sum())}
-    return Drawn(ids, mask, provenance)
+    labels = None if rows.labels is None else torch.tensor([rows.labels[index] for index in chosen])
+    return Drawn(ids, mask, provenance, labels)
 
 
 def _check_row(row: Sequence[int], mask: Sequence[int], n_vocabulary: int, where: str) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from calibration.data import Tokens
 from calibration.errors import InputError
+from calibration.heads import Head, head_of, predictions
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,10 @@ class Stream:
         for batch in range(len(self.batches)):
             self.hidden[batch] = self.run(block, batch)
 
-    def logits(self, batch: int) -> Tensor:
-        """What the model's own forward makes of the hidden states after the last block: (b, t, vocabulary)."""
+    def predictions(self, batch: int) -> Tensor:
+        """What the model's own forward makes of the hidden states after the last block: (b, t, v)."""
         with torch.no_grad():
-            logits: Tensor = self.output(batch, self.hidden[batch]).logits
-        return logits
+            return predictions(self.output(batch, self.hidden[batch]))
 
     def output(self, batch: int, final: Tensor) -> Any:
         """What the model's own forward returns where its last block returns `final` (b, t, d)."""
@@ -138,7 +138,9 @@ class Stream:
 def model_inputs(model: PreTrainedModel, tokens: Tokens) -> dict[str, Any]:
     """Keyword arguments of the model's forward for these tokens."""
     device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]
-    inputs: dict[str, Any] = {"input_ids": tokens.input_ids.to(device), "use_cache": False}
+    inputs: dict[str, Any] = {"input_ids": tokens.input_ids.to(device)}
+    if head_of(model.config) is Head.NEXT_TOKEN:
+        inputs["use_cache"] = False
     if tokens.attention_mask is not None:
         inputs["attention_mask"] = tokens.attention_mask.to(device)
     return inputs

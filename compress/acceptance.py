@@ -8,11 +8,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers import __version__ as transformers_version
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 
+from calibration.heads import head_of
 from compress.checkpoint import Reader, some
 from compress.demo import DEMO
 from compress.errors import CheckpointError
@@ -30,7 +27,7 @@ _NARROWEST = 2
 
 
 def check_folder(spec: str, folder: Path) -> None:
-    """Raise CheckpointError unless `folder` holds a dense causal language model transformers knows.
+    """Raise CheckpointError unless `folder` holds a dense model of a kind and an architecture that are known.
 
     Looks at file names, config.json and the headers of the weights.
     """
@@ -131,19 +128,10 @@ def _refuse_missing_files(spec: str, folder: Path) -> None:
 
 
 def _refuse_other_architectures(spec: str, config: Any) -> None:
-    names = list(config.architectures or [])
-    known = set()
-    for entry in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        known.update([entry] if isinstance(entry, str) else entry)
-    if names:
-        is_causal = any(name in known for name in names)
-    else:
-        is_causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder
-    if not is_causal or is_encoder:
+    if head_of(config) is None:
         raise CheckpointError(
-            f"{spec}: {', '.join(names) or config.model_type} is not a causal language model; only"
-            " decoders that predict the next token are compressed"
+            f"{spec}: {', '.join(config.architectures or []) or config.model_type} is neither a causal language model, "
+            "nor a sequence classifier, nor an encoder alone; only these are compressed"
         )
 
 

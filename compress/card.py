@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from calibration.heads import AUTO_CLASSES, Head
 from compress.report import ExportReport, LayerReport, Report
 from compress.summary import counted, evaluated, megabytes, rows
 
@@ -59,11 +60,18 @@ def method_text(method: Mapping[str, Any]) -> str:
     return f"{name} on {method_text(base)}" if isinstance(base, Mapping) else name
 
 
+PIPELINES: Mapping[str, str] = {
+    Head.NEXT_TOKEN: "text-generation",
+    Head.CLASSES: "text-classification",
+    Head.FEATURES: "feature-extraction",
+}
+
+
 def _front_matter(report: Report) -> dict[str, Any]:
     names = method_text(report.recipe["method"]).split(" on ")
     matter: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": PIPELINES[report.head],
         "license": report.licence or "other",
         "tags": ["compress", "compressed", *names],
     }
@@ -133,7 +141,8 @@ def _loading(report: Report, own: ExportReport | None) -> Iterator[str]:
     for export in report.exports if own is None else (own,):
         root = "." if own is None else own.folder
         folder = _folder(export.folder, root)
-        yield _LOADING.get(export.format, _LOAD_PLAIN).format(folder=folder).strip()
+        auto = AUTO_CLASSES[Head(report.head)].__name__
+        yield _LOADING.get(export.format, _LOAD_PLAIN).format(folder=folder, auto=auto).strip()
         if export.adapter is not None:
             yield _LOAD_ADAPTER.format(folder=_folder(export.adapter, root)).strip()
         yield (
@@ -241,9 +250,9 @@ Packed, with the toolkit (compress-llm) installed:
 
 ```python
 import compress  # registers the format
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{folder}")
+model = {auto}.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 
@@ -254,9 +263,9 @@ _LOAD_GPTQ = """
 As GPTQ, for transformers with gptqmodel, and for vLLM:
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{folder}", device_map="auto")
+model = {auto}.from_pretrained("{folder}", device_map="auto")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 """
@@ -275,9 +284,9 @@ _LOAD_PLAIN = """
 As ordinary weights in full precision, for every tool; not smaller than the original:
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{folder}")
+model = {auto}.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 """

@@ -7,25 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from calibration.data import Tokens
+from calibration.heads import AUTO_CLASSES, Head, head_of
 from compress.compressing import Progress
 from compress.devices import settle_device, settle_dtype
 from compress.exports.load import load_export, unpack
 from compress.models import load_tokenizer, resolve_model
-from compress.preparing import (
-    Prepared,
+from compress.preparing import Prepared
+from compress.recipe import Recipe
+from compress.report import Comparison
+from compress.texts import (
+    framing_for,
     held_out_windows,
     refuse_long_sequences,
     refuse_unknown_tokens,
+    settled_for,
 )
-from compress.recipe import Recipe
-from compress.report import Comparison
 from eval.fidelity import compare
 from eval.footprint import measure, n_elements, peak_memory
 from eval.harness import Settings, run_tasks
 from eval.scores import Fidelity, Footprint, Scores, TaskScore
+from eval.whole import Example, compare_whole
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Original:
     dtype: torch.dtype
     windows: Tokens | None
     """Held-out text, if fidelity is wanted."""
+    head: Head
 
 
 def original_of(prepared: Prepared) -> Original:
@@ -48,6 +53,7 @@ def original_of(prepared: Prepared) -> Original:
         prepared.device,
         prepared.dtype,
         prepared.windows,
+        head_of(prepared.config) or Head.NEXT_TOKEN,
     )
 
 
@@ -58,9 +64,10 @@ def resolve_original(recipe: Recipe, progress: Progress) -> Original:
     """
     folder = resolve_model(recipe.model, None, progress=progress).folder
     config = AutoConfig.from_pretrained(folder)
+    recipe = settled_for(recipe, config)
     refuse_long_sequences(recipe, config)
     tokenizer = load_tokenizer(folder)
-    windows = held_out_windows(recipe, tokenizer)
+    windows = held_out_windows(recipe, tokenizer, framing_for(config))
     if windows is not None:
         refuse_unknown_tokens(windows, tokenizer, config, "eval_text")
     return Original(
@@ -69,6 +76,7 @@ def resolve_original(recipe: Recipe, progress: Progress) -> Original:
         settle_device(recipe.device),
         settle_dtype(recipe.dtype, config),
         windows,
+        head_of(config) or Head.NEXT_TOKEN,
     )
 
 
@@ -93,6 +101,12 @@ def compare_with(
         _footprint(original, export, after, n_parameters, progress),
     )
     unpack(after)
+    if original.head is not Head.NEXT_TOKEN:
+        scores = _whole(original.windows, before, after, progress)
+        return Comparison(
+            before=Scores(None, scores[0], footprints[0]),
+            after=Scores(None, scores[1], footprints[1]),
+        )
     fidelity = _fidelity(original.windows, before, after, progress)
     tasks = [_tasks(model, original, recipe, progress) for model in (before, after)]
     return Comparison(
@@ -103,7 +117,9 @@ def compare_with(
 
 def load_original(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The uncompressed model, in eval mode."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    config = AutoConfig.from_pretrained(folder)
+    kind = AUTO_CLASSES[head_of(config) or Head.NEXT_TOKEN]
+    model: PreTrainedModel = kind.from_pretrained(folder, dtype=dtype)
     model.to(device).eval()  # type: ignore[arg-type]
     return model
 
@@ -126,6 +142,19 @@ def _fidelity(
         return None, None
     batches = [tokens.input_ids for tokens in windows.batches(2)]
     return compare(before, after, batches, progress=progress)
+
+
+def _whole(
+    windows: Tokens | None, before: PreTrainedModel, after: PreTrainedModel, progress: Progress
+) -> tuple[tuple[TaskScore, ...], tuple[TaskScore, ...]]:
+    if windows is None:
+        return (), ()
+    examples = []
+    for one in windows.batches(1):
+        seen = slice(None) if one.attention_mask is None else one.attention_mask[0].bool()
+        label = None if one.labels is None else int(one.labels[0])
+        examples.append(Example(one.input_ids[:, seen], label))
+    return compare_whole(before, after, examples, progress=progress)
 
 
 def _tasks(

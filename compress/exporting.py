@@ -161,11 +161,10 @@ def _copy_rest(
 
 def _write_probes(probe: Stream, folders: Sequence[Path], dtype: torch.dtype) -> None:
     ids = probe.batches[0].input_ids
-    logits = probe.logits(0)[0].float().cpu()
+    logits = probe.predictions(0)[0].float().cpu()
+    n = len(logits)  # one for each token, or one for all
     if not bool(torch.isfinite(logits).all()):
         raise LayerError("the compressed model's logits hold NaN or infinity; try --dtype float32")
-    positions = (
-        torch.linspace(0, ids.shape[1] - 1, min(PROBE_POSITIONS, ids.shape[1])).round().long()
-    )
+    positions = torch.linspace(0, n - 1, min(PROBE_POSITIONS, n)).round().long()
     for folder in folders:
         write_probe(folder, ids, logits[positions], positions, dtype)

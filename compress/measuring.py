@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from calibration.data import Tokens
+from calibration.heads import predictions
 from calibration.skeleton import decoder_blocks
 from calibration.stream import HiddenStates, Stream
 from calibration.walk import Block
@@ -87,8 +88,8 @@ class Divergences:
     def _log_probabilities(self, batch: int, final: Tensor, tokens: Tokens) -> Tensor:
         """Of the next token, at every token: (t, vocabulary)."""
         with torch.no_grad():
-            logits = self._stream.output(batch, final).logits[0]
-        if tokens.attention_mask is not None:
+            logits = predictions(self._stream.output(batch, final))[0]
+        if tokens.attention_mask is not None and len(logits) > 1:
             logits = logits[tokens.attention_mask[0].bool().to(logits.device)]
         return F.log_softmax(logits.float(), dim=-1)
 

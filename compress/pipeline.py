@@ -72,6 +72,7 @@ def run(recipe: Recipe, *, progress: Progress = no_progress) -> Report:
     refuse_existing_output(recipe)
     with watch("prepare"):
         prepared = prepare(recipe, progress)
+        recipe = prepared.recipe
         refuse_small_disks(prepared)
     with watch("survey"):
         prepared = with_gradients(surveyed(prepared, progress), progress)

@@ -16,8 +16,7 @@ import torch
 import transformers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from calibration.data import Split, Tokens, load_tokens, load_windows, parse_source
-from calibration.errors import InputError
+from calibration.data import Tokens
 from calibration.gradients import GradientStatistic
 from calibration.skeleton import PartLoader, build_skeleton
 from calibration.stats import STATISTICS, Anchor, Gram, Statistic
@@ -34,8 +33,15 @@ from compress.models import SourceModel, load_tokenizer, resolve_model
 from compress.planning import make_plan, refuse_full_disk
 from compress.plans import Plan
 from compress.recipe import Recipe, StatisticsMode
+from compress.texts import (
+    calibration_text,
+    framing_for,
+    held_out_windows,
+    refuse_long_sequences,
+    refuse_unknown_tokens,
+    settled_for,
+)
 from eval.catalog import check_tasks
-from eval.footprint import context_length
 from eval.wheels import cache_root
 
 SCRATCH_BYTES = 2 << 30
@@ -122,6 +128,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     source = resolve_model(recipe.model, None, progress=progress)
     reader = Reader(source.folder)
     config = AutoConfig.from_pretrained(source.folder)
+    recipe = settled_for(recipe, config)
     refuse_long_sequences(recipe, config)
     dtype = settle_dtype(recipe.dtype, config)
     tokenizer = load_tokenizer(source.folder)
@@ -129,8 +136,8 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     loader = PartLoader(model, reader)
     plan = make_plan(model, loader, reader, recipe.method, (recipe.include, recipe.exclude))
     refuse_unfit_exports(recipe, plan)
-    tokens = _calibration_text(recipe, tokenizer)
-    windows = held_out_windows(recipe, tokenizer)
+    tokens = calibration_text(recipe, tokenizer, framing_for(config))
+    windows = held_out_windows(recipe, tokenizer, framing_for(config))
     for option, text in (("calibration", tokens), ("eval_text", windows)):
         if text is not None:
             refuse_unknown_tokens(text, tokenizer, config, option)
@@ -194,25 +201,6 @@ def refuse_existing_output(recipe: Recipe) -> None:
         raise RecipeError(f"out: {recipe.folder} exists; name a new folder, or remove it")
 
 
-def refuse_long_sequences(recipe: Recipe, config: PretrainedConfig) -> None:
-    """Raises RecipeError if the model does not take sequences of so many tokens."""
-    most = context_length(config)
-    if most is not None and recipe.seq_len > most:
-        raise RecipeError(f"seq_len: {recipe.seq_len} tokens; the model takes at most {most}")
-
-
-def refuse_unknown_tokens(
-    text: Tokens, tokenizer: Any, config: PretrainedConfig, option: str
-) -> None:
-    """Raises RecipeError for token ids that the model has no embedding for; `option` gave the text."""
-    size, largest = config.get_text_config().vocab_size, int(text.input_ids.max())
-    if largest >= size or int(text.input_ids.min()) < 0:
-        raise RecipeError(
-            f"{option}: it has token ids up to {largest}, but the model has {size} embeddings (vocab_size) and its "
-            f"tokenizer {len(tokenizer)} tokens; use the tokenizer that the model was trained with"
-        )
-
-
 def refuse_small_disks(prepared: Prepared) -> None:
     """Raises RecipeError if the output or the statistics do not fit their disks."""
     sizes = [prepared.plan.export_bytes(name) for name in prepared.recipe.export]
@@ -233,44 +221,6 @@ def refuse_small_statistics_disk(prepared: Prepared) -> None:
             refuse_full_disk(Path(gettempdir()), gradients, "statistics of gradients (TMPDIR)")
     elif not store.complete:
         refuse_full_disk(store.folder, inputs + gradients, "statistics (or --statistics off)")
-
-
-def _calibration_text(recipe: Recipe, tokenizer: Any) -> Tokens:
-    return load_tokens(
-        [parse_source(text) for text in recipe.calibration],
-        tokenizer,
-        n_sequences=recipe.samples,
-        seq_len=recipe.seq_len,
-        seed=recipe.seed,
-        split=Split.CALIBRATION,
-    )
-
-
-def held_out_windows(recipe: Recipe, tokenizer: Any) -> Tokens | None:
-    """Windows of the evaluation's text, none of them padded; None if the recipe wants none.
-
-    Raises RecipeError naming the option if the text is too short.
-    """
-    if not recipe.eval_windows:
-        return None
-    try:
-        windows = load_windows(
-            parse_source(recipe.eval_text),
-            tokenizer,
-            n_sequences=recipe.eval_windows,
-            seq_len=recipe.seq_len,
-        )
-    except InputError as error:
-        # Its remedies name the calibration's options; whose text it is must be said.
-        raise RecipeError(
-            f"eval_text: {error} (here --eval-windows stands for samples; 0 skips this evaluation)"
-        ) from error
-    if windows.attention_mask is not None:
-        raise RecipeError(
-            f"eval_text: {recipe.eval_text} has rows shorter than {recipe.seq_len} tokens (seq_len); "
-            "use longer text, or a smaller seq_len"
-        )
-    return windows
 
 
 def _needs(recipe: Recipe) -> frozenset[type[Statistic]]:

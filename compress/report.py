@@ -5,18 +5,20 @@ The schema is versioned and strict: a report with unknown or missing keys is ref
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from calibration.heads import Head
 from compress.environment import Environment
 from compress.errors import CheckpointError
 from eval.scores import Scores
 
 SCHEMA = 1
+LATER = "not in the reports of earlier versions, which had what is its default"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,8 @@ class Report:
     """None if nothing was evaluated."""
     timings: dict[str, float]
     """Seconds of each stage, in order."""
+    head: str = field(default=Head.NEXT_TOKEN.value, metadata={"later": LATER})
+    """What the model puts out: next token, classes or features."""
     notes: tuple[str, ...]
     """Anything chosen or found on the way: statistics used again, tensors that were not read."""
 
@@ -187,9 +191,11 @@ def _decode_object(kind: type, value: Any, path: str) -> Any:
     names = [field.name for field in fields(kind)]
     if not isinstance(value, Mapping):
         raise CheckpointError(f"{path}: {value!r} is no object with {', '.join(names)}")
-    unknown, missing = sorted(set(value) - set(names)), [key for key in names if key not in value]
+    unknown = sorted(set(value) - set(names))
+    required = [field.name for field in fields(kind) if "later" not in field.metadata]
+    missing = [key for key in required if key not in value]
     if unknown or missing:
         wrong = [f"unknown {', '.join(unknown)}"] if unknown else []
         wrong += [f"missing {', '.join(missing)}"] if missing else []
         raise CheckpointError(f"{path}: {'; '.join(wrong)}")
-    return kind(**{name: decode(hints[name], value[name], f"{path}.{name}") for name in names})
+    return kind(**{name: decode(hints[name], value[name], f"{path}.{name}") for name in value})

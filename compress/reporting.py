@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from calibration.heads import Head, head_of
 from compress.environment import describe_environment
 from compress.exporting import Outcome
 from compress.preparing import Prepared
@@ -33,6 +34,7 @@ def make_report(
         totals=_totals(prepared, outcome, exports),
         scores=scores,
         timings={stage: round(seconds, 3) for stage, seconds in watch.seconds.items()},
+        head=str(head_of(prepared.config) or Head.NEXT_TOKEN),
         notes=_notes(prepared, outcome),
     )
 

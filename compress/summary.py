@@ -96,7 +96,7 @@ def _score_rows(scores: Comparison) -> Iterator[Row]:
     yield _footprint_row(label, scores, lambda it: f"{it.bits_per_weight:.2f}")
     yield from _quality_rows(scores)
     yield _footprint_row("prefill, tokens/s", scores, lambda it: f"{it.prefill_tokens_per_s:.0f}")
-    yield _footprint_row("decode, tokens/s", scores, lambda it: f"{it.decode_tokens_per_s:.1f}")
+    yield _footprint_row("decode, tokens/s", scores, _decode_text)
     yield _footprint_row("peak memory", scores, lambda it: megabytes(it.peak_rss_bytes))
 
 
@@ -127,6 +127,11 @@ def _task_rows(before: Scores, after: Scores) -> Iterator[Row]:
 
 def _task_text(score: TaskScore) -> str:
     return with_error(score.value, score.stderr, 3)
+
+
+def _decode_text(footprint: Footprint) -> str:
+    speed = footprint.decode_tokens_per_s
+    return NOTHING if speed is None else f"{speed:.1f}"
 
 
 def _footprint_row(label: str, scores: Comparison, text: Callable[[Footprint], str]) -> Row:

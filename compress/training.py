@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from calibration.heads import predictions
 from compress.checkpoint import Reader, Writer
 from compress.errors import CheckpointError, RecipeError
 from compress.exports.load import load_export, loader_name
@@ -125,6 +126,6 @@ def _logits(model: PreTrainedModel, input_ids: Tensor, positions: Tensor) -> Ten
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        logits: Tensor = model(input_ids=input_ids.to(model.device), use_cache=False).logits[0]
+        logits = predictions(model(input_ids=input_ids.to(model.device)))[0]
     model.train(was_training)
     return logits[positions.to(logits.device)].float().cpu()

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from calibration.heads import predictions
 from compress.checkpoint import Reader, read_json, some
 from compress.errors import CheckpointError, RecipeError
 from compress.exports.adapter import STEM
@@ -161,7 +162,7 @@ def check(folder: Path, device: str) -> Verification:
     dtype = getattr(torch, metadata["dtype"]) if "dtype" in metadata else None
     model = load_export(folder, dtype, device)
     with torch.inference_mode():
-        output = model(input_ids=input_ids.to(device), use_cache=False).logits
+        output = predictions(model(input_ids=input_ids.to(device)))
     found = output[0, positions.to(device)].double().cpu()
     difference, expected = found - logits.double(), logits.double()
     loader = loader_name(folder)

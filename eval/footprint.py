@@ -74,7 +74,8 @@ class Speed:
     """Tokens a second: reading a prompt, and writing after it."""
 
     prefill_tokens_per_s: float
-    decode_tokens_per_s: float
+    decode_tokens_per_s: float | None
+    """None: the model writes nothing."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,8 @@ def measure_speed(
         seconds.append(_prefill_and_decode(model, ids.to(model.device), timing.new_tokens))
         progress("speed", repeat + 1, timing.repeats + 1)
     prefill, decode = (statistics.median(column) for column in zip(*seconds[1:], strict=True))
-    return Speed(timing.prompt_tokens / prefill, timing.new_tokens / decode)
+    decoded = timing.new_tokens / decode if model.can_generate() else None
+    return Speed(timing.prompt_tokens / prefill, decoded)
 
 
 def peak_memory(
@@ -211,10 +213,13 @@ def peak_memory(
 def _prefill_and_decode(
     model: PreTrainedModel, ids: Tensor, new_tokens: int
 ) -> tuple[float, float]:
-    """Seconds for the prompt, and seconds for `new_tokens` greedy steps after it."""
+    """Seconds for the prompt, and seconds for `new_tokens` greedy steps after it, if the model writes."""
     # As generation does: only the last position's logits, where the architecture can.
     last = {"logits_to_keep": 1} if _takes_logits_to_keep(model) else {}
     start = _now(model)
+    if not model.can_generate():
+        model(input_ids=ids)
+        return _now(model) - start, 0.0
     output: Any = model(input_ids=ids, use_cache=True, **last)
     token = output.logits[:, -1:].argmax(-1)
     prefilled = _now(model)

@@ -52,7 +52,8 @@ class Footprint:
     """What a checkpoint costs: bytes, tokens a second for one sequence, bytes of memory.
 
     `bits_per_weight` is 8 * tensor_bytes / n_parameters_reference, so scales, indices, adapters
-    and everything that was left as it was are paid for. `peak_rss_bytes` is None if not measured.
+    and everything that was left as it was are paid for. `decode_tokens_per_s` is None for a model
+    that writes nothing, `peak_rss_bytes` if it was not measured.
     """
 
     bytes_on_disk: int
@@ -60,7 +61,7 @@ class Footprint:
     n_parameters_reference: int
     bits_per_weight: float
     prefill_tokens_per_s: float
-    decode_tokens_per_s: float
+    decode_tokens_per_s: float | None
     peak_rss_bytes: int | None
     device: str
 

@@ -123,6 +123,12 @@ def test_reading_undoes_writing(report: Report) -> None:
     assert Report.from_json(unscored.to_json()) == unscored
 
 
+def test_a_report_of_an_earlier_version_is_of_a_language_model(report: Report) -> None:
+    written = json.loads(report.to_json())
+    del written["head"]
+    assert Report.from_json(json.dumps(written)) == report
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [

@@ -44,7 +44,7 @@ def test_the_walk_equals_the_plain_forward(family, padded):
         pass
     with torch.no_grad():
         expected = model(ids, attention_mask=mask).logits
-    assert torch.equal(stream.logits(0), expected)
+    assert torch.equal(stream.predictions(0), expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe", "mixtral"])
@@ -57,7 +57,7 @@ def test_a_checkpoint_on_disk_loads_block_by_block_under_its_own_names(family, t
     for _ in walk(stream, loader, propagate=Propagate.BLOCK, device=CPU):
         pass
     with torch.no_grad():
-        assert torch.equal(stream.logits(0), model(ids).logits)
+        assert torch.equal(stream.predictions(0), model(ids).logits)
 
 
 def test_gpt2_keys_without_the_model_prefix_are_found():
@@ -71,7 +71,7 @@ def test_gpt2_keys_without_the_model_prefix_are_found():
     for _ in walk(stream, loader, propagate=Propagate.BLOCK, device=CPU):
         pass
     with torch.no_grad():
-        assert torch.equal(stream.logits(0), model(ids).logits)
+        assert torch.equal(stream.predictions(0), model(ids).logits)
 
 
 def test_layers_that_read_the_same_tensor_share_one_statistic():
@@ -126,7 +126,7 @@ def test_activations_beyond_the_memory_limit_go_to_disk_and_come_back_equal():
         loader, stream = walker(model, ids, memory_bytes=memory_bytes)
         for _ in walk(stream, loader, propagate=Propagate.BLOCK, device=CPU):
             pass
-        results.append(torch.cat([stream.logits(k) for k in range(3)]))
+        results.append(torch.cat([stream.predictions(k) for k in range(3)]))
     assert torch.equal(*results)
 
 

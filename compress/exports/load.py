@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from calibration.heads import AUTO_CLASSES, Head, head_of
 from compress import loading
 from compress.checkpoint import Reader, read_json, some
 from compress.errors import CheckpointError
@@ -70,7 +71,8 @@ def unpack(model: PreTrainedModel) -> None:
 
 
 def _load_plain(folder: Path, _: Reader, dtype: torch.dtype | str) -> PreTrainedModel:
-    found: Any = AutoModelForCausalLM.from_pretrained(
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    found: Any = AUTO_CLASSES[head_of(config) or Head.NEXT_TOKEN].from_pretrained(
         folder, output_loading_info=True, local_files_only=True, dtype=dtype
     )
     _refuse_differences(found[1])

@@ -1,0 +1,215 @@
+"""Models that read a sequence whole: encoders alone, and classifiers of sequences."""
+
+import json
+
+import pytest
+import torch
+from families import byte_tokenizer
+from test_backward import keeper
+from torch.nn import functional as F
+from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+import compress
+from calibration.data import Framing, Split, load_tokens, load_windows, parse_source
+from calibration.errors import InputError
+from calibration.gradients import Fisher
+from calibration.heads import Head, head_of
+from compress.errors import RecipeError
+from compress.exports.load import load_export
+from compress.gradients import gradients_of_block, with_gradients
+from compress.methods.eora import EoRA
+from compress.methods.fwsvd import FWSVD
+from compress.methods.gptq import GPTQ
+from compress.methods.svd_llm import SVDLLM
+from compress.pipeline import no_progress
+from compress.preparing import prepare
+from compress.ranks import Allocation
+from compress.recipe import Recipe
+
+pytestmark = pytest.mark.usefixtures("quick_verification")
+
+SMALL = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "num_labels": 3,
+}
+WORDS = [
+    *("brown", "fox", "jumps", "over", "lazy", "dogs", "while", "seven", "bears"),
+    *("run", "away", "from", "noisy", "hungry", "crows"),
+]
+
+
+@pytest.fixture(params=[Head.CLASSES, Head.FEATURES], ids=["classifier", "encoder"])
+def head(request):
+    return request.param
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch, head):
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    kind = BertForSequenceClassification if head is Head.CLASSES else BertModel
+    model = kind(BertConfig(**SMALL)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    rows = [{"text": " ".join(WORDS[k % 7 : k % 7 + 3 + k % 4]), "label": k % 3} for k in range(24)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def recipe(workspace, **changes):
+    options = {
+        "model": str(workspace / "model"),
+        "out": workspace / "out",
+        "calibration": (str(workspace / "rows.jsonl"),),
+        "eval_text": str(workspace / "rows.jsonl"),
+        "samples": 12,
+        "seq_len": 40,
+        "eval_windows": 0,
+        "method": FWSVD(keep=0.6, rank_multiple=1),
+    }
+    return Recipe(**{**options, **changes})
+
+
+METHODS = [
+    FWSVD(keep=0.6, rank_multiple=1),
+    FWSVD(
+        keep=0.6,
+        rank_multiple=1,
+        metric="kronecker",
+        allocation=Allocation.SPECTRUM,
+        importance="none",
+    ),
+    SVDLLM(keep=0.6, rank_multiple=1, allocation=Allocation.SPECTRUM, importance="fisher"),
+    EoRA(rank=4, base=GPTQ(group_size=32)),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=["rows", "kronecker", "fisher", "eora"])
+@pytest.mark.parametrize("export", ["native", "dense"])
+def test_it_is_compressed_evaluated_and_loads_again(workspace, head, method, export):
+    job = recipe(workspace, method=method, eval_windows=4, export=(export,))
+    report = compress.run(job)
+    assert report.head == head
+    scores = {score.task: score for score in report.scores.after.tasks}
+    assert report.scores.after.fidelity is None
+    assert report.scores.after.footprint.decode_tokens_per_s is None
+    if head is Head.FEATURES:
+        assert 0.5 < scores["cosine with the original"].value < 1
+    else:
+        assert set(scores) == {
+            "KL divergence of the classes, nats",
+            "the original's class",
+            "accuracy",
+        }
+        assert scores["KL divergence of the classes, nats"].value > 0
+    before = {score.task: score.value for score in report.scores.before.tasks}
+    assert before.get("cosine with the original", 1.0) == pytest.approx(1.0)
+    model = load_export(job.folder)
+    assert type(model) is (BertForSequenceClassification if head is Head.CLASSES else BertModel)
+    card = (job.folder / "README.md").read_text()
+    assert ("AutoModelForSequenceClassification" in card) == (head is Head.CLASSES)
+    assert "AutoModelForCausalLM" not in card
+
+
+def test_the_fisher_is_that_of_autograd_sample_by_sample(workspace, head):
+    prepared = with_gradients(prepare(recipe(workspace), no_progress), no_progress)
+    kind = BertForSequenceClassification if head is Head.CLASSES else BertModel
+    model, tokens = kind.from_pretrained(workspace / "model").eval(), prepared.tokens
+    written, fisher = {}, {}
+    layers = {name: model.get_submodule(name) for name in prepared.plan.selected}
+    for name, layer in layers.items():
+        layer.register_forward_hook(keeper(written, name))
+    for one in tokens.batches(1):
+        output = model(input_ids=one.input_ids, attention_mask=one.attention_mask)
+        if head is Head.CLASSES:
+            loss = F.cross_entropy(output.logits, one.labels)
+        else:
+            generator = torch.Generator().manual_seed(int(one.input_ids.sum()))
+            draw = torch.randn(32, generator=generator)
+            seen = slice(None) if one.attention_mask is None else one.attention_mask[0].bool()
+            loss = output.last_hidden_state[0][seen].mean(0) @ draw
+        model.zero_grad()
+        loss.backward()
+        for name, layer in layers.items():
+            fisher[name] = fisher.get(name, 0) + layer.weight.grad.double().square().sum(0)
+    for block in range(3):
+        for name, stats in gradients_of_block(prepared, block).items():
+            ours, theirs = stats[Fisher].sum_i, fisher[name]
+            assert (ours - theirs).norm() < 1e-5 * theirs.norm(), name
+
+
+def test_each_document_is_a_sequence_of_its_own_with_its_class(workspace):
+    tokenizer = byte_tokenizer()
+    source = parse_source(str(workspace / "rows.jsonl"))
+    options = {"n_sequences": 10, "seq_len": 40, "seed": 0, "split": Split.CALIBRATION}
+    tokens = load_tokens([source], tokenizer, framing=Framing.EXAMPLES, **options)
+    rows = [json.loads(line) for line in (workspace / "rows.jsonl").read_text().splitlines()]
+    expected = {(tuple(tokenizer(row["text"])["input_ids"]), row["label"]) for row in rows}
+    for k in range(10):
+        ids = tuple(tokens.input_ids[k][tokens.attention_mask[k].bool()].tolist())
+        assert (ids, int(tokens.labels[k])) in expected
+    windows = load_windows(source, tokenizer, n_sequences=3, seq_len=40, framing=Framing.EXAMPLES)
+    assert windows.labels.tolist() == [row["label"] for row in rows[:3]]
+
+
+def test_long_documents_without_classes_are_read_in_pieces(tmp_path):
+    (tmp_path / "long.txt").write_text(" ".join(str(k) for k in range(400)))
+    source = parse_source(str(tmp_path / "long.txt"))
+    options = {"n_sequences": 8, "seq_len": 16, "seed": 0, "split": Split.CALIBRATION}
+    tokens = load_tokens([source], byte_tokenizer(), framing=Framing.EXAMPLES, **options)
+    assert len(tokens) == 8
+    assert len({tuple(row) for row in tokens.input_ids.tolist()}) == 8
+
+
+@pytest.mark.parametrize("head", [Head.CLASSES], indirect=True)
+def test_the_fisher_of_a_classifier_needs_classes(workspace):
+    (workspace / "plain.txt").write_text(" ".join(WORDS * 50))
+    job = recipe(workspace, calibration=(str(workspace / "plain.txt"),))
+    with pytest.raises(InputError, match=r"the text has none; .* 'label'"):
+        compress.run(job)
+
+
+@pytest.mark.parametrize("head", [Head.FEATURES], indirect=True)
+def test_what_only_language_models_can_do_is_refused(workspace):
+    with pytest.raises(RecipeError, match=r"tasks: offline_piqa are for models that write text"):
+        prepare(recipe(workspace, tasks=("offline_piqa",)), no_progress)
+    method = SVDLLM(allocation=Allocation.SPECTRUM, importance="kl")
+    with pytest.raises(RecipeError, match=r"method\.importance: kl compares predictions"):
+        prepare(recipe(workspace, method=method), no_progress)
+
+
+def test_rows_of_which_only_some_have_a_class_are_refused(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a b", "label": 1}\n{"text": "c d"}\n')
+    options = {"n_sequences": 1, "seq_len": 8, "seed": 0, "split": Split.CALIBRATION}
+    with pytest.raises(InputError, match=r"line 2: some rows have a whole number as 'label'"):
+        load_tokens([parse_source(str(tmp_path / "rows.jsonl"))], byte_tokenizer(), **options)
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "head"),
+    [
+        (["LlamaForCausalLM"], "llama", Head.NEXT_TOKEN),
+        (["GPT2LMHeadModel"], "gpt2", Head.NEXT_TOKEN),
+        (None, "llama", Head.NEXT_TOKEN),
+        (None, "bert", None),
+        (["BertLMHeadModel"], "bert", None),
+        (["BertForMaskedLM"], "bert", None),
+        (["BertModel"], "bert", Head.FEATURES),
+        (["LlamaForSequenceClassification"], "llama", Head.CLASSES),
+        (["T5ForConditionalGeneration"], "t5", None),
+        (["T5Model"], "t5", None),
+    ],
+)
+def test_the_head_follows_from_the_class_that_the_config_names(names, kind, head):
+    from transformers import AutoConfig
+
+    assert head_of(AutoConfig.for_model(kind, architectures=names)) is head
