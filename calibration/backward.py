@@ -174,8 +174,7 @@ def _through(
         for (name, read, _), gradient in zip(watch.calls, found[1:], strict=True):
             if gradient is None:
                 continue
-            stats = _statistics(name, kinds, read, gradient, tokens.attention_mask)
-            sums[name] = sums[name].absorb(stats) if name in sums else stats
+            _add(sums, name, kinds, _rows(name, read, gradient, tokens.attention_mask))
     return sums
 
 
@@ -195,17 +194,28 @@ class _Watch:
         return keep
 
 
-def _statistics(
-    name: str,
-    kinds: frozenset[type[GradientStatistic]],
-    read: Tensor,
-    gradient: Tensor,
-    mask: Tensor | None,
-) -> Statistics:
+def _rows(name: str, read: Tensor, gradient: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What a layer read, (t, i), and the gradient by what it wrote, (t, o), padding dropped."""
     x_ti, _ = tokens_of(read, mask, name)
     g_to, _ = tokens_of(gradient, mask, name)
     if not bool(torch.isfinite(g_to).all()):
         raise InputError(
             f"layer {name}: the gradient of the loss by its outputs holds NaN or infinity; try --dtype float32"
         )
-    return Statistics({kind: kind.of(x_ti, g_to) for kind in sorted(kinds, key=lambda k: k.name)})
+    return x_ti, g_to
+
+
+def _add(
+    sums: dict[str, Statistics],
+    name: str,
+    kinds: frozenset[type[GradientStatistic]],
+    rows: tuple[Tensor, Tensor],
+) -> None:
+    """One more sample of a layer."""
+    if name in sums:
+        for kind, value in sums[name].items():
+            sums[name][kind] = value.with_sample(*rows)
+    else:
+        sums[name] = Statistics(
+            {kind: kind.of(*rows) for kind in sorted(kinds, key=lambda k: k.name)}
+        )

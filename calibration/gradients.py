@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from calibration.stats import Statistic, full_fp32_products, second_moments
+from calibration.stats import Statistic, add_second_moments_, full_fp32_products, second_moments
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class GradientStatistic(Statistic):
     @abstractmethod
     def of(cls, x_ti: Tensor, g_to: Tensor) -> Self:
         """The statistic of one sample."""
+
+    def with_sample(self, x_ti: Tensor, g_to: Tensor) -> Self:
+        """The sum with that of one more sample, in the memory of self's tensors: do not use self after."""
+        return self.absorb(type(self).of(x_ti, g_to))
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,13 @@ class OutputGradients(GradientStatistic):
     def of(cls, x_ti: Tensor, g_to: Tensor) -> Self:
         """(t, i), (t, o) -> (o, o), fp64."""
         return cls(n_tokens=x_ti.shape[0], n_sequences=1, sum_oo=second_moments(g_to))
+
+    def with_sample(self, x_ti: Tensor, g_to: Tensor) -> Self:
+        """Without a second matrix in memory."""
+        add_second_moments_(self.sum_oo, g_to)
+        return replace(
+            self, n_tokens=self.n_tokens + x_ti.shape[0], n_sequences=self.n_sequences + 1
+        )
 
     @classmethod
     def stored_numbers(cls, shape: tuple[int, int]) -> int:

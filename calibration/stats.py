@@ -72,6 +72,10 @@ class InputStatistic(Statistic):
     def of(cls, x_ti: Tensor, n_sequences: int) -> Self:
         """The statistic of these tokens alone."""
 
+    def with_tokens(self, x_ti: Tensor, n_sequences: int) -> Self:
+        """The sum with that of these tokens, in the memory of self's tensors: do not use self after."""
+        return self.absorb(type(self).of(x_ti, n_sequences))
+
 
 @dataclass(frozen=True)
 class Gram(InputStatistic):
@@ -84,6 +88,15 @@ class Gram(InputStatistic):
     def of(cls, x_ti: Tensor, n_sequences: int) -> Self:
         """(t, i) -> (i, i), fp64; see `second_moments`."""
         return cls(n_tokens=x_ti.shape[0], n_sequences=n_sequences, sum_ii=second_moments(x_ti))
+
+    def with_tokens(self, x_ti: Tensor, n_sequences: int) -> Self:
+        """Without a second matrix in memory."""
+        add_second_moments_(self.sum_ii, x_ti)
+        return replace(
+            self,
+            n_tokens=self.n_tokens + x_ti.shape[0],
+            n_sequences=self.n_sequences + n_sequences,
+        )
 
     @classmethod
     def stored_numbers(cls, shape: tuple[int, int]) -> int:
@@ -229,22 +242,32 @@ class Statistics(dict[type[Statistic], Any]):
 
 
 def second_moments(x_tn: Tensor) -> Tensor:
-    """x^T x: (t, n) -> (n, n), products in fp32 (TF32 off), a few thousand tokens each, summed in fp64.
+    """x^T x: (t, n) -> (n, n), fp64."""
+    n = x_tn.shape[1]
+    total = torch.zeros(n, n, dtype=torch.float64, device=x_tn.device)
+    add_second_moments_(total, x_tn)
+    return total
 
-    Only the panels on and below the diagonal are multiplied, about half of the work; the rest is their mirror.
+
+def add_second_moments_(total_nn: Tensor, x_tn: Tensor) -> None:
+    """total += x^T x, in place: products in fp32 (TF32 off), a few thousand tokens each, summed in fp64.
+
+    Only the panels on and below the diagonal are multiplied, about half of the work; the rest is their mirror, so that
+    the sum is symmetric to the bit.
     """
     n = x_tn.shape[1]
     panel = max(SMALLEST_PANEL, -(-n // N_PANELS))
-    total = torch.zeros(n, n, dtype=torch.float64, device=x_tn.device)
     with full_fp32_products():
         for rows in x_tn.split(PRODUCT_ROWS):
             rows_fp32 = rows.float()
             for start in range(0, n, panel):
                 stop = min(start + panel, n)
-                total[start:stop, :stop] += rows_fp32[:, start:stop].T @ rows_fp32[:, :stop]
-    total.tril_()
-    total += total.tril(-1).T
-    return total
+                product = rows_fp32[:, start:stop].T @ rows_fp32[:, :stop]
+                corner = product[:, start:].tril()
+                corner += corner.tril(-1).T
+                total_nn[start:stop, start:stop] += corner
+                total_nn[start:stop, :start] += product[:, :start]
+                total_nn[:start, start:stop] += product[:, :start].T
 
 
 class full_fp32_products:  # noqa: N801  (a context manager, named as what it does)

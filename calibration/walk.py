@@ -149,13 +149,26 @@ class _Watch:
             self._seen.append((x, name))
             self._follow(name, name)
             rows, n_sequences = tokens_of(x, self._mask, name)
-            stats = Statistics.of(rows, n_sequences, self.needs)
+            anchor = None
             if Anchor in self.needs:
-                stats[Anchor] = Anchor.between(self._originals[name], rows, n_sequences)
-            _refuse_not_finite(stats, name)
-            self.sums[name] = self.sums[name].absorb(stats) if name in self.sums else stats
+                anchor = Anchor.between(self._originals[name], rows, n_sequences)
+            self._add(name, rows, n_sequences, anchor)
 
         return observe
+
+    def _add(self, name: str, x_ti: Tensor, n_sequences: int, anchor: Anchor | None) -> None:
+        """Raises InputError naming the layer if the sums are no longer finite."""
+        if name not in self.sums:
+            self.sums[name] = Statistics.of(x_ti, n_sequences, self.needs)
+            if anchor is not None:
+                self.sums[name][Anchor] = anchor
+        else:
+            so_far = self.sums[name]
+            for kind, value in so_far.items():
+                so_far[kind] = (
+                    value.absorb(anchor) if kind is Anchor else value.with_tokens(x_ti, n_sequences)
+                )
+        _refuse_not_finite(self.sums[name], name)
 
     def _follow(self, name: str, leader: str) -> None:
         if self.leaders.setdefault(name, leader) != leader:
