@@ -78,6 +78,18 @@ class Tokens:
             labels = None if self.labels is None else self.labels[part]
             yield Tokens(self.input_ids[part], mask, self.provenance, labels)
 
+    def singles(self) -> Iterator["Tokens"]:
+        """One sequence at a time, its padding cut off where that is at one end."""
+        for one in self.batches(1):
+            if one.attention_mask is None:
+                yield one
+                continue
+            seen = one.attention_mask[0].bool()
+            places = seen.nonzero().flatten()
+            part = slice(int(places[0]), int(places[-1]) + 1)
+            mask = None if bool(seen[part].all()) else one.attention_mask[:, part]
+            yield Tokens(one.input_ids[:, part], mask, one.provenance, one.labels)
+
     def fingerprint(self) -> str:
         """Hex sha256 of the shape, the ids, the mask and the labels; the provenance does not count."""
         mask = self.attention_mask

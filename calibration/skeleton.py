@@ -37,6 +37,9 @@ def build_skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedMo
         model: PreTrainedModel = AUTO_CLASSES[head_of(config) or Head.NEXT_TOKEN].from_config(
             config, dtype=dtype
         )
+    model.config.use_cache = (
+        False  # a cache would be among what blocks are called with, and grow at every call
+    )
     model.eval()
     return model
 

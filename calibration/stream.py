@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from calibration.data import Tokens
 from calibration.errors import InputError
-from calibration.heads import Head, head_of, predictions
+from calibration.heads import predictions
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def model_inputs(model: PreTrainedModel, tokens: Tokens) -> dict[str, Any]:
     """Keyword arguments of the model's forward for these tokens."""
     device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]
     inputs: dict[str, Any] = {"input_ids": tokens.input_ids.to(device)}
-    if head_of(model.config) is Head.NEXT_TOKEN:
+    if "use_cache" in inspect.signature(model.forward).parameters:
         inputs["use_cache"] = False
     if tokens.attention_mask is not None:
         inputs["attention_mask"] = tokens.attention_mask.to(device)
@@ -180,7 +181,7 @@ def _record(
         with torch.no_grad(), _stubbed(blocks, recorder):
             try:
                 last = model.base_model(**model_inputs(model, tokens)).last_hidden_state
-            except (AttributeError, IndexError, TypeError, RuntimeError) as error:
+            except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
                 failure = error
                 continue
         shapes = {tuple(hidden.shape) for hidden in recorder.seen}

@@ -48,7 +48,7 @@ def open_json_lines(path: Path, provenance: dict[str, Any]) -> Documents | Rows:
     """A JSONL file, every line of it checked. Raises InputError naming the line and what would be right."""
     offsets, lengths, name = array("q"), array("q"), ""
     first: dict[str, Any] = {}
-    offset = 0
+    labelled, offset = True, 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             start, offset = offset, offset + len(line)
@@ -63,12 +63,12 @@ def open_json_lines(path: Path, provenance: dict[str, Any]) -> Documents | Rows:
             lengths.append(_checked_length(row, name, where))
             if name == IDS_FIELD:
                 _check_mask(row, first, where)
-            _check_label(row, first, where)
+            labelled = labelled and _is_label(row.get(LABEL_FIELD))
     if not offsets:
         raise InputError(f"{path}: there is no row in the file")
     provenance = provenance | {"field": name, "rows": len(offsets)}
     values = _JsonField(path, name, offsets)
-    labels = _JsonField(path, LABEL_FIELD, offsets) if _is_label(first.get(LABEL_FIELD)) else None
+    labels = _JsonField(path, LABEL_FIELD, offsets) if labelled else None
     if name == IDS_FIELD:
         masks = _JsonField(path, MASK_FIELD, offsets) if MASK_FIELD in first else None
         return Rows(values, masks, provenance, labels)
@@ -118,15 +118,8 @@ def _check_mask(row: dict[str, Any], first: dict[str, Any], where: str) -> None:
 
 
 def _is_label(value: Any) -> bool:
-    return type(value) is int
-
-
-def _check_label(row: dict[str, Any], first: dict[str, Any], where: str) -> None:
-    """Whole numbers are classes, of all rows or of none; a label of another kind is not read."""
-    if _is_label(row.get(LABEL_FIELD)) != _is_label(first.get(LABEL_FIELD)):
-        raise InputError(
-            f"{where}: some rows have a whole number as {LABEL_FIELD!r} and some have not"
-        )
+    """Whether a row's label is a class: a whole number; what else a file calls a label is not read."""
+    return type(value) is int and abs(value) < 1 << 62
 
 
 @dataclass(frozen=True)
@@ -168,6 +161,8 @@ def open_parquet(path: Path, provenance: dict[str, Any]) -> Documents | Rows:
     column = table.column(name)
     if len(column) == 0:
         raise InputError(f"{path}: there is no row in the file")
+    if wanted[-1] == LABEL_FIELD and table.column(LABEL_FIELD).null_count:
+        wanted.pop()  # some rows have no class: then the file has none
     if any(table.column(each).null_count for each in wanted):
         raise InputError(f"{path}: a row has no value in column {' or '.join(wanted)}")
     provenance = provenance | {"field": name, "rows": len(column)}

@@ -57,7 +57,7 @@ def _collect(
 ) -> None:
     prefix, blocks = decoder_blocks(prepared.model)
     prepared.loader.load_outside(f"{prefix}.", prepared.device)
-    stream = Stream(prepared.model, blocks, list(prepared.tokens.batches(1)))
+    stream = Stream(prepared.model, blocks, list(prepared.tokens.singles()))
     prepared.loader.unload_outside(f"{prefix}.")
     names = frozenset(prepared.plan.selected)
     n_blocks = prepared.plan.n_blocks

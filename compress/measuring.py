@@ -7,6 +7,7 @@ files, above a limit). Cost: for B blocks of n layers B n (B + 1) / 2 blocks' fo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import torch
@@ -38,7 +39,7 @@ class Divergences:
         self._outside = f"{prefix}."
         prepared.loader.load_outside(self._outside, prepared.device)
         n_sequences = max(1, N_TOKENS // prepared.tokens.input_ids.shape[1])
-        batches = list(prepared.tokens.batches(1))[:n_sequences]
+        batches = list(itertools.islice(prepared.tokens.singles(), n_sequences))
         self._stream = Stream(prepared.model, blocks, batches)
         prepared.loader.unload_outside(self._outside)
         self._variants: dict[str, HiddenStates] = {}

@@ -25,7 +25,8 @@ def refuse_long_sequences(recipe: Recipe, config: PretrainedConfig) -> None:
 def refuse_unknown_tokens(
     text: Tokens, tokenizer: Any, config: PretrainedConfig, option: str
 ) -> None:
-    """Raises RecipeError for token ids that the model has no embedding for; `option` gave the text."""
+    """Raises RecipeError for token ids that the model has no embedding for, or classes; `option` gave the text."""
+    _refuse_unknown_labels(text, config, option)
     size, largest = config.get_text_config().vocab_size, int(text.input_ids.max())
     if largest >= size or int(text.input_ids.min()) < 0:
         raise RecipeError(
@@ -51,12 +52,37 @@ def settled_for(recipe: Recipe, config: PretrainedConfig) -> Recipe:
         raise RecipeError(
             "method.importance: kl compares predictions, and an encoder alone makes none; use fisher"
         )
+    if head is Head.CLASSES and _n_classes(config) < 2:
+        raise RecipeError(
+            f"model: its head has num_labels {config.num_labels} and problem_type {config.problem_type}; only "
+            "classifiers of one class among two or more are compressed"
+        )
+    if "gptq" in recipe.export:
+        raise RecipeError("export: gptq is for models that write text; choose native or dense")
     if recipe.tasks not in ((), Recipe().tasks):
         raise RecipeError(
             f"tasks: {', '.join(recipe.tasks)} are for models that write text; this one is compared with its original "
             "on --eval-text, so give --tasks alone, without a name"
         )
     return replace(recipe, tasks=())
+
+
+def _n_classes(config: PretrainedConfig) -> int:
+    """Of which a sequence has exactly one; 0 for a head of another kind."""
+    single = config.problem_type in (None, "single_label_classification")
+    return int(config.num_labels or 0) if single else 0
+
+
+def _refuse_unknown_labels(text: Tokens, config: PretrainedConfig, option: str) -> None:
+    if text.labels is None or head_of(config) is not Head.CLASSES:
+        return
+    n_classes = _n_classes(config)
+    least, most = int(text.labels.min()), int(text.labels.max())
+    if least < 0 or most >= n_classes:
+        wrong = least if least < 0 else most
+        raise RecipeError(
+            f"{option}: it has the label {wrong}, and the model's classes are 0 to {n_classes - 1}"
+        )
 
 
 def calibration_text(recipe: Recipe, tokenizer: Any, framing: Framing) -> Tokens:

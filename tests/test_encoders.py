@@ -4,10 +4,16 @@ import json
 
 import pytest
 import torch
-from families import byte_tokenizer
+from families import FAMILIES, byte_tokenizer
 from test_backward import keeper
 from torch.nn import functional as F
-from transformers import BertConfig, BertForSequenceClassification, BertModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+)
 
 import compress
 from calibration.data import Framing, Split, load_tokens, load_windows, parse_source
@@ -187,11 +193,70 @@ def test_what_only_language_models_can_do_is_refused(workspace):
         prepare(recipe(workspace, method=method), no_progress)
 
 
-def test_rows_of_which_only_some_have_a_class_are_refused(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"text": "a b", "label": 1}\n{"text": "c d"}\n')
-    options = {"n_sequences": 1, "seq_len": 8, "seed": 0, "split": Split.CALIBRATION}
-    with pytest.raises(InputError, match=r"line 2: some rows have a whole number as 'label'"):
-        load_tokens([parse_source(str(tmp_path / "rows.jsonl"))], byte_tokenizer(), **options)
+@pytest.mark.parametrize("label", ["null", '"x"', "1.5", str(2**70)])
+def test_a_file_of_which_some_rows_have_no_class_has_none(tmp_path, label):
+    (tmp_path / "rows.jsonl").write_text(
+        '{"text": "a b", "label": 1}\n' + f'{{"text": "c d", "label": {label}}}\n'
+    )
+    options = {"n_sequences": 2, "seq_len": 8, "seed": 0, "split": Split.CALIBRATION}
+    source = parse_source(str(tmp_path / "rows.jsonl"))
+    tokens = load_tokens([source], byte_tokenizer(), framing=Framing.EXAMPLES, **options)
+    assert tokens.labels is None
+
+
+@pytest.mark.parametrize("head", [Head.CLASSES], indirect=True)
+@pytest.mark.parametrize("label", [3, -1])
+def test_a_class_that_the_model_does_not_have_is_refused(workspace, label):
+    rows = [{"text": f"fox {k}", "label": label if k == 5 else 1} for k in range(12)]
+    (workspace / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(RecipeError, match=rf"calibration: it has the label {label}, .* 0 to 2"):
+        prepare(recipe(workspace), no_progress)
+
+
+@pytest.mark.parametrize("head", [Head.CLASSES], indirect=True)
+@pytest.mark.parametrize(
+    "change", [{"num_labels": 1}, {"problem_type": "multi_label_classification"}]
+)
+def test_heads_that_are_no_classes_are_refused(workspace, change):
+    BertForSequenceClassification(BertConfig(**{**SMALL, **change})).save_pretrained(
+        workspace / "model"
+    )
+    with pytest.raises(RecipeError, match="one class among two or more"):
+        prepare(recipe(workspace), no_progress)
+
+
+def test_gptq_checkpoints_are_of_language_models(workspace):
+    job = recipe(workspace, method=GPTQ(group_size=32), export=("gptq",))
+    with pytest.raises(RecipeError, match="export: gptq is for models that write text"):
+        prepare(job, no_progress)
+
+
+@pytest.mark.parametrize("head", [Head.CLASSES], indirect=True)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_fisher_of_a_decoder_that_classifies_is_that_of_autograd(workspace, family):
+    config = AutoConfig.for_model(
+        family, **{**FAMILIES[family], "vocab_size": 128, "num_labels": 3, "pad_token_id": 0}
+    )
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    model.save_pretrained(workspace / "model")
+    prepared = with_gradients(prepare(recipe(workspace), no_progress), no_progress)
+    fisher = {name: 0 for name in prepared.plan.selected}
+    for one in prepared.tokens.batches(1):
+        seen = one.attention_mask[0].bool()
+        model.zero_grad()
+        F.cross_entropy(model(input_ids=one.input_ids[:, seen]).logits, one.labels).backward()
+        for name in fisher:
+            gradient = model.get_submodule(name).weight.grad.double()
+            gradient = gradient if family == "llama" else gradient.T
+            fisher[name] = fisher[name] + gradient.square().sum(0)
+    found = {}
+    for block in range(prepared.plan.n_blocks):
+        found |= gradients_of_block(prepared, block)
+    for name, expected in fisher.items():
+        assert (found[name][Fisher].sum_i - expected).norm() < 1e-5 * expected.norm(), name
+    report = compress.run(recipe(workspace, eval_windows=4, propagate="block"))
+    assert report.scores.after.tasks
 
 
 @pytest.mark.parametrize(
@@ -210,6 +275,4 @@ def test_rows_of_which_only_some_have_a_class_are_refused(tmp_path):
     ],
 )
 def test_the_head_follows_from_the_class_that_the_config_names(names, kind, head):
-    from transformers import AutoConfig
-
     assert head_of(AutoConfig.for_model(kind, architectures=names)) is head
