@@ -49,7 +49,10 @@ def rewrite(folder, change):
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "native" else pytest.param(name, marks=pytest.mark.slow) for name in EXPORTS],
+)
 def test_an_export_is_verified_in_a_fresh_process(made, tmp_path, name):
     found = verify(export(made, tmp_path / name, name))
     assert found.passed
