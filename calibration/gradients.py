@@ -52,11 +52,6 @@ class Fisher(GradientStatistic):
         squares = gradient_oi.square_().sum(0, dtype=torch.float64)
         return cls(n_tokens=x_ti.shape[0], n_sequences=1, sum_i=squares)
 
-    @classmethod
-    def stored_numbers(cls, shape: tuple[int, int]) -> int:
-        """One for each input."""
-        return shape[1]
-
     def mean_i(self) -> Tensor:
         """Mean over samples: (i,), fp64."""
         return self.sum_i / max(self.n_sequences, 1)
@@ -81,11 +76,6 @@ class OutputGradients(GradientStatistic):
             self, n_tokens=self.n_tokens + x_ti.shape[0], n_sequences=self.n_sequences + 1
         )
 
-    @classmethod
-    def stored_numbers(cls, shape: tuple[int, int]) -> int:
-        """A triangle."""
-        return shape[0] * (shape[0] + 1) // 2
-
     def mean_oo(self) -> Tensor:
         """E[g g^T] per token: (o, o), fp64."""
         return self.sum_oo / max(self.n_tokens, 1)
@@ -103,11 +93,6 @@ class GradientEnergy(GradientStatistic):
         """(t, i), (t, o) -> (o,), fp64."""
         squares = g_to.double().square_().sum(0)
         return cls(n_tokens=x_ti.shape[0], n_sequences=1, sum_o=squares)
-
-    @classmethod
-    def stored_numbers(cls, shape: tuple[int, int]) -> int:
-        """One for each output."""
-        return shape[0]
 
     def mean(self) -> float:
         """Over tokens and outputs."""

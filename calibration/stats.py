@@ -32,11 +32,6 @@ class Statistic(ABC):
     n_tokens: int
     n_sequences: int
 
-    @classmethod
-    @abstractmethod
-    def stored_numbers(cls, shape: tuple[int, int]) -> int:
-        """How many fp64 numbers a file holds of it, for a layer (o, i)."""
-
     def __add__(self, other: Self) -> Self:
         """Field by field: of(a ++ b) == of(a) + of(b)."""
         return type(self)(
@@ -98,11 +93,6 @@ class Gram(InputStatistic):
             n_sequences=self.n_sequences + n_sequences,
         )
 
-    @classmethod
-    def stored_numbers(cls, shape: tuple[int, int]) -> int:
-        """A triangle."""
-        return shape[1] * (shape[1] + 1) // 2
-
     def mean_ii(self) -> Tensor:
         """E[x x^T] per token: (i, i), fp64."""
         return self.sum_ii / max(self.n_tokens, 1)
@@ -122,11 +112,6 @@ class Mean(InputStatistic):
             n_tokens=x_ti.shape[0], n_sequences=n_sequences, sum_i=x_ti.sum(0, dtype=torch.float64)
         )
 
-    @classmethod
-    def stored_numbers(cls, shape: tuple[int, int]) -> int:
-        """One for each input."""
-        return shape[1]
-
     def mean_i(self) -> Tensor:
         """E[x] per token: (i,), fp64."""
         return self.sum_i / max(self.n_tokens, 1)
@@ -144,11 +129,6 @@ class AbsMean(InputStatistic):
         """(t, i) -> (i,), fp64."""
         total = x_ti.abs().sum(0, dtype=torch.float64)
         return cls(n_tokens=x_ti.shape[0], n_sequences=n_sequences, sum_i=total)
-
-    @classmethod
-    def stored_numbers(cls, shape: tuple[int, int]) -> int:
-        """One for each input."""
-        return shape[1]
 
     def mean_i(self) -> Tensor:
         """E[abs(x)] per token: (i,), fp64."""
@@ -178,11 +158,6 @@ class Anchor(Statistic):
                 cross += theirs.float().T @ ours.float()
         total = original_ti.sum(0, dtype=torch.float64)
         return cls(n_tokens=x_ti.shape[0], n_sequences=n_sequences, sum_ij=cross, sum_i=total)
-
-    @classmethod
-    def stored_numbers(cls, shape: tuple[int, int]) -> int:
-        """A whole matrix, and one for each input."""
-        return shape[1] * (shape[1] + 1)
 
     def mean_ij(self) -> Tensor:
         """E[x x'^T] per token: (i, i), fp64."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import fields
@@ -125,7 +126,14 @@ def _size(path: Path) -> int | None:
 
 def stored_bytes(shape: tuple[int, int], kinds: Collection[type[Statistic]]) -> int:
     """Bytes that these statistics of a layer (o, i) take, if it shares them with none."""
-    return 8 * sum(kind.stored_numbers(shape) for kind in kinds)
+    sides = dict(zip("oi", shape, strict=True))
+    numbers = 0
+    for name in (field.name for kind in kinds for field in fields(kind)):
+        if name in SYMMETRIC:
+            numbers += sides[name[-1]] * (sides[name[-1]] + 1) // 2
+        elif name.startswith("sum_"):
+            numbers += math.prod(sides["i" if side == "j" else side] for side in name[4:])
+    return 8 * numbers
 
 
 def _file(folder: Path, block: int) -> Path:

@@ -116,12 +116,6 @@ def quantised_low_rank(
     return Product(stored_up, stored_down)
 
 
-def second_moments(stats: Statistics) -> Tensor:
-    """E[x x^T]: (i, i), fp64."""
-    moments_ii: Tensor = stats[Gram].mean_ii()
-    return moments_ii
-
-
 def covariance(stats: Statistics) -> Tensor:
     """E[x x^T] - E[x] E[x]^T: (i, i), fp64."""
     mean_i = stats[Mean].mean_i()

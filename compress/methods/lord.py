@@ -23,7 +23,7 @@ from torch import Tensor
 
 from calibration.stats import Anchor, Gram, Mean, Statistic, Statistics
 from compress.compressor import refuse_damping
-from compress.factors import Metric, covariance, second_moments
+from compress.factors import Metric, covariance
 from compress.forms import Form
 from compress.linalg import add_ridge_, to_storage
 from compress.lowrank import Anchoring, Factorisation
@@ -76,11 +76,14 @@ class LoRD(Factorisation, name="lord"):
         stats: Statistics,
     ) -> Metric:
         """The inputs' damped covariance, or second moments where it is not centred."""
-        moments = covariance if self.centre is Centre.MEAN else second_moments
         return stats.once(
-            ("metric", moments.__name__, self.damping),
-            lambda: Metric.of(add_ridge_(moments(stats), self.damping)),
+            ("metric", self.centre, self.damping),
+            lambda: Metric.of(add_ridge_(self._moments(stats), self.damping)),
         )
+
+    def _moments(self, stats: Statistics) -> Tensor:
+        """(i, i), fp64."""
+        return covariance(stats) if self.centre is Centre.MEAN else stats[Gram].mean_ii()
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
         """The paths, each with the bias that makes the mean output exact if it is centred."""
