@@ -4,7 +4,10 @@ Forwards every block's input is kept (in files, above a limit). Then, from the l
 loaded again, run once more with its graph recorded, and the gradient by its output becomes the gradient by its input.
 No weight has a gradient of its own: what a layer reads and the gradient by what it writes are all that is needed.
 
-    for index, found in backward(stream, loader, names, kinds, device):     # last block first
+    way = Backward(stream, loader, device)
+    for index in way.there():                       # first block first
+        ...
+    for index, found in way.back(names, kinds):     # last block first
         found["model.layers.3.mlp.up_proj"][Fisher]
 
 Cost: two forward passes, and one by the blocks' inputs back. Every batch must be one sequence (see `gradients`).
@@ -78,72 +81,70 @@ LOSSES: Mapping[Head, Loss] = {
 }
 
 
-def backward(
-    stream: Stream,
-    loader: PartLoader,
-    names: frozenset[str],
-    kinds: frozenset[type[GradientStatistic]],
-    device: torch.device,
-) -> Iterator[tuple[int, Mapping[str, Statistics]]]:
-    """The statistics of the gradients of these layers, a block at a time, the last block first.
+class Backward:
+    """The way there and back; each step is a block, so that the caller can tell how far it is."""
 
-    Layers that no token of the loss depends on are left out. Everything outside the blocks is loaded between the two
-    ways and put away again. Raises InputError if a gradient is not finite, or a batch is not one sequence.
-    """
-    if any(len(tokens) != 1 for tokens in stream.batches):
-        raise ValueError(
-            "the Fisher is a sum over single sequences: make the stream of batches of 1"
-        )
-    prefix, blocks = decoder_blocks(stream.model)
-    inputs = _forward(stream, loader, prefix, device)
-    gradients = _at_the_end(stream, loader, prefix, device)
-    for index in reversed(range(len(blocks))):
-        name, module = f"{prefix}.{index}", blocks[index]
-        loader.load([name + "."], device)
-        module.requires_grad_(requires_grad=False)
-        layers = {
-            full: layer
-            for part, layer in module.named_modules()
-            if is_linear(layer) and (full := f"{name}.{part}") in names
-        }
-        yield index, _through(stream, index, layers, kinds, (inputs[index], gradients))
-        loader.unload(module)
-        trim()
+    def __init__(self, stream: Stream, loader: PartLoader, device: torch.device) -> None:
+        """Raises ValueError if a batch is not one sequence."""
+        if any(len(tokens) != 1 for tokens in stream.batches):
+            raise ValueError(
+                "the Fisher is a sum over single sequences: make the stream of batches of 1"
+            )
+        self._stream, self._loader, self._device = stream, loader, device
+        self._prefix, self._blocks = decoder_blocks(stream.model)
+        self._inputs: list[HiddenStates] = []
 
+    def there(self) -> Iterator[int]:
+        """Bring the tokens to the end; what every block was given on the way is kept, batch by batch."""
+        for index, module in enumerate(self._blocks):
+            self._loader.load([f"{self._prefix}.{index}."], self._device)
+            kept = HiddenStates(MEMORY_BYTES // len(self._blocks))
+            for batch in range(len(self._stream.batches)):
+                kept.append(self._stream.hidden[batch])
+            self._inputs.append(kept)
+            self._stream.advance(index)
+            self._loader.unload(module)
+            trim()
+            yield index
 
-def _forward(
-    stream: Stream, loader: PartLoader, prefix: str, device: torch.device
-) -> list[HiddenStates]:
-    """Bring the tokens to the end; what every block was given on the way, batch by batch."""
-    inputs = []
-    for index, module in enumerate(stream.blocks):
-        loader.load([f"{prefix}.{index}."], device)
-        kept = HiddenStates(MEMORY_BYTES // len(stream.blocks))
-        for batch in range(len(stream.batches)):
-            kept.append(stream.hidden[batch])
-        inputs.append(kept)
-        stream.advance(index)
-        loader.unload(module)
-        trim()
-    return inputs
+    def back(
+        self, names: frozenset[str], kinds: frozenset[type[GradientStatistic]]
+    ) -> Iterator[tuple[int, Mapping[str, Statistics]]]:
+        """The statistics of the gradients of these layers, a block at a time, the last block first.
 
+        Layers that no token of the loss depends on are left out. Everything outside the blocks is loaded first and put
+        away again. Raises InputError if a gradient is not finite.
+        """
+        gradients = self._at_the_end()
+        for index in reversed(range(len(self._blocks))):
+            name, module = f"{self._prefix}.{index}", self._blocks[index]
+            self._loader.load([name + "."], self._device)
+            module.requires_grad_(requires_grad=False)
+            layers = {
+                full: layer
+                for part, layer in module.named_modules()
+                if is_linear(layer) and (full := f"{name}.{part}") in names
+            }
+            ways = self._inputs[index], gradients
+            yield index, _through(self._stream, index, layers, kinds, ways)
+            self._loader.unload(module)
+            trim()
 
-def _at_the_end(
-    stream: Stream, loader: PartLoader, prefix: str, device: torch.device
-) -> HiddenStates:
-    """The gradient of every sequence's loss by the output of the last block."""
-    loader.load_outside(f"{prefix}.", device)
-    stream.model.requires_grad_(requires_grad=False)
-    gradients = HiddenStates(MEMORY_BYTES)
-    loss = LOSSES[head_of(stream.model.config) or Head.NEXT_TOKEN]
-    for batch, tokens in enumerate(stream.batches):
-        final = stream.hidden[batch].to(device).detach().requires_grad_()
-        with torch.enable_grad():
-            lost = loss(stream.output(batch, final), tokens)
-        (gradient,) = torch.autograd.grad(lost, final)
-        gradients.append(gradient)
-    loader.unload_outside(f"{prefix}.")
-    return gradients
+    def _at_the_end(self) -> HiddenStates:
+        """The gradient of every sequence's loss by the output of the last block."""
+        stream = self._stream
+        self._loader.load_outside(f"{self._prefix}.", self._device)
+        stream.model.requires_grad_(requires_grad=False)
+        gradients = HiddenStates(MEMORY_BYTES)
+        loss = LOSSES[head_of(stream.model.config) or Head.NEXT_TOKEN]
+        for batch, tokens in enumerate(stream.batches):
+            final = stream.hidden[batch].to(self._device).detach().requires_grad_()
+            with torch.enable_grad():
+                lost = loss(stream.output(batch, final), tokens)
+            (gradient,) = torch.autograd.grad(lost, final)
+            gradients.append(gradient)
+        self._loader.unload_outside(f"{self._prefix}.")
+        return gradients
 
 
 def _through(

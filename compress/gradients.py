@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from calibration.backward import backward
+from calibration.backward import Backward
 from calibration.gradients import CHEAP, EVERY, GradientStatistic, of_gradients
 from calibration.skeleton import decoder_blocks
 from calibration.stats import Statistics
@@ -61,10 +61,12 @@ def _collect(
     prepared.loader.unload_outside(f"{prefix}.")
     names = frozenset(prepared.plan.selected)
     n_blocks = prepared.plan.n_blocks
-    progress("gradients", 0, n_blocks)
+    way = Backward(stream, prepared.loader, prepared.device)
     try:
-        passes = backward(stream, prepared.loader, names, kinds, prepared.device)
-        for done, (index, found) in enumerate(passes, start=1):
+        for index in way.there():
+            progress("forward", index + 1, n_blocks)
+        progress("gradients", 0, n_blocks)
+        for done, (index, found) in enumerate(way.back(names, kinds), start=1):
             store.save(index, [SharedInput((name,), stats) for name, stats in found.items()])
             progress("gradients", done, n_blocks)
         store.finish()

@@ -19,6 +19,7 @@ from calibration.heads import predictions
 from calibration.skeleton import decoder_blocks
 from calibration.stream import HiddenStates, Stream
 from calibration.walk import Block
+from compress.compressing import Progress
 from compress.errors import LayerError
 from compress.forms import CompressedLinear, Form
 from compress.layers import bias_of
@@ -63,7 +64,7 @@ class Divergences:
             started.append(self._stream.run(index, batch))
         return started
 
-    def measured(self) -> dict[str, float]:
+    def measured(self, progress: Progress) -> dict[str, float]:
         """KL(original || variant) in nats per token, by the layer that the variant differs in.
 
         Raises LayerError naming a layer whose variant does not predict numbers.
@@ -71,12 +72,14 @@ class Divergences:
         loader = self._prepared.loader
         loader.load_outside(self._outside, self._prepared.device)
         totals = dict.fromkeys(self._variants, 0.0)
-        n_tokens = 0
+        n_tokens, done = 0, 0
+        total = len(self._stream.batches) * len(self._variants)
         for batch, tokens in enumerate(self._stream.batches):
             reference = self._log_probabilities(batch, self._stream.hidden[batch], tokens)
             n_tokens += len(reference)
             for name, hidden in self._variants.items():
                 found = self._log_probabilities(batch, hidden[batch], tokens)
+                progress("divergences", done := done + 1, total)
                 totals[name] += float(F.kl_div(found, reference, reduction="sum", log_target=True))
         loader.unload_outside(self._outside)
         strange = next((name for name, total in totals.items() if not total < torch.inf), None)

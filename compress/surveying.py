@@ -48,7 +48,7 @@ def surveyed(prepared: Prepared, progress: Progress) -> Prepared:
             divergences.through(block, {name: trial.form for name, trial in trials.items()})
     progress("survey", n_blocks, n_blocks)
     if divergences is not None:
-        for name, kl in divergences.measured().items():
+        for name, kl in divergences.measured(progress).items():
             surveys[name] = replace(surveys[name], cost=max(kl, 0.0) / lost[name])
     return replanned(prepared, surveys)
 

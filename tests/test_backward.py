@@ -6,7 +6,7 @@ from families import tiny_ids, tiny_model
 from test_walk import CPU, walker
 from torch.nn import functional as F
 
-from calibration.backward import backward
+from calibration.backward import Backward
 from calibration.errors import InputError
 from calibration.gradients import GRADIENTS, Fisher, GradientEnergy, OutputGradients
 from calibration.walk import is_linear
@@ -53,7 +53,9 @@ def block_by_block(model, ids, mask=None, memory_bytes=1 << 30):
     loader, stream = walker(model, ids, mask, memory_bytes=memory_bytes, batch=1)
     names = frozenset(name for name, layer in model.named_modules() if is_linear(layer))
     found = {}
-    for _, block in backward(stream, loader, names, KINDS, CPU):
+    way = Backward(stream, loader, CPU)
+    assert list(way.there()) == list(range(len(stream.blocks)))
+    for _, block in way.back(names, KINDS):
         found |= block
     return found
 
@@ -100,7 +102,7 @@ def test_hidden_states_in_files_change_nothing():
 def test_only_one_sequence_at_a_time_is_taken():
     loader, stream = walker(tiny_model("llama"), tiny_ids(2), batch=2)
     with pytest.raises(ValueError, match="single sequences"):
-        next(backward(stream, loader, frozenset(), KINDS, CPU))
+        Backward(stream, loader, CPU)
 
 
 def test_a_gradient_that_is_not_finite_is_refused_with_the_layer():

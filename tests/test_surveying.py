@@ -150,7 +150,7 @@ def test_the_measured_divergence_is_that_of_the_model_with_one_layer_compressed(
         measuring.through(block, new)
         forms |= new
     ids = prepared.tokens.input_ids
-    for name, kl in measuring.measured().items():
+    for name, kl in measuring.measured(no_progress).items():
         changed = copy.deepcopy(model)
         changed.get_submodule(name).weight.data = forms[name].dense()
         with torch.no_grad():
@@ -163,7 +163,7 @@ def test_a_measured_cost_times_the_lost_energy_is_the_divergence(workspace, monk
     kls = {}
 
     class Known(Divergences):
-        def measured(self):
+        def measured(self, _):
             kls.update({name: 0.5 + k for k, name in enumerate(self._variants)})
             return kls
 
