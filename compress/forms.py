@@ -16,8 +16,10 @@ from torch.nn import functional as F
 
 from .form import Dense, Device, Form, Spec
 from .quantised import Quantised, empty_quantised
+from .sparse import Along, Short, Sparse, empty_short, empty_sparse
 
 __all__ = [
+    "Along",
     "CompressedLinear",
     "Dense",
     "Factor",
@@ -25,6 +27,8 @@ __all__ = [
     "LowRank",
     "Product",
     "Quantised",
+    "Short",
+    "Sparse",
     "Spec",
     "Sum",
     "empty",
@@ -205,9 +209,14 @@ def empty(spec: Spec, shape: tuple[int, int], dtype: torch.dtype, device: Device
             return Sum([empty(term, shape, dtype, device) for term in spec["terms"]])
         case "quantised":
             return empty_quantised(spec, shape, device)
-    raise ValueError(
-        f"form {spec['form']!r} is unknown to this version; known: dense, low_rank, product, quantised, sum"
-    )
+        case "sparse":
+            return empty_sparse(
+                spec, shape, device, lambda inner: empty(spec["values"], inner, dtype, device)
+            )
+        case "short":
+            return empty_short(spec, shape, device)
+    known = "dense, low_rank, product, quantised, short, sparse, sum"
+    raise ValueError(f"form {spec['form']!r} is unknown to this version; known: {known}")
 
 
 def _empty_product(

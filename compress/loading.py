@@ -21,9 +21,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from .forms import CompressedLinear, empty
 
 FORMAT = "compress"
-FORMAT_VERSION = 2
-READ_VERSIONS = (1, 2)
-"""1 had no products of forms, and no offsets."""
+FORMAT_VERSION = 3
+READ_VERSIONS = (1, 2, 3)
+"""1 had no products of forms, and no offsets; 2 nothing sparse."""
 EXACT_DTYPES = {"scales": torch.float16, "qweight": torch.int32, "qzeros": torch.int32}
 
 logger = logging.get_logger(__name__)
@@ -44,7 +44,7 @@ class CompressedConfig(PretrainedConfig):
         if version not in READ_VERSIONS:
             raise ValueError(
                 f"format_version of config.json is {version!r}, and this code reads "
-                f"{' and '.join(map(str, READ_VERSIONS))}; install the release of the toolkit that wrote "
+                f"{', '.join(map(str, READ_VERSIONS))}; install the release of the toolkit that wrote "
                 "the checkpoint, "
                 "or use the code shipped with it (trust_remote_code=True)"
             )

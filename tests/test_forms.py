@@ -3,7 +3,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.forms import CompressedLinear, Dense, LowRank, Product, Quantised, Sum, empty
+from compress.forms import (
+    Along,
+    CompressedLinear,
+    Dense,
+    LowRank,
+    Product,
+    Quantised,
+    Short,
+    Sparse,
+    Sum,
+    empty,
+)
 from compress.packing import pack, unpack
 
 
@@ -128,3 +139,63 @@ class TestEveryForm:
 def test_an_unknown_form_is_refused_by_name():
     with pytest.raises(ValueError, match="'wavelet' is unknown"):
         empty({"form": "wavelet"}, (2, 2), torch.float32, "cpu")
+
+
+def sparse(along=Along.ROWS, n=12, m=21, v=5, values=Dense):
+    """A sparse form and the weight that it stands for."""
+    generator = torch.Generator().manual_seed(1)
+    places = torch.rand(n, m, generator=generator).argsort(1)[:, :v]
+    mask = torch.zeros(n, m, dtype=torch.bool).scatter_(1, places, value=True)
+    lines = torch.randn(n, m, generator=generator) * mask
+    form = Sparse.from_lines(mask, values(lines[mask].view(n, v)), along)
+    return form, lines if along is Along.ROWS else lines.T
+
+
+@pytest.mark.parametrize("along", Along)
+@pytest.mark.parametrize("m", [4, 21, 32])
+def test_a_sparse_form_is_its_values_where_its_mask_has_ones(along, m):
+    form, weight = sparse(along, m=m, v=3)
+    assert form.shape == tuple(weight.shape)
+    assert torch.equal(form.dense(), weight)
+    assert form.n_bytes() == -(-12 * m // 32) * 4 + 12 * 3 * 4
+    x = torch.randn(2, weight.shape[1])
+    torch.testing.assert_close(form(x), x @ weight.T)
+    torch.testing.assert_close(form.unpacked(torch.float32)(x), x @ weight.T)
+
+
+@pytest.mark.parametrize("along", Along)
+@pytest.mark.parametrize("values", [Dense, lambda v: Short.from_values(v, 13)])
+def test_a_sparse_form_is_built_again_from_its_spec(along, values):
+    form, _ = sparse(along, values=values)
+    again = empty(form.spec(), form.shape, torch.float32, None)
+    again.load_state_dict(form.state_dict())
+    assert torch.equal(again.dense(), form.dense())
+
+
+def test_lines_with_other_numbers_of_values_are_refused():
+    with pytest.raises(ValueError, match="2 values for each of 3 lines, and 1 to 2 ones"):
+        Sparse.from_lines(
+            torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 0]]).bool(),
+            Dense(torch.ones(3, 2)),
+            Along.ROWS,
+        )
+
+
+@pytest.mark.parametrize("bits", [10, 13, 14, 15])
+def test_short_floats_are_the_nearest_there_are(bits):
+    values = torch.randn(7, 40, generator=torch.Generator().manual_seed(0)).exp() - 1
+    form = Short.from_values(values, bits)
+    step = 2.0 ** -(bits - 9)  # sign, 8 bits of exponent; the rest is mantissa
+    exponent = torch.frexp(values).exponent.float() - 1
+    nearest = torch.round(values / 2**exponent / step) * step * 2**exponent
+    assert torch.equal(form.dense(), nearest)
+    assert form.n_bytes() == -(-7 * 40 // 32) * bits * 4
+    again = empty(form.spec(), form.shape, torch.float32, None)
+    again.load_state_dict(form.state_dict())
+    assert torch.equal(again.dense(), nearest)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3.4e38])
+def test_values_that_no_short_float_holds_are_refused(value):
+    with pytest.raises(ValueError, match="do not fit 14 bits"):
+        Short.from_values(torch.tensor([[1.0, value]]), 14)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 from workspaces import recipe
 
 import compress
+from calibration.data import Split, TextSource, load_tokens
 from compress.checkpoint import Reader
 from compress.errors import CheckpointError, RecipeError
 from compress.methods.eora import EoRA
@@ -125,16 +126,14 @@ class Sentences(torch.utils.data.Dataset):
         return {"input_ids": ids, "labels": ids}
 
 
-def arguments_in(workspace):
+def arguments_in(workspace, **changes):
+    settings = {"max_steps": 6, "learning_rate": 3e-3, "logging_steps": 1, "save_steps": 3}
     return TrainingArguments(
         output_dir=str(workspace / "runs"),
-        max_steps=6,
-        learning_rate=3e-3,
-        logging_steps=1,
-        save_steps=3,
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
+        **settings | changes,
     )
 
 
@@ -170,3 +169,37 @@ def test_training_resumes_from_the_trainers_own_checkpoint_which_is_no_model(wor
     trainer.train(resume_from_checkpoint=str(saved))
     for name, factor in resumed.items():
         torch.testing.assert_close(factor.detach(), end[name])
+
+
+@pytest.mark.slow
+@pytest.mark.hub
+def test_the_low_rank_components_of_the_demo_are_trained_on_text_and_its_other_layers_stay(
+    tmp_path,
+):
+    job = compress.Recipe(
+        method=WeLore(keep=0.8), out=tmp_path / "welore", propagate="none", eval_windows=4, tasks=()
+    )
+    report = compress.run(job)
+    split = {layer.rank is None for layer in report.layers}
+    assert split == {True, False}, "some layers of low rank, some dense"
+    tokens = load_tokens(
+        [TextSource("python-docs")],
+        AutoTokenizer.from_pretrained(job.folder),
+        n_sequences=16,
+        seq_len=128,
+        seed=0,
+        split=Split.CALIBRATION,
+    )
+    rows = [{"input_ids": ids, "labels": ids} for ids in tokens.input_ids]
+    model = loaded(job.folder)
+    factors = compress.trainable_factors(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    arguments = arguments_in(tmp_path, max_steps=12, learning_rate=3e-4, save_strategy="no")
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) == (name not in factors), name
+    compress.save_trained(model, job.folder, tmp_path / "tuned")
+    assert check(tmp_path / "tuned", "cpu").passed

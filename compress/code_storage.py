@@ -1,0 +1,108 @@
+"""What a dictionary and its codes are stored in, to the bit."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from calibration.stats import Gram, Statistics
+from compress.coding import Pattern, largest
+from compress.errors import LayerError
+from compress.forms import Along, Dense, Form, Product, Short, Sparse
+from compress.linalg import to_storage
+from compress.methods.rtn import RTN
+from compress.sparse import words_for
+
+GROUP = 64
+"""Values of a code that share a scale, where they are integers."""
+
+
+class CodeBits(enum.StrEnum):
+    """Bits of a nonzero; where it stands costs one more bit for every entry, zero or not."""
+
+    AUTO = "auto"
+    """As the dictionary."""
+    FULL = "32"
+    HALF = "16"
+    """bfloat16, or float16 where the dictionary is."""
+    SHORT_14 = "14"
+    """bfloat16 without its last two bits: with two atoms to a nonzero these pay for the mask."""
+    SHORT_13 = "13"
+    INT_8 = "8"
+    """Integers with an fp16 scale for each 64."""
+    INT_4 = "4"
+
+
+WORD_BYTES = 4
+
+
+@dataclass(frozen=True)
+class CodeStorage:
+    """Of dictionaries in a dtype and codes of a number of bits, both settled."""
+
+    dtype: torch.dtype
+    bits: CodeBits
+
+    def dictionary_bytes(self, k: int, d: int) -> int:
+        """Of k atoms of d entries."""
+        return k * d * self.dtype.itemsize
+
+    def code_bytes(self, n: int, k: int, s: int) -> int:
+        """Of n lines with s nonzeros among k entries: values and mask."""
+        return self._value_bytes(n, s) + words_for(n * k, 1) * WORD_BYTES
+
+    def _value_bytes(self, n: int, s: int) -> int:
+        match self.bits:
+            case CodeBits.SHORT_14 | CodeBits.SHORT_13:
+                return words_for(n * s, int(self.bits)) * WORD_BYTES
+            case CodeBits.INT_8 | CodeBits.INT_4:
+                return self._rounding.planned_bytes((n, s))
+        return n * s * self._float.itemsize
+
+    @property
+    def _rounding(self) -> RTN:
+        return RTN(bits=int(self.bits), group_size=GROUP)
+
+    @property
+    def _float(self) -> torch.dtype:
+        """Of codes that are floats of a common width."""
+        if self.bits is CodeBits.FULL:
+            return torch.float32
+        return self.dtype if self.dtype.itemsize == 2 else torch.bfloat16
+
+    def codes(self, codes_nk: Tensor, s: int, pattern: Pattern, along: Along) -> Sparse:
+        """As they are stored: s values of every line. Raises LayerError for what does not fit."""
+        mask = largest(codes_nk, s, pattern)
+        values = codes_nk[mask].view(len(codes_nk), -1)
+        return Sparse.from_lines(mask, self._stored(values), along)
+
+    def _stored(self, values: Tensor) -> Form:
+        match self.bits:
+            case CodeBits.SHORT_14 | CodeBits.SHORT_13:
+                try:
+                    return Short.from_values(values, int(self.bits))
+                except ValueError as error:
+                    raise LayerError(f"its codes: {error}") from error
+            case CodeBits.INT_8 | CodeBits.INT_4:
+                return self._rounding.compress([values], _alike(values))[0]
+        return Dense(to_storage(values, self._float))
+
+    def dictionary(self, atoms: Tensor) -> Dense:
+        """As it is stored. Raises LayerError for what does not fit."""
+        return Dense(to_storage(atoms, self.dtype))
+
+
+def _alike(values: Tensor) -> Statistics:
+    """Statistics by which every value of a line counts the same: atoms have the same length."""
+    eye = torch.eye(values.shape[1], dtype=torch.float64, device=values.device)
+    return Statistics({Gram: Gram(n_tokens=1, n_sequences=1, sum_ii=eye)})
+
+
+def joined(codes: Sparse, dictionary: Form) -> Product:
+    """The weight they stand for: codes of outputs stand before their dictionary, codes of inputs after it."""
+    if codes.along is Along.ROWS:
+        return Product(codes, dictionary)
+    return Product(dictionary, codes)

@@ -1,0 +1,240 @@
+"""Sparse codes for atoms: two problems of one shape, and what alternates between them.
+
+    min over Z, A of || R (M - Z A) ||_F,   every row of Z with the same number of nonzeros
+
+M (n, d) is the weight, a row for each line that is coded; A (k, d) the atoms; Z (n, k) the codes. Where lines are
+outputs, M is the whitened weight W L and R = I: lines are coded apart from each other. Where lines are inputs, M = W^T
+and R^T R is the Gram of the inputs, which couples them.
+
+With half of the atoms in use a coding is a pruning, not a matching pursuit: of a dense code for the Hessian A A^T that
+all lines share. So it is ADMM (Boza 2024, arXiv:2401.02938, prunes weights so): matrix products and one factorisation.
+
+Shapes: n = lines, d = entries of an atom, k = atoms, s = nonzeros of a line. All fp32.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from compress.errors import LayerError
+
+PENALTY = 0.3
+"""ADMM's rho, as a share of the mean diagonal of the Hessian: .1 chooses too hastily, 1 is drawn to the start."""
+N_INNER = 2
+"""Steps of ADMM for each round: the atoms move too, so that more of them do not pay."""
+RIDGE = {torch.float32: 1e-5, torch.float64: 1e-8}
+"""On normal equations scaled to a diagonal of ones: above what rounding makes of zero."""
+BLOCK_ENTRIES = 1 << 24
+"""Entries of codes that are worked on at a time."""
+FLAT = 1e-6
+"""Curvature below this share of the mean diagonal is none, in fp32."""
+TINY = 1e-30
+
+
+class Pattern(enum.StrEnum):
+    """Which entries of a line may be nonzero."""
+
+    FREE = "free"
+    """Any, of a given number."""
+    TWO_OF_FOUR = "2:4"
+    """Two of every four in a row, which sparse tensor cores read."""
+
+
+def largest(values_nk: Tensor, s: int, pattern: Pattern) -> Tensor:
+    """Where the s largest magnitudes of each line are, or the two of every four: (n, k), bool; exactly as many."""
+    n, k = values_nk.shape
+    if pattern is Pattern.TWO_OF_FOUR:
+        values_nk, s = values_nk.reshape(-1, 4), 2
+    places = values_nk.abs().topk(s, dim=1, sorted=False).indices
+    mask = torch.zeros(values_nk.shape, dtype=torch.bool, device=values_nk.device)
+    return mask.scatter_(1, places, value=True).view(n, k)
+
+
+class Lines(ABC):
+    """What is coded."""
+
+    target: Tensor
+    """M (n, d)."""
+
+    @abstractmethod
+    def weighted(self, matrix: Tensor) -> Tensor:
+        """R^T R applied to something with a row for each line."""
+
+    @abstractmethod
+    def code(self, atoms_kd: Tensor, codes_nk: Tensor, s: int, pattern: Pattern) -> Tensor:
+        """A few steps of ADMM from these codes, for these atoms: the new codes."""
+
+    @abstractmethod
+    def step_sizes(self, gradient: Tensor, hessian_kk: Tensor, direction: Tensor) -> Tensor:
+        """Conjugate gradients' quotient: of gradient . gradient and direction . H direction."""
+
+    def energy(self, matrix_nd: Tensor) -> float:
+        """||R E||_F^2."""
+        return float((self.weighted(matrix_nd) * matrix_nd).sum(dtype=torch.float64))
+
+    def error(self, codes_nk: Tensor, atoms_kd: Tensor) -> float:
+        """||R (M - Z A)||_F / ||R M||_F; 0 for a weight of zeros."""
+        total = self.energy(self.target)
+        if total == 0:
+            return 0.0
+        left = self.energy(self.target - codes_nk @ atoms_kd)
+        return math.sqrt(max(left, 0.0) / total)
+
+    def start(self, k: int) -> Tensor:
+        """Atoms to begin with: principal components of the lines; beyond d of them, the lines that weigh most."""
+        d = self.target.shape[1]
+        moments = self.target.T.double() @ self.weighted(self.target).double()
+        _, vectors = torch.linalg.eigh((moments + moments.T) / 2)
+        atoms: Tensor = vectors.flip(1).T[: min(k, d)].float()
+        if k > d:
+            weights = (self.weighted(self.target) * self.target).sum(1)
+            atoms = torch.cat([atoms, _unit(self.target[weights.topk(k - d).indices])])
+        return atoms
+
+    def fit(self, codes_nk: Tensor) -> Tensor:
+        """The best atoms (k, d) for given codes: (Z^T G Z)^-1 Z^T G M, with a small ridge.
+
+        Raises LayerError if that has no solution.
+        """
+        weighted = self.weighted(codes_nk)
+        normal = codes_nk.T @ weighted
+        return solved(normal, weighted.T @ self.target)
+
+    def polished(self, atoms_kd: Tensor, codes_nk: Tensor, n_steps: int) -> Tensor:
+        """Conjugate gradients on the nonzeros that there are, as they are chosen."""
+        hessian, mask = atoms_kd @ atoms_kd.T, codes_nk != 0
+        gradient = self.weighted(self.target @ atoms_kd.T - codes_nk @ hessian) * mask
+        direction, codes = gradient, codes_nk
+        for _ in range(n_steps):
+            sizes = self.step_sizes(gradient, hessian, direction * mask)
+            codes = codes + sizes * direction
+            before = gradient
+            gradient = gradient - sizes * (self.weighted(direction @ hessian) * mask)
+            direction = gradient + self.ratios(gradient, before) * direction
+        return codes
+
+    @abstractmethod
+    def ratios(self, gradient: Tensor, before: Tensor) -> Tensor:
+        """The quotient of their squared lengths, as the directions of conjugate gradients are made with."""
+
+
+class FreeLines(Lines):
+    """Lines that are coded apart from each other: R = I."""
+
+    def __init__(self, target_nd: Tensor, block_entries: int = BLOCK_ENTRIES) -> None:
+        self.target, self._block_entries = target_nd, block_entries
+
+    def weighted(self, matrix: Tensor) -> Tensor:  # noqa: D102
+        return matrix
+
+    def code(self, atoms_kd: Tensor, codes_nk: Tensor, s: int, pattern: Pattern) -> Tensor:  # noqa: D102
+        hessian = atoms_kd @ atoms_kd.T
+        penalty = PENALTY * float(hessian.diagonal().mean())
+        hessian.diagonal().add_(penalty)
+        inverse = torch.cholesky_inverse(_cholesky(hessian))
+        to_codes = atoms_kd.T @ inverse  # (d, k): M A^T (H + rho I)^-1 in one product
+        coded = torch.empty_like(codes_nk)
+        n_lines = max(1, self._block_entries // len(atoms_kd))
+        for lines, old, new in zip(
+            self.target.split(n_lines),
+            codes_nk.split(n_lines),
+            coded.split(n_lines),
+            strict=True,
+        ):
+            still, chosen = lines @ to_codes, old
+            dual = torch.zeros_like(old)
+            for _ in range(N_INNER):
+                wanted = torch.addmm(still + dual, chosen - dual, inverse, alpha=penalty)
+                chosen = wanted * largest(wanted, s, pattern)
+                dual = wanted - chosen
+            new.copy_(chosen)
+        return coded
+
+    def step_sizes(self, gradient: Tensor, hessian_kk: Tensor, direction: Tensor) -> Tensor:  # noqa: D102
+        curvature = (direction * (direction @ hessian_kk)).sum(1, keepdim=True)
+        lengths = direction.square().sum(1, keepdim=True)
+        return _quotients(gradient.square().sum(1, keepdim=True), curvature, lengths, hessian_kk)
+
+    def ratios(self, gradient: Tensor, before: Tensor) -> Tensor:  # noqa: D102
+        length = before.square().sum(1, keepdim=True).clamp_min(TINY)
+        return gradient.square().sum(1, keepdim=True) / length
+
+
+class CoupledLines(Lines):
+    """Lines that a Gram couples: R^T R = G (n, n), of lines scaled so that its diagonal is 1.
+
+    The step of ADMM is exact: with G = Q diag(l) Q^T and A A^T = V diag(m) V^T it is a product with 1 / (l m^T + rho).
+    """
+
+    def __init__(
+        self, target_nd: Tensor, gram_nn: Tensor, eigen: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        self.target, self._gram = target_nd, gram_nn
+        values, vectors = torch.linalg.eigh(gram_nn.double()) if eigen is None else eigen
+        self._values, self._vectors = values.clamp_min(0).float(), vectors.float()
+
+    def weighted(self, matrix: Tensor) -> Tensor:  # noqa: D102
+        return self._gram @ matrix
+
+    def code(self, atoms_kd: Tensor, codes_nk: Tensor, s: int, pattern: Pattern) -> Tensor:  # noqa: D102
+        hessian = atoms_kd @ atoms_kd.T
+        penalty = PENALTY * float(hessian.diagonal().mean())
+        sizes, turn = torch.linalg.eigh(hessian.double())
+        sizes, turn = sizes.clamp_min(0).float(), turn.float()
+        factors = 1 / (self._values[:, None] * sizes + penalty).clamp_min(TINY)
+        goal = self._vectors.T @ (self.weighted(self.target) @ (atoms_kd.T @ turn))
+        chosen, dual = codes_nk, torch.zeros_like(codes_nk)
+        for _ in range(N_INNER):
+            pull = self._vectors.T @ ((chosen - dual) @ turn)
+            wanted = self._vectors @ (pull.mul_(penalty).add_(goal).mul_(factors)) @ turn.T
+            wanted += dual
+            chosen = wanted * largest(wanted, s, pattern)
+            dual = wanted - chosen
+        return chosen
+
+    def step_sizes(self, gradient: Tensor, hessian_kk: Tensor, direction: Tensor) -> Tensor:  # noqa: D102
+        curvature = (direction * self.weighted(direction @ hessian_kk)).sum()
+        length = direction.square().sum()
+        return _quotients(gradient.square().sum(), curvature, length, hessian_kk)
+
+    def ratios(self, gradient: Tensor, before: Tensor) -> Tensor:  # noqa: D102
+        return gradient.square().sum() / before.square().sum().clamp_min(TINY)
+
+
+def _quotients(squares: Tensor, curvature: Tensor, lengths: Tensor, hessian_kk: Tensor) -> Tensor:
+    """Step sizes; none along directions in which the Hessian is flat: there is nothing left but rounding."""
+    flat = curvature <= FLAT * hessian_kk.diagonal().mean() * lengths
+    return torch.where(flat, torch.zeros_like(squares), squares / curvature.clamp_min(TINY))
+
+
+def solved(normal_kk: Tensor, right_kd: Tensor) -> Tensor:
+    """N^-1 B for symmetric N >= 0, in its dtype, with a small ridge; zeros for rows of N that are zero.
+
+    Raises LayerError if it is not definite.
+    """
+    root_k = normal_kk.diagonal().clamp_min(0).sqrt()
+    scale_k = torch.where(root_k > 0, 1 / root_k, torch.zeros_like(root_k))
+    damped = normal_kk * scale_k * scale_k[:, None]
+    damped.diagonal().fill_(1 + RIDGE[normal_kk.dtype])
+    solution: Tensor = torch.cholesky_solve(right_kd * scale_k[:, None], _cholesky(damped))
+    return solution * scale_k[:, None]
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) != 0:
+        raise LayerError(
+            f"the codes' normal equations are singular (order {int(info)} of {len(matrix)}): more calibration text, or "
+            "a larger --method.damping"
+        )
+    lower: Tensor = factor
+    return lower
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-8)

@@ -1,0 +1,101 @@
+"""Solvers for a dictionary and its sparse codes: what alternates, and when it stops.
+
+Shapes: n = lines, d = entries of an atom, k = atoms, s = nonzeros of a line (see `coding`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from compress.coding import Lines, Pattern, largest
+
+EXTRAPOLATION = 0.8
+N_POLISHES = 2
+POLISH_STEPS = 10
+LEAST_USE = 2
+"""Lines that must use an atom; one that fewer use is dead."""
+
+Watch = Callable[[int, float], None]
+
+
+def no_watch(_round: int, _error: float) -> None:
+    """Nobody looks."""
+
+
+def oneshot(lines: Lines, k: int, s: int, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    """No iteration: principal components, the largest coefficients of each line, atoms fitted to them.
+
+    As ROCKET (2026, arXiv:2602.11008) begins; it chooses by another measure of importance. Returns codes, atoms.
+    """
+    codes = _first_codes(lines, lines.start(k), s, pattern)
+    return codes, lines.fit(codes)
+
+
+def alternating(
+    lines: Lines, k: int, s: int, pattern: Pattern, n_rounds: int, watch: Watch = no_watch
+) -> tuple[Tensor, Tensor]:
+    """ADMM for the codes and least squares for the atoms in turn, then a polish. Returns codes (n, k), atoms (k, d).
+
+    The codes of a round are made for atoms extrapolated from the last two; dead atoms become the lines that are worst
+    off. Never worse than `oneshot`: it is where the rounds begin, and the best of all rounds is what is polished.
+    `watch` is told the error after every round.
+    """
+    atoms = extrapolated = lines.start(k)
+    codes = _first_codes(lines, atoms, s, pattern)
+    fitted = lines.fit(codes)
+    if not bool(codes.any()):  # a weight of zeros
+        return codes, fitted
+    best = (lines.error(codes, fitted), codes, fitted)
+    for number in range(1, n_rounds + 1):
+        codes = lines.code(extrapolated, codes, s, pattern)
+        before, atoms = atoms, lines.fit(codes)
+        codes, atoms = revived(lines, codes, atoms)
+        atoms, codes = normalised(atoms, codes)
+        step = EXTRAPOLATION * (atoms - before) if number > 1 else 0
+        extrapolated, _ = normalised(atoms + step, codes)
+        error = lines.error(codes, atoms)
+        watch(number, error)
+        if error < best[0]:
+            best = (error, codes, atoms)
+    return _polished(lines, *best)
+
+
+def _polished(lines: Lines, error: float, codes: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
+    for _ in range(N_POLISHES):
+        finer = lines.polished(atoms, codes, POLISH_STEPS)
+        fitted = lines.fit(finer)
+        reached = lines.error(finer, fitted)
+        if not reached < error:
+            break
+        error, codes, atoms = reached, finer, fitted
+    return codes, atoms
+
+
+def _first_codes(lines: Lines, atoms: Tensor, s: int, pattern: Pattern) -> Tensor:
+    dense = lines.target @ atoms.T
+    return dense * largest(dense, s, pattern)
+
+
+def revived(lines: Lines, codes: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
+    """Atoms that hardly a line uses become the lines that are worst off; no code uses them yet."""
+    dead = (codes != 0).sum(0) < LEAST_USE
+    n_dead = min(int(dead.sum()), len(lines.target))
+    if n_dead == 0:
+        return codes, atoms
+    dead = dead.nonzero().squeeze(1)[:n_dead]
+    codes, atoms = codes.clone(), atoms.clone()
+    codes[:, dead] = 0
+    left = lines.target - codes @ atoms
+    worst = (lines.weighted(left) * left).sum(1).topk(n_dead).indices
+    atoms[dead] = left[worst]
+    return codes, atoms
+
+
+def normalised(atoms: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Atoms of length 1, the same products; atoms of zeros stay so."""
+    lengths = atoms.norm(dim=1)
+    scale = torch.where(lengths > 0, lengths, torch.ones_like(lengths))
+    return atoms / scale[:, None], codes * scale

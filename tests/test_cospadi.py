@@ -1,0 +1,239 @@
+"""Dictionaries and sparse codes: facts that hold whatever the data."""
+
+import pytest
+import torch
+from problems import inputs, relative_output_error, statistics, weight
+
+from calibration.stats import Gram
+from compress.code_storage import CodeBits
+from compress.coding import CoupledLines, FreeLines, Lines, Pattern, largest
+from compress.compressor import LayerShape
+from compress.dictionary import alternating, oneshot, revived
+from compress.errors import LayerError, RecipeError
+from compress.methods.cospadi import Coded, CoSpaDi, Solver
+
+SHAPES = {"wide": (48, 96), "tall": (96, 48)}
+
+
+def layer(shape, dtype=torch.float32):
+    return LayerShape(shape, shape[0] * shape[1] * dtype.itemsize, dtype)
+
+
+def planned(shape, **options):
+    [method] = CoSpaDi(**options).plan({"w": layer(shape)}).values()
+    return method
+
+
+def error_of(method, w, x):
+    [form] = method.compress([w], statistics(x))
+    return relative_output_error(w, form.dense(), statistics(x)[Gram].mean_ii())
+
+
+def problem(coded, shape=(96, 48)):
+    """Lines as the method makes them."""
+    lines, _ = planned(shape, coded=coded)._lines(weight(*shape), statistics(inputs(shape[1])))
+    return lines
+
+
+def plain_error(lines: Lines, codes, atoms):
+    """||R (M - Z A)||_F / ||R M||_F with R written out."""
+    gram = lines.weighted(torch.eye(len(lines.target))).double()
+    root = torch.linalg.cholesky(gram + 1e-12 * torch.eye(len(gram)))
+    left = lines.target.double() - codes.double() @ atoms.double()
+    return float((root.T @ left).norm() / (root.T @ lines.target.double()).norm())
+
+
+SIDES = [Coded.OUTPUTS, Coded.INPUTS]
+
+
+@pytest.mark.parametrize("coded", SIDES)
+def test_as_many_atoms_as_an_atom_has_entries_all_of_them_used_is_exact(coded):
+    o, i = (96, 48) if coded is Coded.OUTPUTS else (48, 96)
+    method = planned((o, i), coded=coded, atoms=48, ratio=1)
+    assert error_of(method, weight(o, i), inputs(i)) < 1e-4
+
+
+@pytest.mark.parametrize("coded", SIDES)
+@pytest.mark.parametrize("k", [8, 24])
+def test_codes_without_zeros_reach_the_optimum_of_the_whitened_svd(coded, k):
+    w, x = weight(96, 48), inputs(48)
+    method = planned((96, 48), coded=coded, atoms=k, ratio=1, damping=1e-6)
+    gram = statistics(x)[Gram].mean_ii()
+    spectrum = torch.linalg.svdvals(w.double() @ torch.linalg.cholesky(gram))
+    best = float((spectrum[k:].square().sum() / spectrum.square().sum()).sqrt())
+    assert error_of(method, w, x) == pytest.approx(best, rel=1e-3)
+
+
+@pytest.mark.parametrize("coded", SIDES)
+@pytest.mark.parametrize("pattern", Pattern)
+@pytest.mark.parametrize("k", [24, 64])  # fewer than an atom's entries, and more
+def test_rounds_never_end_above_one_shot(coded, pattern, k):
+    lines = problem(coded)
+    first = lines.error(*oneshot(lines, k, k // 2, pattern))
+    reached = [
+        lines.error(*alternating(lines, k, k // 2, pattern, n_rounds)) for n_rounds in (1, 4, 12)
+    ]
+    assert max(reached) <= first
+    assert reached[-1] < 0.99 * first
+
+
+@pytest.mark.parametrize("coded", SIDES)
+def test_the_error_that_a_solver_reports_is_that_of_the_outputs(coded):
+    lines = problem(coded)
+    codes, atoms = alternating(lines, 24, 12, Pattern.FREE, 3)
+    assert lines.error(codes, atoms) == pytest.approx(plain_error(lines, codes, atoms), rel=1e-3)
+
+
+@pytest.mark.parametrize("coded", SIDES)
+def test_the_atoms_of_given_codes_cannot_be_improved(coded):
+    lines = problem(coded)
+    codes, _ = oneshot(lines, 24, 12, Pattern.FREE)
+    atoms = lines.fit(codes)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        other = atoms + 1e-2 * torch.randn(atoms.shape, generator=generator) * atoms.std()
+        assert lines.error(codes, atoms) <= lines.error(codes, other)
+
+
+@pytest.mark.parametrize("coded", SIDES)
+def test_a_polish_solves_for_the_nonzeros_exactly_and_keeps_their_places(coded):
+    lines = problem(coded, (20, 14))
+    codes, atoms = oneshot(lines, 8, 4, Pattern.FREE)
+    polished = lines.polished(atoms, codes, 200)
+    assert torch.equal(polished != 0, codes != 0)
+    gradient = lines.weighted(lines.target - polished @ atoms) @ atoms.T
+    scale = (lines.weighted(lines.target) @ atoms.T).abs().max()
+    assert float((gradient * (codes != 0)).abs().max() / scale) < 1e-4
+
+
+@pytest.mark.parametrize("n_lines", [1, 7, 96])
+def test_coding_in_blocks_of_lines_changes_nothing(n_lines):
+    whole = problem(Coded.OUTPUTS)
+    parts = FreeLines(whole.target, block_entries=24 * n_lines)
+    codes, atoms = oneshot(whole, 24, 12, Pattern.FREE)
+    torch.testing.assert_close(
+        parts.code(atoms, codes, 12, Pattern.FREE), whole.code(atoms, codes, 12, Pattern.FREE)
+    )
+
+
+def test_coupled_lines_under_a_gram_of_ones_on_the_diagonal_are_free():
+    target = weight(40, 24)
+    free, coupled = FreeLines(target), CoupledLines(target, torch.eye(40))
+    codes, atoms = oneshot(free, 16, 8, Pattern.FREE)
+    torch.testing.assert_close(
+        free.code(atoms, codes, 8, Pattern.FREE),
+        coupled.code(atoms, codes, 8, Pattern.FREE),
+        atol=1e-5,
+        rtol=1e-4,
+    )
+    torch.testing.assert_close(free.fit(codes), coupled.fit(codes))
+
+
+def test_the_largest_of_a_line_are_exactly_as_many_even_among_equals():
+    assert torch.equal(
+        largest(torch.tensor([[1.0, -3, 2, 0]]), 2, Pattern.FREE),
+        torch.tensor([[False, True, True, False]]),
+    )
+    assert largest(torch.zeros(3, 8), 5, Pattern.FREE).sum(1).tolist() == [5, 5, 5]
+    chosen = largest(torch.randn(6, 16), 8, Pattern.TWO_OF_FOUR)
+    assert (chosen.view(6, 4, 4).sum(2) == 2).all()
+
+
+def test_a_dead_atom_becomes_the_line_that_is_worst_off():
+    lines = FreeLines(weight(30, 10))
+    codes, atoms = oneshot(lines, 6, 3, Pattern.FREE)
+    codes[:, 2] = 0
+    kept = codes.clone()
+    new_codes, new_atoms = revived(lines, codes, atoms)
+    left = lines.target - kept @ atoms
+    worst = left[left.square().sum(1).argmax()]
+    torch.testing.assert_close(new_atoms[2], worst)
+    assert torch.equal(new_codes, kept)
+    assert torch.equal(new_atoms[3], atoms[3])
+
+
+def test_a_weight_of_one_direction_has_no_use_for_most_atoms_and_is_still_finite():
+    w = torch.outer(weight(64, 1)[:, 0], weight(1, 32)[0])
+    assert error_of(planned((64, 32), atoms=16), w, inputs(32)) < 1e-3
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_zeros_stay_zeros(shape):
+    w = weight(*shape)
+    w[3] = 0
+    w[:, 5] = 0
+    [form] = planned(shape, keep=0.7).compress([w], statistics(inputs(shape[1])))
+    line, column = form.dense()[3], form.dense()[:, 5]
+    assert float(line.abs().max()) < 0.05 * float(form.dense().abs().max())
+    assert torch.isfinite(column).all()
+    [nothing] = planned(shape).compress([torch.zeros(shape)], statistics(inputs(shape[1])))
+    assert float(nothing.dense().abs().max()) == 0
+
+
+BITS = [CodeBits.FULL, CodeBits.HALF, CodeBits.SHORT_14, CodeBits.SHORT_13, CodeBits.INT_8]
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("bits", [*BITS, CodeBits.INT_4])
+@pytest.mark.parametrize("pattern", Pattern)
+@pytest.mark.parametrize("keep", [0.6, 0.83])
+def test_the_bytes_on_disk_are_the_planned_ones_and_use_up_the_share(shape, bits, pattern, keep):
+    method = planned(
+        shape, keep=keep, code_bits=bits, pattern=pattern, dictionary_dtype="float16", rounds=1
+    )
+    [form] = method.compress([weight(*shape)], statistics(inputs(shape[1])))
+    share = keep * shape[0] * shape[1] * 4
+    assert form.n_bytes() == method.planned_bytes(shape) <= share
+    assert method._bytes_of(shape, method.atoms + 4) > share
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_codes_of_8_bits_or_more_cost_little(bits):
+    shape = (96, 48)
+    w, x = weight(*shape), inputs(48)
+    full = error_of(planned(shape, atoms=32), w, x)
+    assert error_of(planned(shape, atoms=32, code_bits=bits), w, x) < full + 0.01
+
+
+def test_more_bytes_lose_less_and_the_default_solver_beats_one_shot_by_half():
+    shape = (192, 64)
+    w, x = weight(*shape), inputs(64)
+    errors = [error_of(planned(shape, keep=keep), w, x) for keep in (0.4, 0.6, 0.8)]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.75 * error_of(planned(shape, solver=Solver.ONESHOT), w, x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": 1.2}, r"method\.keep: 1\.2 is no share"),
+        ({"ratio": 0.5}, r"method\.ratio: 0\.5 atoms for each nonzero"),
+        ({"atoms": 0}, r"method\.atoms: 0 is too small"),
+        ({"rounds": 0}, r"method\.rounds: 0"),
+        ({"ratio": 3.0, "pattern": "2:4"}, r"method\.ratio: 3\.0 does nothing"),
+        ({"solver": "oneshot", "rounds": 5}, r"method\.rounds: 5 does nothing"),
+        ({"budget": "1MB", "atoms": 8}, r"method\.budget: 1MB does nothing"),
+        ({"code_bits": "7"}, "none of auto, 32, 16"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, message):
+    with pytest.raises(RecipeError, match=message):
+        CoSpaDi(**options)
+
+
+def test_a_budget_that_pays_for_no_atom_is_refused_with_the_layers_name():
+    with pytest.raises(RecipeError, match=r"0\.01 of the bytes of mlp\.up \(96, 48\) does not pay"):
+        CoSpaDi(keep=0.01).plan({"mlp.up": layer((96, 48))})
+
+
+def test_a_budget_for_the_checkpoint_is_shared_out_by_bytes():
+    layers = {"a": layer((96, 48)), "b": layer((48, 192))}
+    total = sum(each.n_bytes for each in layers.values())
+    plan = CoSpaDi(budget=str(int(0.7 * total) + 1000)).plan(layers, rest_bytes=1000)
+    for name, each in layers.items():
+        assert 0.65 < plan[name].planned_bytes(each.shape) / each.n_bytes <= 0.7
+
+
+def test_inputs_that_say_nothing_are_refused():
+    with pytest.raises(LayerError, match="every input channel is zero"):
+        planned((96, 48)).compress([weight(96, 48)], statistics(torch.zeros(64, 48)))
