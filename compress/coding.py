@@ -36,6 +36,17 @@ FLAT = 1e-6
 TINY = 1e-30
 
 
+class Coded(enum.StrEnum):
+    """Which side of the weight has the sparse codes."""
+
+    AUTO = "auto"
+    """The longer one: the dictionary is then the smaller."""
+    OUTPUTS = "outputs"
+    """A code for every output, as in the paper."""
+    INPUTS = "inputs"
+    """A code for every input."""
+
+
 class Pattern(enum.StrEnum):
     """Which entries of a line may be nonzero."""
 
@@ -237,4 +248,6 @@ def _cholesky(matrix: Tensor) -> Tensor:
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-8)
+    lengths = rows.norm(dim=1, keepdim=True)
+    unit: Tensor = rows / lengths.clamp_min(1e-8)
+    return unit

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from calibration.stream import Stream
 from calibration.walk import Block, Propagate, SharedInput, walk
 from compress.compressor import Compressor
 from compress.errors import LayerError
-from compress.forms import CompressedLinear, Form
+from compress.forms import CompressedLinear, Form, Shared
 from compress.layers import bias_of, is_transposed, refuse_not_finite, weight_oi
 from compress.linalg import output_energy, shifted_energy
 from compress.plans import Plan, PlannedLayer
@@ -133,7 +134,9 @@ def _together(
     """Layers that are planned alike, in the order of their first; each alone where gradients, its own, count too."""
     alike: dict[Compressor, list[PlannedLayer]] = {}
     for layer in group:
-        alike.setdefault(layer.compressor, []).append(layer)
+        alike.setdefault(layer.compressor.together, []).append(layer)
+    for key, layers in alike.items():
+        layers.sort(key=lambda layer: layer.compressor != key)  # who stores what they share
     for layers in alike.values():
         if not any(layer.name in gradients for layer in layers):
             yield layers, stats
@@ -171,12 +174,26 @@ def _compress_group(
         if len(group) > 1:
             return [one for layer in group for one in _compress_group(job, block, [layer], stats)]
         return [_left(block, group[0], _forgive(job, error, group))]
+    name_owners([layer.name for layer in group], forms)
     seconds = (time.perf_counter() - started) / len(group)
     gram = stats[Gram].mean_ii()
     return [
         _finish(job, block, layer, form, (weight, gram, _lost(weight, form, gram, stats), seconds))
         for layer, weight, form in zip(group, weights, forms, strict=True)
     ]
+
+
+def name_owners(names: Sequence[str], forms: Sequence[Form]) -> None:
+    """Tell forms that read others' where these will be in the model."""
+    paths = {
+        id(module): f"{name}.form.{path}".removesuffix(".")
+        for name, form in zip(names, forms, strict=True)
+        for path, module in form.named_modules()
+    }
+    for form in forms:
+        for module in form.modules():
+            if isinstance(module, Shared):
+                module.owner = paths[id(module.form)]
 
 
 def _lost(weight: Tensor, form: Form, gram: Tensor, stats: Statistics) -> float:
@@ -255,7 +272,18 @@ def describe(form: Form) -> str:
             return f"{spec['bits']}-bit g{spec['group_size']}{kind}"
         case "low_rank":
             return f"rank {spec['rank']}"
+        case "product" if "sparse" in (spec["up"]["form"], spec["down"]["form"]):
+            return _described_codes(spec)
         case "product":
             return f"rank {spec['rank']} in {describe(form.down)}"  # type: ignore[arg-type]
         case other:
             return str(other)
+
+
+def _described_codes(spec: Mapping[str, Any]) -> str:
+    """A dictionary and its codes: `614 atoms, shared, 307 an output`."""
+    inputs = spec["down"]["form"] == "sparse"
+    codes, dictionary = spec["down" if inputs else "up"], spec["up" if inputs else "down"]
+    shared = ", shared" if dictionary["form"] in ("common", "shared") else ""
+    side = "input" if inputs else "output"
+    return f"{spec['rank']} atoms{shared}, {codes['per_line']} an {side}"

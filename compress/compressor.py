@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -29,10 +29,12 @@ METHODS: dict[str, type[Compressor]] = {}
 class Survey:
     """What a plan compares layers by."""
 
-    spectrum: Tensor
+    spectrum: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     """Of the weight, descending, fp64, in the method's metric: squares are what dropping them costs."""
     cost: float = 1.0
     """What a unit of squared error costs, where the method asked for something that tells."""
+    reads: str = ""
+    """The first of the layers that read the same tensor, itself perhaps."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,16 @@ class Compressor(ABC):
     def surveys(self) -> frozenset[type[Statistic]] | None:
         """Statistics of the original model that `survey` reads; None if the plan needs no survey."""
         return None
+
+    @property
+    def joins_layers(self) -> bool:
+        """Whether its plan wants to know which layers read the same tensor."""
+        return False
+
+    @property
+    def together(self) -> Compressor:
+        """What is equal for weights that are compressed together; itself for the first of them."""
+        return self
 
     @property
     def weighs_by_divergence(self) -> bool:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from calibration.data import Tokens
 from calibration.skeleton import decoder_blocks
 from calibration.stats import Anchor
 from calibration.store import Store
@@ -19,13 +18,13 @@ from compress.errors import LayerError
 from compress.exports import EXPORTS, Exporter, LayerExport
 from compress.gradients import gradients_of_block
 from compress.layers import refuse_not_finite
+from compress.originals import few_tokens
 from compress.preparing import Prepared
 from compress.recipe import OnFailure
 from compress.report import LayerReport
 from compress.stopwatch import Stopwatch
 from compress.verify import write_probe
 
-PROBE_TOKENS = 32
 PROBE_POSITIONS = 8
 
 
@@ -90,7 +89,7 @@ def _job(prepared: Prepared, stores: tuple[Store | None, Store | None], watch: S
         stream = Stream(prepared.model, blocks, batches)
         if Anchor in prepared.needs:
             stream.keep_original()
-        probe = Stream(prepared.model, blocks, [_probe_tokens(prepared.tokens)])
+        probe = Stream(prepared.model, blocks, [few_tokens(prepared.tokens)])
         # The walk does without: a vocabulary of 256,000 takes more memory than many blocks.
         prepared.loader.unload_outside(f"{prefix}.")
     return Job(
@@ -107,14 +106,6 @@ def _job(prepared: Prepared, stores: tuple[Store | None, Store | None], watch: S
         dtype=prepared.dtype,
         gradients=partial(gradients_of_block, prepared),
     )
-
-
-def _probe_tokens(tokens: Tokens) -> Tokens:
-    """A few tokens of the first sequence, none of them padding."""
-    ids = tokens.input_ids[:1]
-    if tokens.attention_mask is not None:
-        ids = ids[:, tokens.attention_mask[0].bool()]
-    return Tokens(input_ids=ids[:, :PROBE_TOKENS], attention_mask=None, provenance={})
 
 
 def _export_layers(

@@ -16,10 +16,12 @@ from torch.nn import functional as F
 
 from .form import Dense, Device, Form, Spec
 from .quantised import Quantised, empty_quantised
+from .sharing import Common, Shared
 from .sparse import Along, Short, Sparse, empty_short, empty_sparse
 
 __all__ = [
     "Along",
+    "Common",
     "CompressedLinear",
     "Dense",
     "Factor",
@@ -27,6 +29,7 @@ __all__ = [
     "LowRank",
     "Product",
     "Quantised",
+    "Shared",
     "Short",
     "Sparse",
     "Spec",
@@ -215,7 +218,11 @@ def empty(spec: Spec, shape: tuple[int, int], dtype: torch.dtype, device: Device
             )
         case "short":
             return empty_short(spec, shape, device)
-    known = "dense, low_rank, product, quantised, short, sparse, sum"
+        case "common":
+            return Common(empty(spec["of"], shape, dtype, device), int(spec["users"]))
+        case "shared":
+            return Shared(shape, str(spec["owner"]), None)
+    known = "common, dense, low_rank, product, quantised, shared, short, sparse, sum"
     raise ValueError(f"form {spec['form']!r} is unknown to this version; known: {known}")
 
 

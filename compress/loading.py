@@ -18,12 +18,12 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .forms import CompressedLinear, empty
+from .forms import Common, CompressedLinear, Shared, empty
 
 FORMAT = "compress"
 FORMAT_VERSION = 3
 READ_VERSIONS = (1, 2, 3)
-"""1 had no products of forms, and no offsets; 2 nothing sparse."""
+"""1 had no products of forms, and no offsets; 2 nothing sparse, and nothing shared."""
 EXACT_DTYPES = {"scales": torch.float16, "qweight": torch.int32, "qzeros": torch.int32}
 
 logger = logging.get_logger(__name__)
@@ -89,6 +89,7 @@ class CompressedQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         layers = self.quantization_config.layers
         self._swapped = [_swap(model, name, layer) for name, layer in layers.items()]
+        _link(model)
         self._watch = _Watch(model)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
@@ -162,9 +163,7 @@ class _Watch:
 
 def _swap(model: PreTrainedModel, name: str, layer: Mapping[str, Any]) -> CompressedLinear:
     """Put an empty CompressedLinear in the place of a layer, on its device and in its dtype."""
-    if not any(path == name for path, _ in model.named_modules()):
-        # A base model without its head has the same layers without the prefix.
-        name = name.removeprefix(f"{model.base_model_prefix}.")
+    name = _path_in(model, name)
     try:
         old = model.get_submodule(name)
     except AttributeError:
@@ -182,6 +181,26 @@ def _swap(model: PreTrainedModel, name: str, layer: Mapping[str, Any]) -> Compre
     vars(new)["weight"] = placeholder
     setattr(model.get_submodule(parent), leaf, new)
     return new
+
+
+def _path_in(model: PreTrainedModel, name: str) -> str:
+    """A base model without its head has the same layers without the prefix."""
+    if any(path == name for path, _ in model.named_modules()):
+        return name
+    return name.removeprefix(f"{model.base_model_prefix}.")
+
+
+def _link(model: PreTrainedModel) -> None:
+    """Let forms that read others' read them. Raises ValueError for one that is not there."""
+    modules = dict(model.named_modules())
+    for module in modules.values():
+        if isinstance(module, Shared):
+            owner = modules.get(_path_in(model, module.owner))
+            if not isinstance(owner, Common) or owner.shape != module.shape:
+                raise ValueError(
+                    f"config.json lets a layer read {module.owner}, which is not there"
+                )
+            module.link(owner)
 
 
 def register_quantizer() -> None:

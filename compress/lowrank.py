@@ -17,6 +17,7 @@ from torch import Tensor
 
 from calibration.gradients import GradientEnergy
 from calibration.stats import Anchor, Gram, Statistic, Statistics
+from compress.budget import refuse_share
 from compress.compressor import Compressor, LayerShape, Survey, Trial
 from compress.errors import LayerError, RecipeError
 from compress.factors import FactorDtype, Metric, best_low_rank, quantised_low_rank
@@ -98,10 +99,7 @@ class Factorisation(Compressor, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.keep < 1:
-            raise RecipeError(
-                f"method.keep: {self.keep} is no share of the bytes that is kept; above 0 and below 1, 0.8 say"
-            )
+        refuse_share(self.keep)
         if not 0 <= self.floor <= 1:
             raise RecipeError(f"method.floor: {self.floor} is no share between 0 and 1")
         self._refuse_idle()

@@ -12,6 +12,8 @@ from calibration.stream import Stream
 from calibration.walk import Block, Propagate, SharedInput, walk
 from compress.preparing import Prepared
 
+FEW = 32
+
 
 def original_blocks(
     prepared: Prepared, store: Store | None
@@ -37,6 +39,21 @@ def original_blocks(
     finally:
         if store is not None:
             store.discard()
+
+
+def joined_blocks(prepared: Prepared) -> Iterator[tuple[Block, list[SharedInput]]]:
+    """Every block, loaded, and which of its selected layers read the same tensor: a few tokens tell."""
+    names = frozenset(prepared.plan.selected)
+    for block in _walk(prepared, [few_tokens(prepared.tokens)]):
+        yield block, block.observe(names, frozenset())
+
+
+def few_tokens(tokens: Tokens) -> Tokens:
+    """The first of the first sequence, none of them padding."""
+    ids = tokens.input_ids[:1]
+    if tokens.attention_mask is not None:
+        ids = ids[:, tokens.attention_mask[0].bool()]
+    return Tokens(input_ids=ids[:, :FEW], attention_mask=None, provenance={})
 
 
 def plain_blocks(prepared: Prepared) -> Iterator[Block]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from compress.budget import layer_budget
 from compress.compressor import LayerShape, Survey
 from compress.errors import RecipeError
 from compress.knapsack import BudgetError
 from compress.layers import matches
-from compress.quantities import parse_bytes
 from compress.ranks import PLANS, Allocation, Curve, Importance, Ranks, by_spectrum, uniform
 
 if TYPE_CHECKING:
@@ -135,16 +135,8 @@ class RankPlanner:
 
     def _budget(self) -> int:
         """What the layers may take together."""
-        before = sum(layer.n_bytes for layer in self.layers.values())
-        if self.method.budget is None:
-            return int(self.method.keep * before)
-        whole = parse_bytes(self.method.budget, "method.budget")
-        if not self.rest_bytes < whole < before + self.rest_bytes:
-            raise RecipeError(
-                f"method.budget: {whole} bytes for the whole checkpoint, which takes {before + self.rest_bytes} now, "
-                f"{self.rest_bytes} of them outside the layers to be compressed; give something between"
-            )
-        return whole - self.rest_bytes
+        method = self.method
+        return layer_budget(method.keep, method.budget, self.layers, self.rest_bytes)
 
     def _evenly(self, curves: Mapping[str, Curve], budget: int) -> Ranks:
         """The same share of every layer. Raises RecipeError naming a layer whose share pays for no rank."""

@@ -78,6 +78,16 @@ class Repair(Compressor, ABC):
         return self.base.surveys
 
     @property
+    def joins_layers(self) -> bool:
+        """The base's."""
+        return self.base.joins_layers
+
+    @property
+    def together(self) -> Compressor:
+        """As its base."""
+        return replace(self, base=self.base.together)
+
+    @property
     def weighs_by_divergence(self) -> bool:
         """The base's."""
         return self.base.weighs_by_divergence

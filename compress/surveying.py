@@ -17,7 +17,7 @@ from compress.errors import LayerError
 from compress.gradients import gradients_of_block, with_gradients
 from compress.layers import refuse_not_finite, weight_oi
 from compress.measuring import Divergences
-from compress.originals import original_blocks, plain_blocks
+from compress.originals import joined_blocks, original_blocks, plain_blocks
 from compress.preparing import Prepared, replanned
 
 
@@ -68,7 +68,7 @@ def _block_survey(
             weight = weight_oi(block.layers[name]).float()
             stats = shared.stats.joined(gradients.get(name, Statistics()))
             try:
-                surveys[name] = method.survey(weight, stats)
+                surveys[name] = replace(method.survey(weight, stats), reads=shared.names[0])
                 if method.weighs_by_divergence:
                     trials[name] = method.trial(weight, surveys[name], stats)
             except LayerError as error:
@@ -80,9 +80,12 @@ def _block_survey(
 def _blocks(
     prepared: Prepared, wanted: frozenset[type[Statistic]]
 ) -> Iterator[tuple[Block, list[SharedInput]]]:
-    """Each block with the statistics of inputs that a survey reads; each layer alone if it reads none."""
+    """Each block with the statistics of inputs that a survey reads; if it reads none, each layer alone, or joined."""
     if wanted:
         yield from original_blocks(prepared, prepared.original_store())
+        return
+    if prepared.recipe.method.joins_layers:
+        yield from joined_blocks(prepared)
         return
     for block in plain_blocks(prepared):
         names = (name for name in block.layers if name in prepared.plan.selected)

@@ -6,11 +6,12 @@ from problems import inputs, relative_output_error, statistics, weight
 
 from calibration.stats import Gram
 from compress.code_storage import CodeBits
-from compress.coding import CoupledLines, FreeLines, Lines, Pattern, largest
-from compress.compressor import LayerShape
+from compress.coding import Coded, CoupledLines, FreeLines, Lines, Pattern, largest
+from compress.compressor import LayerShape, Survey
 from compress.dictionary import alternating, oneshot, revived
 from compress.errors import LayerError, RecipeError
-from compress.methods.cospadi import Coded, CoSpaDi, Solver
+from compress.linalg import output_energy
+from compress.methods.cospadi import CoSpaDi, Solver
 
 SHAPES = {"wide": (48, 96), "tall": (96, 48)}
 
@@ -20,7 +21,7 @@ def layer(shape, dtype=torch.float32):
 
 
 def planned(shape, **options):
-    [method] = CoSpaDi(**options).plan({"w": layer(shape)}).values()
+    [method] = CoSpaDi(**{"share": "none", **options}).plan({"w": layer(shape)}).values()
     return method
 
 
@@ -184,7 +185,7 @@ def test_the_bytes_on_disk_are_the_planned_ones_and_use_up_the_share(shape, bits
     [form] = method.compress([weight(*shape)], statistics(inputs(shape[1])))
     share = keep * shape[0] * shape[1] * 4
     assert form.n_bytes() == method.planned_bytes(shape) <= share
-    assert method._bytes_of(shape, method.atoms + 4) > share
+    assert method.bytes_of([shape], method.atoms + 4) > share
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -210,9 +211,12 @@ def test_more_bytes_lose_less_and_the_default_solver_beats_one_shot_by_half():
         ({"ratio": 0.5}, r"method\.ratio: 0\.5 atoms for each nonzero"),
         ({"atoms": 0}, r"method\.atoms: 0 is too small"),
         ({"rounds": 0}, r"method\.rounds: 0"),
+        ({"solver": "ksvd", "pattern": "2:4"}, r"method\.pattern: 2:4 is nothing that ksvd"),
+        ({"solver": "ksvd", "coded": "inputs", "share": "none"}, "ksvd codes outputs only"),
         ({"ratio": 3.0, "pattern": "2:4"}, r"method\.ratio: 3\.0 does nothing"),
         ({"solver": "oneshot", "rounds": 5}, r"method\.rounds: 5 does nothing"),
         ({"budget": "1MB", "atoms": 8}, r"method\.budget: 1MB does nothing"),
+        ({"coded": "inputs"}, "give --share none"),
         ({"code_bits": "7"}, "none of auto, 32, 16"),
     ],
 )
@@ -222,7 +226,9 @@ def test_options_that_cannot_work_are_refused(options, message):
 
 
 def test_a_budget_that_pays_for_no_atom_is_refused_with_the_layers_name():
-    with pytest.raises(RecipeError, match=r"0\.01 of the bytes of mlp\.up \(96, 48\) does not pay"):
+    with pytest.raises(
+        RecipeError, match=r"0\.0099\d of the bytes of mlp\.up \(96, 48\) does not pay"
+    ):
         CoSpaDi(keep=0.01).plan({"mlp.up": layer((96, 48))})
 
 
@@ -237,3 +243,72 @@ def test_a_budget_for_the_checkpoint_is_shared_out_by_bytes():
 def test_inputs_that_say_nothing_are_refused():
     with pytest.raises(LayerError, match="every input channel is zero"):
         planned((96, 48)).compress([weight(96, 48)], statistics(torch.zeros(64, 48)))
+
+
+TOGETHER = {"q": (64, 48), "k": (16, 48), "v": (16, 48)}
+
+
+def together(**options):
+    """Plans of layers that read one tensor."""
+    layers = {
+        name: LayerShape(shape, shape[0] * shape[1] * 4, survey=Survey(reads="q"))
+        for name, shape in TOGETHER.items()
+    }
+    return CoSpaDi(**options).plan(layers)
+
+
+@pytest.mark.parametrize("bits", ["32", "14", "8"])
+def test_layers_with_one_input_share_a_dictionary_in_the_bytes_that_were_planned(bits):
+    plan, x = together(code_bits=bits), inputs(48)
+    weights = [weight(*shape, seed=n) for n, shape in enumerate(TOGETHER.values())]
+    assert len({method.together for method in plan.values()}) == 1
+    forms = plan["q"].compress(weights, statistics(x))
+    for form, method, shape in zip(forms, plan.values(), TOGETHER.values(), strict=True):
+        assert form.n_bytes() == method.planned_bytes(shape)
+    dictionaries = [form.down.dense() for form in forms]
+    assert all(torch.equal(each, dictionaries[0]) for each in dictionaries)
+    total = sum(o * i * 4 for o, i in TOGETHER.values())
+    assert 0.7 * total < sum(form.n_bytes() for form in forms) <= 0.8 * total
+
+
+def test_a_shared_dictionary_is_that_of_the_stacked_weight():
+    plan, x = together(), inputs(48)
+    weights = [weight(*shape, seed=n) for n, shape in enumerate(TOGETHER.values())]
+    forms = plan["q"].compress(weights, statistics(x))
+    alone = planned((96, 48), atoms=plan["q"].atoms)
+    [whole] = alone.compress([torch.cat(weights)], statistics(x))
+    torch.testing.assert_close(torch.cat([form.dense() for form in forms]), whole.dense())
+
+
+def test_a_shared_dictionary_loses_less_than_one_each_in_the_same_bytes():
+    x = inputs(48)
+    weights = [weight(*shape, seed=n) for n, shape in enumerate(TOGETHER.values())]
+    gram = statistics(x)[Gram].mean_ii()
+
+    def lost(forms):
+        return sum(
+            output_energy(w - form.dense(), gram) for w, form in zip(weights, forms, strict=True)
+        )
+
+    shared = together()["q"].compress(weights, statistics(x))
+    apart = together(share="none")
+    own = [
+        apart[name].compress([w], statistics(x))[0]
+        for name, w in zip(TOGETHER, weights, strict=True)
+    ]
+    assert lost(shared) < 0.8 * lost(own)
+
+
+def test_a_reader_without_the_layer_that_stores_its_dictionary_is_refused():
+    with pytest.raises(LayerError, match="store its dictionary could not be compressed"):
+        together()["k"].compress([weight(16, 48)], statistics(inputs(48)))
+
+
+def test_where_inputs_are_the_more_numerous_each_layer_has_its_own_dictionary():
+    shape = (16, 96)
+    layers = {name: LayerShape(shape, 16 * 96 * 4, survey=Survey(reads="a")) for name in ("a", "b")}
+    plan = CoSpaDi().plan(layers)
+    assert {method.coded for method in plan.values()} == {Coded.INPUTS}
+    assert plan["a"] == plan["b"]
+    forms = plan["a"].compress([weight(*shape), weight(*shape, seed=1)], statistics(inputs(96)))
+    assert [form.n_bytes() for form in forms] == [plan["a"].planned_bytes(shape)] * 2

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,11 +7,13 @@ from hypothesis import strategies as st
 
 from compress.forms import (
     Along,
+    Common,
     CompressedLinear,
     Dense,
     LowRank,
     Product,
     Quantised,
+    Shared,
     Short,
     Sparse,
     Sum,
@@ -199,3 +203,76 @@ def test_short_floats_are_the_nearest_there_are(bits):
 def test_values_that_no_short_float_holds_are_refused(value):
     with pytest.raises(ValueError, match="do not fit 14 bits"):
         Short.from_values(torch.tensor([[1.0, value]]), 14)
+
+
+class Counted(Dense):
+    """Counts its products."""
+
+    n_products = 0
+
+    def forward(self, x):
+        self.n_products += 1
+        return super().forward(x)
+
+
+def users(n=3):
+    """A form that counts, the layer that stores it, and those that read it."""
+    form = Counted(torch.randn(6, 8))
+    common = Common(form, n)
+    return form, [common, *(Shared(common.shape, "layers.0", common) for _ in range(n - 1))]
+
+
+def test_users_of_a_common_form_that_read_one_tensor_share_one_product():
+    form, forms = users()
+    with torch.no_grad():
+        for n in (1, 2, 3):
+            x = torch.randn(2, 8)
+            for each in forms:
+                assert torch.equal(each(x), x @ form.dense().T)
+            assert form.n_products == n
+        assert forms[0]._memory.product is None, "it is let go when everybody has had it"
+
+
+def test_a_tensor_that_changed_or_another_at_the_same_place_is_read_again():
+    form, forms = users()
+    with torch.no_grad():
+        x = torch.randn(2, 8)
+        forms[0](x)
+        x *= 2
+        assert torch.equal(forms[1](x), x @ form.dense().T)
+        forms[0](torch.randn(2, 8))
+        y = torch.randn(2, 8)
+        assert torch.equal(forms[2](y), y @ form.dense().T)
+
+
+def test_where_gradients_are_recorded_every_user_computes_its_own():
+    form, forms = users()
+    x = torch.randn(2, 8, requires_grad=True)
+    sum(each(x).sum() for each in forms).backward()
+    torch.testing.assert_close(x.grad, 3 * form.dense().sum(0).expand(2, 8))
+    assert form.n_products == 3
+
+
+def test_a_shared_form_takes_no_bytes_and_is_the_owners_unpacked_too():
+    form, forms = users()
+    assert forms[0].n_bytes() == 6 * 8 * 4
+    assert forms[1].n_bytes() == 0
+    twins = [each.unpacked(torch.float64) for each in forms]
+    assert twins[1].form is twins[0]
+    assert twins[2].form is twins[0]
+    assert torch.equal(twins[1].dense(), form.dense())
+    again = empty(forms[1].spec(), (6, 8), torch.float32, None)
+    assert again.owner == "layers.0"
+    with pytest.raises(RuntimeError, match=r"read layers\.0 was never linked"):
+        again(torch.randn(2, 8))
+
+
+def test_a_copy_of_a_model_in_use_remembers_nothing():
+    _, forms = users()
+    with torch.no_grad():
+        x = torch.randn(2, 8)
+        forms[0](x)
+        model = torch.nn.ModuleList(forms)
+        copied = copy.deepcopy(model)
+        assert copied[0]._memory.product is None
+        assert torch.equal(copied[0](x), forms[1](x))

@@ -175,7 +175,7 @@ def test_a_rank_that_saves_nothing_is_refused():
         match=r"would not get smaller, such as square \(8192 bytes before, \d+ after\); "
         r"lower the rank \(64\) or the bits \(8\), or --exclude",
     ):
-        refuse_no_gain([planned])
+        refuse_no_gain([planned], {planned.name: planned.name})
 
 
 def test_a_budget_buys_the_largest_rank_that_it_pays_for():

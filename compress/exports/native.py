@@ -18,7 +18,15 @@ from compress.loading import FORMAT, FORMAT_VERSION
 if TYPE_CHECKING:
     from compress.models import SourceModel
 
-SHIPPED = ("packing.py", "form.py", "quantised.py", "sparse.py", "forms.py", "loading.py")
+SHIPPED = (
+    "packing.py",
+    "form.py",
+    "quantised.py",
+    "sparse.py",
+    "sharing.py",
+    "forms.py",
+    "loading.py",
+)
 REFUSAL = (
     "this is a compressed checkpoint: load it with AutoModelForCausalLM.from_pretrained after "
     "`import compress`, or with trust_remote_code=True"

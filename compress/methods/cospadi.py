@@ -15,25 +15,25 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from calibration.stats import Gram, Statistics
+from calibration.stats import Gram, Statistic, Statistics
+from compress.atom_plan import AtomPlanner
+from compress.budget import refuse_share
 from compress.code_storage import CodeBits, CodeStorage, joined
-from compress.coding import CoupledLines, FreeLines, Lines, Pattern, solved
-from compress.compressor import Compressor, LayerShape, refuse_damping
+from compress.coding import Coded, CoupledLines, FreeLines, Lines, Pattern, solved
+from compress.compressor import Compressor, LayerShape, Survey, refuse_damping
 from compress.dictionary import alternating, oneshot
-from compress.errors import RecipeError
+from compress.errors import LayerError, RecipeError
 from compress.factors import FactorDtype
-from compress.forms import Along, Form, Sparse
+from compress.forms import Along, Common, Form, Shared, Sparse
+from compress.ksvd import ksvd
 from compress.linalg import add_ridge_, cholesky
 from compress.quantities import parse_bytes
-
-ATOM_MULTIPLE = 4
-"""Of atoms: what a 2:4 pattern needs."""
 
 
 class Solver(enum.StrEnum):
@@ -41,19 +41,22 @@ class Solver(enum.StrEnum):
 
     ADMM = "admm"
     """Codes by ADMM, atoms by least squares, in turn."""
+    KSVD = "ksvd"
+    """The paper's: codes of outputs by matching pursuit, atoms by K-SVD. Takes hundreds of times as long."""
     ONESHOT = "oneshot"
     """Principal components, their largest coefficients, one fit."""
 
 
-class Coded(enum.StrEnum):
-    """Which side of the weight has the sparse codes."""
+ROUNDS = {Solver.ADMM: 20, Solver.KSVD: 60}
 
-    AUTO = "auto"
-    """The longer one: the dictionary is then the smaller."""
-    OUTPUTS = "outputs"
-    """A code for every output, as in the paper."""
+
+class Share(enum.StrEnum):
+    """Which layers have one dictionary."""
+
+    NONE = "none"
+    """Each its own."""
     INPUTS = "inputs"
-    """A code for every input."""
+    """Those that read the same tensor (q, k and v; gate and up): one metric, one product with the dictionary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +90,16 @@ class CoSpaDi(Compressor, name="cospadi"):
         default=Coded.AUTO,
         metadata={"help": "what has a code each: outputs, inputs, or the more numerous"},
     )
+    share: Share = field(
+        default=Share.INPUTS, metadata={"help": "which layers have one dictionary together"}
+    )
     solver: Solver = field(
         default=Solver.ADMM, metadata={"help": "how the dictionary and the codes are found"}
     )
-    rounds: int = field(default=20, metadata={"help": "rounds of codes and dictionary in turn"})
+    rounds: int | None = field(
+        default=None,
+        metadata={"help": "rounds of codes and dictionary in turn; default: 20, 60 for ksvd"},
+    )
     dictionary_dtype: FactorDtype = field(
         default=FactorDtype.AUTO,
         metadata={"help": "dtype of the stored dictionary; auto: the weight's own"},
@@ -106,10 +115,7 @@ class CoSpaDi(Compressor, name="cospadi"):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_damping(self.damping)
-        if not 0 < self.keep < 1:
-            raise RecipeError(
-                f"method.keep: {self.keep} is no share of the bytes that is kept; above 0 and below 1, 0.8 say"
-            )
+        refuse_share(self.keep)
         if self.budget is not None:
             parse_bytes(self.budget, "method.budget")
         if not 1 <= self.ratio < 1000:
@@ -128,66 +134,55 @@ class CoSpaDi(Compressor, name="cospadi"):
             raise RecipeError(
                 f"method.ratio: {self.ratio} does nothing where two of every four are nonzero"
             )
-        if self.solver is Solver.ONESHOT and self.rounds != 20:
+        if self.share is Share.INPUTS and self.coded is Coded.INPUTS:
+            raise RecipeError(
+                "method.coded: inputs have a dictionary of outputs, which layers with one input cannot share; "
+                "give --share none"
+            )
+        if self.solver is Solver.ONESHOT and self.rounds is not None:
             raise RecipeError(f"method.rounds: {self.rounds} does nothing with --solver oneshot")
+        if self.solver is Solver.KSVD and self.pattern is not Pattern.FREE:
+            raise RecipeError(
+                f"method.pattern: {self.pattern} is nothing that ksvd can find; use --solver admm"
+            )
+        if self.solver is Solver.KSVD and self.coded is Coded.INPUTS:
+            raise RecipeError("method.coded: ksvd codes outputs only; use --solver admm")
         if self.atoms is not None and self.budget is not None:
             raise RecipeError(
                 f"method.budget: {self.budget} does nothing beside --atoms {self.atoms}"
             )
 
+    @property
+    def surveys(self) -> frozenset[type[Statistic]] | None:
+        """No statistics, but which layers read the same tensor, if these share."""
+        return frozenset() if self.joins_layers else None
+
+    @property
+    def codes_inputs(self) -> bool:
+        """Whether the solver can."""
+        return self.solver is not Solver.KSVD
+
+    @property
+    def joins_layers(self) -> bool:
+        """Where layers share a dictionary."""
+        return self.share is Share.INPUTS
+
+    def survey(self, weight_oi: Tensor, stats: Statistics) -> Survey:  # noqa: ARG002
+        """Nothing of the weight itself."""
+        return Survey()
+
     def plan(self, layers: Mapping[str, LayerShape], rest_bytes: int = 0) -> dict[str, Compressor]:
-        """Settle each layer's atoms, side and dtypes. Raises RecipeError naming the layer that gets no atom."""
-        share = self._share(layers, rest_bytes)
-        planned: dict[str, Compressor] = {}
-        for name, layer in layers.items():
-            settled = self._settled(layer)
-            k = settled.atoms or settled._paid(layer.shape, share * layer.n_bytes)
-            if k == 0:
-                raise RecipeError(
-                    f"method.keep: {share:.3g} of the bytes of {name} {layer.shape} does not pay for {ATOM_MULTIPLE} "
-                    "atoms and their codes; keep more, or --exclude it"
-                )
-            planned[name] = replace(settled, atoms=k, budget=None)
-        return planned
+        """Settle atoms, sides and dtypes, and who shares. Raises RecipeError naming the layer that gets no atom."""
+        return AtomPlanner(self, layers, rest_bytes).planned()
 
-    def _share(self, layers: Mapping[str, LayerShape], rest_bytes: int) -> float:
-        """Of every layer's bytes."""
-        if self.budget is None:
-            return self.keep
-        before = sum(layer.n_bytes for layer in layers.values())
-        whole = parse_bytes(self.budget, "method.budget")
-        if not rest_bytes < whole < before + rest_bytes:
-            raise RecipeError(
-                f"method.budget: {whole} bytes for the whole checkpoint, which takes {before + rest_bytes} now, "
-                f"{rest_bytes} of them outside the layers to be compressed; give something between"
-            )
-        return (whole - rest_bytes) / before
+    def settled(self, dtype: FactorDtype, bits: CodeBits, coded: Coded, n_users: int) -> CoSpaDi:
+        """For a dictionary with so many users."""
+        share = Share.INPUTS if n_users > 1 else Share.NONE
+        return replace(self, dictionary_dtype=dtype, code_bits=bits, coded=coded, share=share)
 
-    def _settled(self, layer: LayerShape) -> CoSpaDi:
-        """With this layer's dtypes and side."""
-        o, i = layer.shape
-        dtype, bits, coded = self.dictionary_dtype, self.code_bits, self.coded
-        if dtype is FactorDtype.AUTO:
-            name = str(layer.dtype).removeprefix("torch.")
-            if name not in list(FactorDtype):
-                raise RecipeError(
-                    f"method.dictionary_dtype: auto would store it as the weights are, in {name}; give bfloat16 say"
-                )
-            dtype = FactorDtype(name)
-        if bits is CodeBits.AUTO:
-            bits = CodeBits.FULL if dtype is FactorDtype.FLOAT32 else CodeBits.HALF
-        if coded is Coded.AUTO:
-            coded = Coded.OUTPUTS if o >= i else Coded.INPUTS
-        return replace(self, dictionary_dtype=dtype, code_bits=bits, coded=coded)
-
-    def _paid(self, shape: tuple[int, int], n_bytes: float) -> int:
-        """The most atoms, a multiple of 4, that so many bytes pay for; 0 if for none."""
-        low, high = 0, max(shape) * 8 // ATOM_MULTIPLE
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = self._bytes_of(shape, middle * ATOM_MULTIPLE) <= n_bytes
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return low * ATOM_MULTIPLE
+    def reader(self) -> _Reader:
+        """For a layer that reads the dictionary which a layer with this plan stores."""
+        return _Reader(**{entry.name: getattr(self, entry.name) for entry in fields(self)})
 
     def nonzeros(self, k: int) -> int:
         """Of a line, with k atoms."""
@@ -202,28 +197,54 @@ class CoSpaDi(Compressor, name="cospadi"):
 
     def planned_bytes(self, shape: tuple[int, int]) -> int:
         """The dictionary, the values of the codes, and their mask."""
-        return self._bytes_of(shape, self.atoms or 0)
+        return self.bytes_of([shape], self.atoms or 0)
 
-    def _bytes_of(self, shape: tuple[int, int], k: int) -> int:
-        n, d = shape if self.coded is Coded.OUTPUTS else shape[::-1]
-        storage = self.storage
-        return storage.dictionary_bytes(k, d) + storage.code_bytes(n, k, self.nonzeros(k))
+    def bytes_of(self, shapes: Sequence[tuple[int, int]], k: int) -> int:
+        """Of layers with one dictionary."""
+        d = shapes[0][1 if self.coded is Coded.OUTPUTS else 0]
+        return self.storage.dictionary_bytes(k, d) + sum(
+            self.code_bytes(shape, k) for shape in shapes
+        )
+
+    def code_bytes(self, shape: tuple[int, int], k: int) -> int:
+        """Of one layer's codes for k atoms."""
+        n = shape[0 if self.coded is Coded.OUTPUTS else 1]
+        return self.storage.code_bytes(n, k, self.nonzeros(k))
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
-        """Each weight's own dictionary and codes."""
-        return [self._fitted(weight, stats) for weight in weights]
+        """One dictionary for all weights, which the first form stores; or each weight's own."""
+        if self.share is Share.NONE:
+            alone = (self._fitted([weight], stats) for weight in weights)
+            return [joined(codes, dictionary) for [codes], dictionary in alone]
+        codes, dictionary = self._fitted(weights, stats)
+        common = Common(dictionary, len(weights))
+        readers = [Shared(common.shape, "", common) for _ in weights[1:]]
+        return [joined(each, form) for each, form in zip(codes, [common, *readers], strict=True)]
 
-    def _fitted(self, weight_oi: Tensor, stats: Statistics) -> Form:
-        k = self.atoms or 0
+    def _fitted(self, weights: Sequence[Tensor], stats: Statistics) -> tuple[list[Sparse], Form]:
+        """Each weight's codes and the dictionary, as they are stored."""
+        k, stack = self.atoms or 0, torch.cat(list(weights))
         s = self.nonzeros(k)
-        lines, scale_n = self._lines(weight_oi, stats)
-        if self.solver is Solver.ONESHOT:
-            codes, _ = oneshot(lines, k, s, self.pattern)
+        lines, scale_n = self._lines(stack, stats)
+        codes = self._solved(lines, k, s) / scale_n[:, None]
+        if self.coded is Coded.INPUTS:
+            stored = [self.storage.codes(codes, s, self.pattern, Along.COLUMNS)]
         else:
-            codes, _ = alternating(lines, k, s, self.pattern, self.rounds)
-        along = Along.ROWS if self.coded is Coded.OUTPUTS else Along.COLUMNS
-        stored = self.storage.codes(codes / scale_n[:, None], s, self.pattern, along)
-        return joined(stored, self.storage.dictionary(self._refitted(weight_oi, stored, stats)))
+            stored = [
+                self.storage.codes(part, s, self.pattern, Along.ROWS)
+                for part in codes.split([len(weight) for weight in weights])
+            ]
+        dictionary = self._refitted(stack, torch.cat([each.dense() for each in stored]), stats)
+        return stored, self.storage.dictionary(dictionary)
+
+    def _solved(self, lines: Lines, k: int, s: int) -> Tensor:
+        """The codes (n, k)."""
+        if self.solver is Solver.ONESHOT:
+            return oneshot(lines, k, s, self.pattern)[0]
+        n_rounds = self.rounds or ROUNDS[self.solver]
+        if self.solver is Solver.KSVD and isinstance(lines, FreeLines):
+            return ksvd(lines, k, s, n_rounds)[0]
+        return alternating(lines, k, s, self.pattern, n_rounds)[0]
 
     def _lines(self, weight_oi: Tensor, stats: Statistics) -> tuple[Lines, Tensor]:
         """The problem, and what its lines were multiplied by: (n,)."""
@@ -245,14 +266,32 @@ class CoSpaDi(Compressor, name="cospadi"):
         gram_ii /= root_i * root_i[:, None]
         return gram_ii.float(), root_i.float(), torch.linalg.eigh(gram_ii)
 
-    def _refitted(self, weight_oi: Tensor, stored: Sparse, stats: Statistics) -> Tensor:
+    def _refitted(self, weight_oi: Tensor, codes: Tensor, stats: Statistics) -> Tensor:
         """The best dictionary for the codes as they are stored, fp64.
 
         For codes of outputs the inputs drop out: (Z^T Z)^-1 Z^T W.
         """
-        weight, codes = weight_oi.double(), stored.dense().double()
+        weight, codes = weight_oi.double(), codes.double()
         if self.coded is Coded.OUTPUTS:
             return solved(codes.T @ codes, codes.T @ weight)
         gram_ii = stats.once(("damped gram", self.damping), lambda: self._gram(stats))
         image_ki = codes @ gram_ii
         return solved(image_ki @ codes.T, image_ki @ weight.T).T
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reader(CoSpaDi):
+    """A planned layer whose dictionary another layer stores."""
+
+    @property
+    def together(self) -> Compressor:
+        """The owner's plan."""
+        return CoSpaDi(**{entry.name: getattr(self, entry.name) for entry in fields(self)})
+
+    def planned_bytes(self, shape: tuple[int, int]) -> int:
+        """The codes."""
+        return self.code_bytes(shape, self.atoms or 0)
+
+    def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:  # noqa: ARG002
+        """Raises LayerError: without the layer that stores the dictionary there is none."""
+        raise LayerError("the layer that was to store its dictionary could not be compressed")

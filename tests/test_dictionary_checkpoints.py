@@ -1,0 +1,115 @@
+"""Dictionaries from recipe to checkpoint: shared ones too, in processes that know the toolkit and those that do not."""
+
+import json
+
+import pytest
+import torch
+from exported import python
+from transformers import AutoModelForCausalLM
+from workspaces import recipe
+
+import compress
+from compress.errors import CheckpointError, RecipeError
+from compress.exports.load import load_export, unpack
+from compress.forms import Common, Shared
+from compress.methods.cospadi import CoSpaDi
+from compress.methods.eora import EoRA
+from compress.verify import PROBE, check, read_probe
+
+QUICK = {"rounds": 2, "keep": 0.85}
+METHODS = {
+    "shared": CoSpaDi(**QUICK),
+    "own": CoSpaDi(**QUICK, share="none"),
+    "2:4 in 14 bits": CoSpaDi(**QUICK, pattern="2:4", code_bits="14"),
+    "in 8 bits, repaired": EoRA(rank=2, base=CoSpaDi(**QUICK, code_bits="8")),
+}
+
+
+@pytest.fixture(params=METHODS, ids=METHODS.keys())
+def done(request, workspace):
+    """A job, its plan and its report."""
+    job = recipe(workspace, method=METHODS[request.param], export=("native",))
+    return job, compress.plan(job).plan, compress.run(job)
+
+
+@pytest.mark.usefixtures("quick_verification")
+def test_the_planned_bytes_are_on_disk_and_every_layer_got_what_it_was_planned(done):
+    job, planned, report = done
+    assert planned.bytes_after == report.totals.tensor_bytes_after
+    expected = {layer.name: layer.bytes_after for layer in planned.layers}
+    assert {layer.name: layer.bytes_after for layer in report.layers} == expected
+    assert all(layer.relative_error < 1 for layer in report.layers)
+    assert check(job.folder, "cpu").passed
+
+
+@pytest.mark.usefixtures("quick_verification")
+def test_expanding_the_codes_changes_no_output(done):
+    job, _, _ = done
+    packed, expanded = (load_export(job.folder, torch.float32) for _ in range(2))
+    unpack(expanded)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(expanded(ids).logits, packed(ids).logits)
+        torch.testing.assert_close(packed(ids).logits, packed(ids).logits)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_loads_in_a_process_without_the_toolkit(workspace):
+    job = recipe(workspace, method=METHODS["shared"])
+    compress.run(job)
+    (ids, expected, positions), _ = read_probe(job.folder / PROBE)
+    torch.save((ids, positions), workspace / "probe.pt")
+    ran = python(
+        "import torch\nfrom transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True, dtype=torch.float32)\n"
+        "ids, positions = torch.load(sys.argv[2])\n"
+        "with torch.no_grad():\n    print(model(ids).logits[0][positions].flatten().tolist())\n",
+        job.folder,
+        workspace / "probe.pt",
+        hide_toolkit=True,
+        cwd=workspace,
+    )
+    assert ran.code == 0, ran.err
+    found = torch.tensor(json.loads(ran.out)).view_as(expected)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("quick_verification")
+def test_layers_with_one_input_have_one_dictionary_in_memory_too(workspace):
+    job = recipe(workspace, method=METHODS["shared"])
+    compress.run(job)
+    model = AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32)
+    layer = model.model.layers[0]
+    owner = layer.self_attn.q_proj.form.down
+    assert isinstance(owner, Common)
+    for reader in (layer.self_attn.k_proj, layer.self_attn.v_proj):
+        assert isinstance(reader.form.down, Shared)
+        assert reader.form.down.form is owner
+    assert layer.mlp.up_proj.form.down.form is layer.mlp.gate_proj.form.down
+    names = [name for name, _ in model.named_parameters() if "k_proj.form.down" in name]
+    assert not names
+
+
+@pytest.mark.usefixtures("quick_verification")
+def test_a_layer_that_reads_what_is_not_there_is_refused(workspace):
+    job = recipe(workspace, method=METHODS["shared"])
+    compress.run(job)
+    path = job.folder / "config.json"
+    path.write_text(path.read_text().replace("q_proj.form.down", "q_proj.form.up"))
+    with pytest.raises(CheckpointError, match=r"lets a layer read .*q_proj\.form\.up"):
+        load_export(job.folder)
+
+
+@pytest.mark.usefixtures("quick_verification")
+def test_layers_that_the_patterns_leave_out_share_nothing(workspace):
+    job = recipe(workspace, method=METHODS["shared"], exclude=("q_proj", "gate_proj"))
+    report = compress.run(job)
+    described = {layer.name.rpartition(".")[2]: layer.form for layer in report.layers}
+    assert "shared" in described["k_proj"]
+    assert "shared" in described["v_proj"]
+    assert "shared" not in described["up_proj"]
+
+
+def test_the_gptq_layout_is_refused_for_dictionaries(workspace):
+    with pytest.raises(RecipeError, match="gptq cannot hold"):
+        compress.run(recipe(workspace, method=METHODS["own"], export=("gptq",)))
