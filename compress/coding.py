@@ -69,8 +69,12 @@ def largest(values_nk: Tensor, s: int, pattern: Pattern) -> Tensor:
 class Lines(ABC):
     """What is coded."""
 
-    target: Tensor
-    """M (n, d)."""
+    def __init__(self, target_nd: Tensor) -> None:
+        self.target = target_nd
+        self.goal = self.weighted(target_nd)
+        """R^T R M: (n, d)."""
+        self.total = float((self.goal * target_nd).sum(dtype=torch.float64))
+        """||R M||_F^2."""
 
     @abstractmethod
     def weighted(self, matrix: Tensor) -> Tensor:
@@ -84,42 +88,40 @@ class Lines(ABC):
     def step_sizes(self, gradient: Tensor, hessian_kk: Tensor, direction: Tensor) -> Tensor:
         """Conjugate gradients' quotient: of gradient . gradient and direction . H direction."""
 
-    def energy(self, matrix_nd: Tensor) -> float:
-        """||R E||_F^2."""
-        return float((self.weighted(matrix_nd) * matrix_nd).sum(dtype=torch.float64))
-
     def error(self, codes_nk: Tensor, atoms_kd: Tensor) -> float:
         """||R (M - Z A)||_F / ||R M||_F; 0 for a weight of zeros."""
-        total = self.energy(self.target)
-        if total == 0:
-            return 0.0
-        left = self.energy(self.target - codes_nk @ atoms_kd)
-        return math.sqrt(max(left, 0.0) / total)
+        left = self.target - codes_nk @ atoms_kd
+        return self._share(float((self.weighted(left) * left).sum(dtype=torch.float64)))
+
+    def _share(self, lost: float) -> float:
+        return math.sqrt(max(lost, 0.0) / self.total) if self.total > 0 else 0.0
 
     def start(self, k: int) -> Tensor:
         """Atoms to begin with: principal components of the lines; beyond d of them, the lines that weigh most."""
         d = self.target.shape[1]
-        moments = self.target.T.double() @ self.weighted(self.target).double()
+        moments = self.target.T.double() @ self.goal.double()
         _, vectors = torch.linalg.eigh((moments + moments.T) / 2)
         atoms: Tensor = vectors.flip(1).T[: min(k, d)].float()
         if k > d:
-            weights = (self.weighted(self.target) * self.target).sum(1)
+            weights = (self.goal * self.target).sum(1)
             atoms = torch.cat([atoms, _unit(self.target[weights.topk(k - d).indices])])
         return atoms
 
-    def fit(self, codes_nk: Tensor) -> Tensor:
-        """The best atoms (k, d) for given codes: (Z^T G Z)^-1 Z^T G M, with a small ridge.
+    def fit(self, codes_nk: Tensor) -> tuple[Tensor, float]:
+        """The best atoms (k, d) for given codes, (Z^T G Z)^-1 Z^T G M with a small ridge, and the error they leave.
 
-        Raises LayerError if that has no solution.
+        The error comes from the same products: an error of 1e-3 is known to a few per cent, a smaller one is noise.
+        Raises LayerError if there is no solution.
         """
-        weighted = self.weighted(codes_nk)
-        normal = codes_nk.T @ weighted
-        return solved(normal, weighted.T @ self.target)
+        normal, right = codes_nk.T @ self.weighted(codes_nk), codes_nk.T @ self.goal
+        atoms = solved(normal, right)
+        explained = (atoms * (2 * right - normal @ atoms)).sum(dtype=torch.float64)
+        return atoms, self._share(self.total - float(explained))
 
     def polished(self, atoms_kd: Tensor, codes_nk: Tensor, n_steps: int) -> Tensor:
         """Conjugate gradients on the nonzeros that there are, as they are chosen."""
         hessian, mask = atoms_kd @ atoms_kd.T, codes_nk != 0
-        gradient = self.weighted(self.target @ atoms_kd.T - codes_nk @ hessian) * mask
+        gradient = (self.goal @ atoms_kd.T - self.weighted(codes_nk @ hessian)) * mask
         direction, codes = gradient, codes_nk
         for _ in range(n_steps):
             sizes = self.step_sizes(gradient, hessian, direction * mask)
@@ -138,7 +140,8 @@ class FreeLines(Lines):
     """Lines that are coded apart from each other: R = I."""
 
     def __init__(self, target_nd: Tensor, block_entries: int = BLOCK_ENTRIES) -> None:
-        self.target, self._block_entries = target_nd, block_entries
+        super().__init__(target_nd)
+        self._block_entries = block_entries
 
     def weighted(self, matrix: Tensor) -> Tensor:  # noqa: D102
         return matrix
@@ -185,7 +188,8 @@ class CoupledLines(Lines):
     def __init__(
         self, target_nd: Tensor, gram_nn: Tensor, eigen: tuple[Tensor, Tensor] | None = None
     ) -> None:
-        self.target, self._gram = target_nd, gram_nn
+        self._gram = gram_nn
+        super().__init__(target_nd)
         values, vectors = torch.linalg.eigh(gram_nn.double()) if eigen is None else eigen
         self._values, self._vectors = values.clamp_min(0).float(), vectors.float()
 
@@ -198,7 +202,7 @@ class CoupledLines(Lines):
         sizes, turn = torch.linalg.eigh(hessian.double())
         sizes, turn = sizes.clamp_min(0).float(), turn.float()
         factors = 1 / (self._values[:, None] * sizes + penalty).clamp_min(TINY)
-        goal = self._vectors.T @ (self.weighted(self.target) @ (atoms_kd.T @ turn))
+        goal = self._vectors.T @ (self.goal @ (atoms_kd.T @ turn))
         chosen, dual = codes_nk, torch.zeros_like(codes_nk)
         for _ in range(N_INNER):
             pull = self._vectors.T @ ((chosen - dual) @ turn)

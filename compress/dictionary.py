@@ -31,7 +31,7 @@ def oneshot(lines: Lines, k: int, s: int, pattern: Pattern) -> tuple[Tensor, Ten
     As ROCKET (2026, arXiv:2602.11008) begins; it chooses by another measure of importance. Returns codes, atoms.
     """
     codes = _first_codes(lines, lines.start(k), s, pattern)
-    return codes, lines.fit(codes)
+    return codes, lines.fit(codes)[0]
 
 
 def alternating(
@@ -45,29 +45,28 @@ def alternating(
     """
     atoms = extrapolated = lines.start(k)
     codes = _first_codes(lines, atoms, s, pattern)
-    fitted = lines.fit(codes)
+    fitted, error = lines.fit(codes)
     if not bool(codes.any()):  # a weight of zeros
         return codes, fitted
-    best = (lines.error(codes, fitted), codes, fitted)
+    best = (error, codes, fitted)
     for number in range(1, n_rounds + 1):
         codes = lines.code(extrapolated, codes, s, pattern)
-        before, atoms = atoms, lines.fit(codes)
+        before = atoms
+        atoms, error = lines.fit(codes)
+        watch(number, error)
+        if error < best[0]:
+            best = (error, codes, atoms)
         codes, atoms = revived(lines, codes, atoms)
         atoms, codes = normalised(atoms, codes)
         step = EXTRAPOLATION * (atoms - before) if number > 1 else 0
         extrapolated, _ = normalised(atoms + step, codes)
-        error = lines.error(codes, atoms)
-        watch(number, error)
-        if error < best[0]:
-            best = (error, codes, atoms)
     return _polished(lines, *best)
 
 
 def _polished(lines: Lines, error: float, codes: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
     for _ in range(N_POLISHES):
         finer = lines.polished(atoms, codes, POLISH_STEPS)
-        fitted = lines.fit(finer)
-        reached = lines.error(finer, fitted)
+        fitted, reached = lines.fit(finer)
         if not reached < error:
             break
         error, codes, atoms = reached, finer, fitted
