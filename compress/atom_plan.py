@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from compress.atom_curves import ATOM_MULTIPLE, lost_at, side_of
 from compress.budget import layer_budget
 from compress.code_storage import CodeBits
 from compress.coding import Coded
-from compress.compressor import Compressor, LayerShape
+from compress.compressor import Compressor, LayerShape, Survey
 from compress.errors import RecipeError
 from compress.factors import FactorDtype
+from compress.knapsack import BudgetError, Choice, knapsack
+from compress.ranks import Importance
 
 if TYPE_CHECKING:
     from compress.methods.cospadi import CoSpaDi
 
-ATOM_MULTIPLE = 4
-"""Of atoms: what a 2:4 pattern needs."""
 MOST_ATOMS = 8
 """For each entry of a layer's longer side."""
+
+
+FLOOR = 0.5
+"""Share of the even plan's atoms below which a plan by errors lets no layer fall: sums of errors are only a proxy."""
+
+
+class Share(enum.StrEnum):
+    """Which layers have one dictionary."""
+
+    NONE = "none"
+    """Each its own."""
+    INPUTS = "inputs"
+    """Those that read the same tensor (q, k and v; gate and up): one metric, one product with the dictionary."""
+
+
+class Spread(enum.StrEnum):
+    """How atoms are spread over the layers."""
+
+    UNIFORM = "uniform"
+    """The same share of every layer's bytes."""
+    ERRORS = "errors"
+    """Where they remove most weighted error for their bytes, layers left dense among the choices."""
+
+
+@dataclass(frozen=True)
+class Atoms(Choice):
+    """A dictionary's size, or None for layers that stay dense."""
+
+    atoms: int | None
 
 
 @dataclass(frozen=True)
@@ -32,24 +63,78 @@ class AtomPlanner:
     """What the checkpoint holds besides."""
 
     def planned(self) -> dict[str, Compressor]:
-        """Every layer's method, settled. Raises RecipeError naming the layers whose bytes pay for no atom."""
-        method = self.method
-        budget = layer_budget(method.keep, method.budget, self.layers, self.rest_bytes)
-        share = budget / sum(layer.n_bytes for layer in self.layers.values())
+        """Every layer's method, settled; layers that stay dense are left out.
+
+        Raises RecipeError naming the layers whose bytes pay for no atom.
+        """
+        groups = [(group, self._settled(group)) for group in self.groups()]
+        known = all(layer.survey is not None for layer in self.layers.values())
+        if self.method.spread is Spread.ERRORS and known and self.method.atoms is None:
+            sizes = self._by_errors(groups)
+        else:
+            sizes = [self._evenly(group, settled) for group, settled in groups]
         planned: dict[str, Compressor] = {}
-        for group in self.groups():
-            names, shapes = list(group), [layer.shape for layer in group.values()]
-            settled = self._settled(group)
-            n_bytes = share * sum(layer.n_bytes for layer in group.values())
-            k = settled.atoms or most_atoms(settled, shapes, n_bytes)
-            if k == 0:
-                raise RecipeError(
-                    f"method.keep: {share:.3g} of the bytes of {', '.join(names)} {shapes[0]} does not pay for "
-                    f"{ATOM_MULTIPLE} atoms and their codes; keep more, or --exclude it"
-                )
-            owner = replace(settled, atoms=k, budget=None)
-            planned |= {names[0]: owner} | {name: owner.reader() for name in names[1:]}
-        return {name: planned[name] for name in self.layers}
+        for (group, settled), k in zip(groups, sizes, strict=True):
+            if k is None:
+                continue
+            first, *others = group
+            owner = settled.with_atoms(k)
+            planned |= {first: owner} | {name: owner.reader() for name in others}
+        if not planned:
+            raise RecipeError("method.keep: the plan leaves every layer dense; keep less")
+        return {name: planned[name] for name in self.layers if name in planned}
+
+    def _budget(self) -> int:
+        method = self.method
+        return layer_budget(method.keep, method.budget, self.layers, self.rest_bytes)
+
+    def _evenly(self, group: Mapping[str, LayerShape], settled: CoSpaDi) -> int:
+        """The atoms that the same share of every group's bytes pays for."""
+        share = self._budget() / sum(layer.n_bytes for layer in self.layers.values())
+        shapes = [layer.shape for layer in group.values()]
+        n_bytes = share * sum(layer.n_bytes for layer in group.values())
+        k = settled.atoms or most_atoms(settled, shapes, n_bytes)
+        if k == 0:
+            raise RecipeError(
+                f"method.keep: {share:.3g} of the bytes of {', '.join(group)} {shapes[0]} does not pay for "
+                f"{ATOM_MULTIPLE} atoms and their codes; keep more, or --exclude it"
+            )
+        return k
+
+    def _by_errors(
+        self, groups: Sequence[tuple[Mapping[str, LayerShape], CoSpaDi]]
+    ) -> list[int | None]:
+        """The atoms of each group, or None for dense, that lose least for the bytes, exactly (`knapsack`)."""
+        choices = [self._choices(group, settled) for group, settled in groups]
+        try:
+            chosen = knapsack(choices, self._budget())
+        except BudgetError as error:
+            raise RecipeError(f"method.keep: {error}; keep more, or --exclude layers") from error
+        return [options[index].atoms for options, index in zip(choices, chosen, strict=True)]
+
+    def _choices(self, group: Mapping[str, LayerShape], settled: CoSpaDi) -> list[Atoms]:
+        """Dictionaries that save bytes, with what they lose, then dense."""
+        shapes = [layer.shape for layer in group.values()]
+        dense = sum(layer.n_bytes for layer in group.values())
+        surveys = [layer.survey for layer in group.values() if layer.survey is not None]
+        weights = [self._weight(survey) for survey in surveys]
+        found = []
+        for k in range(ATOM_MULTIPLE, most_atoms(settled, shapes, dense) + 1, ATOM_MULTIPLE):
+            n_bytes = settled.bytes_of(shapes, k)
+            lost = sum(w * lost_at(each, k) for w, each in zip(weights, surveys, strict=True))
+            if n_bytes < dense:
+                found.append(Atoms(n_bytes, lost, k))
+        least = FLOOR * self._evenly(group, settled)
+        return [*(each for each in found if (each.atoms or 0) >= least), Atoms(dense, 0.0, None)]
+
+    def _weight(self, survey: Survey) -> float:
+        """What a unit of the layer's squared error costs."""
+        match self.method.importance:
+            case Importance.RELATIVE:
+                return 1 / survey.energy if survey.energy > 0 else 1.0
+            case Importance.FISHER | Importance.KL:
+                return survey.cost
+        return 1.0
 
     def groups(self) -> list[dict[str, LayerShape]]:
         """Layers that share a dictionary, and those that have their own."""
@@ -63,15 +148,14 @@ class AtomPlanner:
 
     def _parts(self, group: dict[str, LayerShape]) -> list[dict[str, LayerShape]]:
         """Where the inputs are the more numerous their codes are cheaper, and those are not shared."""
-        n_outputs, n_inputs = _sides(group)
-        if self.method.coded is Coded.AUTO and n_outputs < n_inputs and self.method.codes_inputs:
+        if side_of(self.method, *_sides(group)) is Coded.INPUTS:
             return [{name: layer} for name, layer in group.items()]
         return [group]
 
     def _settled(self, group: Mapping[str, LayerShape]) -> CoSpaDi:
         """With the dtypes and the side of layers that share a dictionary."""
         method, layer = self.method, next(iter(group.values()))
-        dtype, bits, coded = method.dictionary_dtype, method.code_bits, method.coded
+        dtype, bits = method.dictionary_dtype, method.code_bits
         if dtype is FactorDtype.AUTO:
             name = str(layer.dtype).removeprefix("torch.")
             if name not in list(FactorDtype):
@@ -81,10 +165,7 @@ class AtomPlanner:
             dtype = FactorDtype(name)
         if bits is CodeBits.AUTO:
             bits = CodeBits.FULL if dtype is FactorDtype.FLOAT32 else CodeBits.HALF
-        if coded is Coded.AUTO:
-            n_outputs, n_inputs = _sides(group)
-            inputs = n_outputs < n_inputs and method.codes_inputs
-            coded = Coded.INPUTS if inputs else Coded.OUTPUTS
+        coded = side_of(method, *_sides(group))
         return method.settled(dtype, bits, coded, n_users=len(group))
 
 

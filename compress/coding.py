@@ -17,6 +17,7 @@ from __future__ import annotations
 import enum
 import math
 from abc import ABC, abstractmethod
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -90,8 +91,7 @@ class Lines(ABC):
 
     def error(self, codes_nk: Tensor, atoms_kd: Tensor) -> float:
         """||R (M - Z A)||_F / ||R M||_F; 0 for a weight of zeros."""
-        left = self.target - codes_nk @ atoms_kd
-        return self._share(float((self.weighted(left) * left).sum(dtype=torch.float64)))
+        return self._share(float(self.lost(codes_nk, atoms_kd).sum(dtype=torch.float64)))
 
     def _share(self, lost: float) -> float:
         return math.sqrt(max(lost, 0.0) / self.total) if self.total > 0 else 0.0
@@ -99,13 +99,24 @@ class Lines(ABC):
     def start(self, k: int) -> Tensor:
         """Atoms to begin with: principal components of the lines; beyond d of them, the lines that weigh most."""
         d = self.target.shape[1]
-        moments = self.target.T.double() @ self.goal.double()
-        _, vectors = torch.linalg.eigh((moments + moments.T) / 2)
-        atoms: Tensor = vectors.flip(1).T[: min(k, d)].float()
+        atoms = self._components[: min(k, d)]
         if k > d:
             weights = (self.goal * self.target).sum(1)
             atoms = torch.cat([atoms, _unit(self.target[weights.topk(k - d).indices])])
         return atoms
+
+    @cached_property
+    def _components(self) -> Tensor:
+        """Principal components of the lines, the first first: (d, d)."""
+        moments = self.target.T.double() @ self.goal.double()
+        _, vectors = torch.linalg.eigh((moments + moments.T) / 2)
+        components: Tensor = vectors.flip(1).T.float()
+        return components
+
+    def lost(self, codes_nk: Tensor, atoms_kd: Tensor) -> Tensor:
+        """What each line has of ||R (M - Z A)||_F^2: (n,)."""
+        left = self.target - codes_nk @ atoms_kd
+        return (self.weighted(left) * left).sum(1)
 
     def fit(self, codes_nk: Tensor) -> tuple[Tensor, float]:
         """The best atoms (k, d) for given codes, (Z^T G Z)^-1 Z^T G M with a small ridge, and the error they leave.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from calibration.gradients import of_gradients
 from calibration.memory import trim
 from calibration.skeleton import PartLoader
 from calibration.stats import Gram, Mean, Statistic, Statistics
@@ -131,14 +132,13 @@ def _observed_in_turn(
 def _together(
     group: Sequence[PlannedLayer], stats: Statistics, gradients: Mapping[str, Statistics]
 ) -> Iterator[tuple[list[PlannedLayer], Statistics]]:
-    """Layers that are planned alike, in the order of their first; each alone where gradients, its own, count too."""
+    """Layers that are planned alike, in the order of their first; each alone where its own gradients are read."""
     alike: dict[Compressor, list[PlannedLayer]] = {}
     for layer in group:
         alike.setdefault(layer.compressor.together, []).append(layer)
     for key, layers in alike.items():
         layers.sort(key=lambda layer: layer.compressor != key)  # who stores what they share
-    for layers in alike.values():
-        if not any(layer.name in gradients for layer in layers):
+        if not of_gradients(key.needs):
             yield layers, stats
             continue
         for layer in layers:

@@ -33,6 +33,10 @@ class Survey:
     """Of the weight, descending, fp64, in the method's metric: squares are what dropping them costs."""
     cost: float = 1.0
     """What a unit of squared error costs, where the method asked for something that tells."""
+    points: tuple[tuple[int, float], ...] = ()
+    """For methods without a spectrum: sizes, ascending, and the squared error that each costs."""
+    energy: float = 0.0
+    """The squared error of nothing in the weight's place, where there are points."""
     reads: str = ""
     """The first of the layers that read the same tensor, itself perhaps."""
 
@@ -111,12 +115,17 @@ class Compressor(ABC):
         """Whether its plan wants to know what each layer, compressed alone, does to the predictions."""
         return False
 
-    def survey(self, weight_oi: Tensor, stats: Statistics) -> Survey:
-        """What the plan compares this weight by. Raises LayerError if it cannot be had."""
+    def survey(self, weights: Sequence[Tensor], stats: Sequence[Statistics]) -> list[Survey]:
+        """What the plan compares weights (o, i) with one input by, each with its statistics.
+
+        One at a time, unless the method joins layers. Raises LayerError if it cannot be had.
+        """
         raise NotImplementedError(f"{self.name} plans without a survey")
 
-    def trial(self, weight_oi: Tensor, survey: Survey, stats: Statistics) -> Trial:
-        """A form to measure with what an error of this weight does. Raises LayerError if there is none."""
+    def trials(
+        self, weights: Sequence[Tensor], surveys: Sequence[Survey], stats: Sequence[Statistics]
+    ) -> list[Trial]:
+        """Forms to measure with what an error of each of these weights does. Raises LayerError if there is none."""
         raise NotImplementedError(f"{self.name} does not weigh by divergence")
 
     def plan(

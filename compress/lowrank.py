@@ -161,8 +161,11 @@ class Factorisation(Compressor, ABC):
         """Where errors cost what they were measured to do."""
         return self.surveys is not None and self.importance is Importance.KL
 
-    def survey(self, weight_oi: Tensor, stats: Statistics) -> Survey:
-        """Singular values of the weight in the metric, and what the loss thinks of an output."""
+    def survey(self, weights: Sequence[Tensor], stats: Sequence[Statistics]) -> list[Survey]:
+        """Singular values of each weight in the metric, and what the loss thinks of an output."""
+        return [self._surveyed(*each) for each in zip(weights, stats, strict=True)]
+
+    def _surveyed(self, weight_oi: Tensor, stats: Statistics) -> Survey:
         spectrum = self.measure([weight_oi], stats).spectrum(weight_oi)
         if self.importance is not Importance.FISHER:
             return Survey(spectrum)
@@ -210,8 +213,13 @@ class Factorisation(Compressor, ABC):
             floor=FLOOR,
         )
 
-    def trial(self, weight_oi: Tensor, survey: Survey, stats: Statistics) -> Trial:
+    def trials(
+        self, weights: Sequence[Tensor], surveys: Sequence[Survey], stats: Sequence[Statistics]
+    ) -> list[Trial]:
         """At the share of its bytes that `keep` says, the factors in fp32; at a lower rank, if that loses nothing."""
+        return [self._trial(*each) for each in zip(weights, surveys, stats, strict=True)]
+
+    def _trial(self, weight_oi: Tensor, survey: Survey, stats: Statistics) -> Trial:
         o, i = weight_oi.shape
         tail = survey.spectrum.square().flip(0).cumsum(0).flip(0)
         if float(tail[0]) == 0:

@@ -92,13 +92,15 @@ class Repair(Compressor, ABC):
         """The base's."""
         return self.base.weighs_by_divergence
 
-    def trial(self, weight_oi: Tensor, survey: Survey, stats: Statistics) -> Trial:
+    def trials(
+        self, weights: Sequence[Tensor], surveys: Sequence[Survey], stats: Sequence[Statistics]
+    ) -> list[Trial]:
         """The base's."""
-        return self.base.trial(weight_oi, survey, stats)
+        return self.base.trials(weights, surveys, stats)
 
-    def survey(self, weight_oi: Tensor, stats: Statistics) -> Survey:
+    def survey(self, weights: Sequence[Tensor], stats: Sequence[Statistics]) -> list[Survey]:
         """The base's."""
-        return self.base.survey(weight_oi, stats)
+        return self.base.survey(weights, stats)
 
     def plan(self, layers: Mapping[str, LayerShape], rest_bytes: int = 0) -> dict[str, Compressor]:
         """Plan the base and settle the rank; layers that the base leaves need no repair.

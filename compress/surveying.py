@@ -64,15 +64,20 @@ def _block_survey(
     trials: dict[str, Trial] = {}
     while groups:
         shared = groups.pop(0)
-        for name in shared.names:
-            weight = weight_oi(block.layers[name]).float()
-            stats = shared.stats.joined(gradients.get(name, Statistics()))
+        parts = [shared.names] if method.joins_layers else [(name,) for name in shared.names]
+        for names in parts:
+            weights = [weight_oi(block.layers[name]).float() for name in names]
+            stats = [shared.stats.joined(gradients.get(name, Statistics())) for name in names]
             try:
-                surveys[name] = replace(method.survey(weight, stats), reads=shared.names[0])
-                if method.weighs_by_divergence:
-                    trials[name] = method.trial(weight, surveys[name], stats)
+                found = method.survey(weights, stats)
+                tried = method.trials(weights, found, stats) if method.weighs_by_divergence else []
             except LayerError as error:
-                raise LayerError(f"layer {name}: {error}") from error
+                raise LayerError(f"layer {', '.join(names)}: {error}") from error
+            surveys |= {
+                name: replace(survey, reads=shared.names[0])
+                for name, survey in zip(names, found, strict=True)
+            }
+            trials |= dict(zip(names, tried, strict=False))
         shared.stats.forget()
     return surveys, trials
 

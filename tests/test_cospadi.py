@@ -12,6 +12,7 @@ from compress.dictionary import alternating, oneshot, revived
 from compress.errors import LayerError, RecipeError
 from compress.linalg import output_energy
 from compress.methods.cospadi import CoSpaDi, Solver
+from compress.weight_lines import lines_of
 
 SHAPES = {"wide": (48, 96), "tall": (96, 48)}
 
@@ -32,7 +33,7 @@ def error_of(method, w, x):
 
 def problem(coded, shape=(96, 48)):
     """Lines as the method makes them."""
-    lines, _ = planned(shape, coded=coded)._lines(weight(*shape), statistics(inputs(shape[1])))
+    lines, _ = lines_of(weight(*shape), statistics(inputs(shape[1])), coded, 0.01)
     return lines
 
 
@@ -216,7 +217,9 @@ def test_more_bytes_lose_less_and_the_default_solver_beats_one_shot_by_half():
         ({"solver": "ksvd", "coded": "inputs", "share": "none"}, "ksvd codes outputs only"),
         ({"ratio": 3.0, "pattern": "2:4"}, r"method\.ratio: 3\.0 does nothing"),
         ({"solver": "oneshot", "rounds": 5}, r"method\.rounds: 5 does nothing"),
-        ({"budget": "1MB", "atoms": 8}, r"method\.budget: 1MB does nothing"),
+        ({"importance": "kl"}, r"method\.importance: kl serves --spread errors"),
+        ({"spread": "errors", "atoms": 8}, r"method\.atoms: 8 for every dictionary leave"),
+        ({"budget": "1MB", "atoms": 8}, r"method\.atoms: 8 for every dictionary leave"),
         ({"coded": "inputs"}, "give --share none"),
         ({"code_bits": "7"}, "none of auto, 32, 16"),
     ],

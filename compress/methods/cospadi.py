@@ -14,6 +14,7 @@ and K-SVD, is `--solver ksvd`); codes of inputs are ours; after rounding the cod
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
@@ -21,19 +22,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from calibration.gradients import GradientEnergy
 from calibration.stats import Gram, Statistic, Statistics
-from compress.atom_plan import AtomPlanner
+from compress.atom_curves import curves, lost_at, trials
+from compress.atom_plan import AtomPlanner, Share, Spread
 from compress.budget import refuse_share
 from compress.code_storage import CodeBits, CodeStorage, joined
-from compress.coding import Coded, CoupledLines, FreeLines, Lines, Pattern, solved
-from compress.compressor import Compressor, LayerShape, Survey, refuse_damping
+from compress.coding import Coded, FreeLines, Lines, Pattern
+from compress.compressor import Compressor, LayerShape, Survey, Trial, refuse_damping
 from compress.dictionary import alternating, oneshot
 from compress.errors import LayerError, RecipeError
 from compress.factors import FactorDtype
 from compress.forms import Along, Common, Form, Shared, Sparse
 from compress.ksvd import ksvd
-from compress.linalg import add_ridge_, cholesky
 from compress.quantities import parse_bytes
+from compress.ranks import Importance
+from compress.weight_lines import best_dictionary, lines_of
 
 
 class Solver(enum.StrEnum):
@@ -50,15 +54,6 @@ class Solver(enum.StrEnum):
 ROUNDS = {Solver.ADMM: 20, Solver.KSVD: 60}
 
 
-class Share(enum.StrEnum):
-    """Which layers have one dictionary."""
-
-    NONE = "none"
-    """Each its own."""
-    INPUTS = "inputs"
-    """Those that read the same tensor (q, k and v; gate and up): one metric, one product with the dictionary."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class CoSpaDi(Compressor, name="cospadi"):
     """A dictionary and sparse codes, fitted to the layer's outputs."""
@@ -67,9 +62,7 @@ class CoSpaDi(Compressor, name="cospadi"):
 
     keep: float = field(
         default=0.8,
-        metadata={
-            "help": "share of the compressed layers' bytes that is kept, above 0 and below 1"
-        },
+        metadata={"help": "share of the layers' bytes that is kept, above 0 and below 1"},
     )
     budget: str | None = field(
         default=None,
@@ -92,6 +85,13 @@ class CoSpaDi(Compressor, name="cospadi"):
     )
     share: Share = field(
         default=Share.INPUTS, metadata={"help": "which layers have one dictionary together"}
+    )
+    spread: Spread = field(
+        default=Spread.UNIFORM, metadata={"help": "how atoms are spread over the layers"}
+    )
+    importance: Importance = field(
+        default=Importance.RELATIVE,
+        metadata={"help": "what a unit of a layer's error costs in a plan by errors"},
     )
     solver: Solver = field(
         default=Solver.ADMM, metadata={"help": "how the dictionary and the codes are found"}
@@ -147,15 +147,27 @@ class CoSpaDi(Compressor, name="cospadi"):
             )
         if self.solver is Solver.KSVD and self.coded is Coded.INPUTS:
             raise RecipeError("method.coded: ksvd codes outputs only; use --solver admm")
-        if self.atoms is not None and self.budget is not None:
+        if self.atoms is not None and (self.budget or self.spread is Spread.ERRORS):
             raise RecipeError(
-                f"method.budget: {self.budget} does nothing beside --atoms {self.atoms}"
+                f"method.atoms: {self.atoms} for every dictionary leave a budget or a plan by errors nothing to do"
+            )
+        if self.spread is Spread.UNIFORM and self.importance is not Importance.RELATIVE:
+            raise RecipeError(
+                f"method.importance: {self.importance} serves --spread errors, and does nothing in a uniform plan"
             )
 
     @property
     def surveys(self) -> frozenset[type[Statistic]] | None:
-        """No statistics, but which layers read the same tensor, if these share."""
-        return frozenset() if self.joins_layers else None
+        """What a plan by errors compares layers by; nothing but who reads the same tensor, if layers share."""
+        if self.spread is Spread.UNIFORM:
+            return frozenset() if self.joins_layers else None
+        fisher = {GradientEnergy} if self.importance is Importance.FISHER else set()
+        return frozenset({Gram, *fisher})
+
+    @property
+    def weighs_by_divergence(self) -> bool:
+        """Where errors cost what they were measured to do."""
+        return self.spread is Spread.ERRORS and self.importance is Importance.KL
 
     @property
     def codes_inputs(self) -> bool:
@@ -167,9 +179,24 @@ class CoSpaDi(Compressor, name="cospadi"):
         """Where layers share a dictionary."""
         return self.share is Share.INPUTS
 
-    def survey(self, weight_oi: Tensor, stats: Statistics) -> Survey:  # noqa: ARG002
-        """Nothing of the weight itself."""
-        return Survey()
+    def survey(self, weights: Sequence[Tensor], stats: Sequence[Statistics]) -> list[Survey]:
+        """A curve of each weight's error, where the plan compares any."""
+        if self.spread is Spread.UNIFORM:
+            return [Survey() for _ in weights]
+        return curves(self, weights, stats)
+
+    def trials(
+        self, weights: Sequence[Tensor], surveys: Sequence[Survey], stats: Sequence[Statistics]
+    ) -> list[Trial]:
+        """At the share of the bytes that `keep` says, without iteration."""
+        return trials(self, weights, surveys, stats)
+
+    def predicted_error(self, layer: LayerShape) -> float | None:
+        """What the curve tells of a planned layer, an upper bound for `admm`; None without one."""
+        if layer.survey is None or not layer.survey.points or not self.atoms:
+            return None
+        energy = layer.survey.energy
+        return math.sqrt(lost_at(layer.survey, self.atoms) / energy) if energy > 0 else 0.0
 
     def plan(self, layers: Mapping[str, LayerShape], rest_bytes: int = 0) -> dict[str, Compressor]:
         """Settle atoms, sides and dtypes, and who shares. Raises RecipeError naming the layer that gets no atom."""
@@ -179,6 +206,12 @@ class CoSpaDi(Compressor, name="cospadi"):
         """For a dictionary with so many users."""
         share = Share.INPUTS if n_users > 1 else Share.NONE
         return replace(self, dictionary_dtype=dtype, code_bits=bits, coded=coded, share=share)
+
+    def with_atoms(self, k: int) -> CoSpaDi:
+        """With nothing left to plan."""
+        return replace(
+            self, atoms=k, budget=None, spread=Spread.UNIFORM, importance=Importance.RELATIVE
+        )
 
     def reader(self) -> _Reader:
         """For a layer that reads the dictionary which a layer with this plan stores."""
@@ -225,7 +258,7 @@ class CoSpaDi(Compressor, name="cospadi"):
         """Each weight's codes and the dictionary, as they are stored."""
         k, stack = self.atoms or 0, torch.cat(list(weights))
         s = self.nonzeros(k)
-        lines, scale_n = self._lines(stack, stats)
+        lines, scale_n = lines_of(stack, stats, self.coded, self.damping)
         codes = self._solved(lines, k, s) / scale_n[:, None]
         if self.coded is Coded.INPUTS:
             stored = [self.storage.codes(codes, s, self.pattern, Along.COLUMNS)]
@@ -234,7 +267,8 @@ class CoSpaDi(Compressor, name="cospadi"):
                 self.storage.codes(part, s, self.pattern, Along.ROWS)
                 for part in codes.split([len(weight) for weight in weights])
             ]
-        dictionary = self._refitted(stack, torch.cat([each.dense() for each in stored]), stats)
+        fixed = torch.cat([each.dense() for each in stored])
+        dictionary = best_dictionary(stack, fixed, stats, self.coded, self.damping)
         return stored, self.storage.dictionary(dictionary)
 
     def _solved(self, lines: Lines, k: int, s: int) -> Tensor:
@@ -245,38 +279,6 @@ class CoSpaDi(Compressor, name="cospadi"):
         if self.solver is Solver.KSVD and isinstance(lines, FreeLines):
             return ksvd(lines, k, s, n_rounds)[0]
         return alternating(lines, k, s, self.pattern, n_rounds)[0]
-
-    def _lines(self, weight_oi: Tensor, stats: Statistics) -> tuple[Lines, Tensor]:
-        """The problem, and what its lines were multiplied by: (n,)."""
-        if self.coded is Coded.OUTPUTS:
-            chol_ii = stats.once(
-                ("whitening", self.damping), lambda: cholesky(self._gram(stats)).float()
-            )
-            return FreeLines(weight_oi @ chol_ii), weight_oi.new_ones(len(weight_oi))
-        gram, root_i, eigen = stats.once(("scaled gram", self.damping), lambda: self._scaled(stats))
-        return CoupledLines((weight_oi * root_i).T.contiguous(), gram, eigen), root_i
-
-    def _gram(self, stats: Statistics) -> Tensor:
-        return add_ridge_(stats[Gram].mean_ii(), self.damping)
-
-    def _scaled(self, stats: Statistics) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """The Gram with a diagonal of ones, the roots of the one it had, and its eigendecomposition."""
-        gram_ii = self._gram(stats)
-        root_i = gram_ii.diagonal().sqrt()
-        gram_ii /= root_i * root_i[:, None]
-        return gram_ii.float(), root_i.float(), torch.linalg.eigh(gram_ii)
-
-    def _refitted(self, weight_oi: Tensor, codes: Tensor, stats: Statistics) -> Tensor:
-        """The best dictionary for the codes as they are stored, fp64.
-
-        For codes of outputs the inputs drop out: (Z^T Z)^-1 Z^T W.
-        """
-        weight, codes = weight_oi.double(), codes.double()
-        if self.coded is Coded.OUTPUTS:
-            return solved(codes.T @ codes, codes.T @ weight)
-        gram_ii = stats.once(("damped gram", self.damping), lambda: self._gram(stats))
-        image_ki = codes @ gram_ii
-        return solved(image_ki @ codes.T, image_ki @ weight.T).T
 
 
 @dataclass(frozen=True, kw_only=True)

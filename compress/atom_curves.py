@@ -1,0 +1,143 @@
+"""What a dictionary of so many atoms would lose: a few points of each layer's curve, and what lies between.
+
+Measured without iteration: rounds lower the error of all layers, and of larger dictionaries more.
+Shapes: o = out_features, i = in_features, n = lines, d = entries of an atom, k = atoms.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from calibration.gradients import GradientEnergy
+from calibration.stats import Statistics
+from compress.coding import Coded, Lines
+from compress.compressor import Survey, Trial
+from compress.dictionary import oneshot
+from compress.errors import LayerError
+from compress.forms import Dense
+from compress.ranks import Importance
+from compress.weight_lines import best_dictionary, lines_of
+
+if TYPE_CHECKING:
+    from compress.methods.cospadi import CoSpaDi
+
+ATOM_MULTIPLE = 4
+"""Of atoms: what a 2:4 pattern needs."""
+SHARES = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
+"""Of the weight's numbers, where curves are measured."""
+MASK = 1 / 16
+"""What a mask's bit is of a number, roughly: where the points lie does not matter much."""
+NOTHING = 1e-9
+"""Share of a weight's energy that is as good as nothing."""
+
+
+def side_of(method: CoSpaDi, n_outputs: int, n_inputs: int) -> Coded:
+    """What of layers with one dictionary is coded: the more numerous, if it is not given."""
+    if method.coded is not Coded.AUTO:
+        return method.coded
+    return Coded.INPUTS if n_outputs < n_inputs and method.codes_inputs else Coded.OUTPUTS
+
+
+def curves(method: CoSpaDi, weights: Sequence[Tensor], stats: Sequence[Statistics]) -> list[Survey]:
+    """Of weights (o, i) with one input: of one dictionary for all, unless codes of inputs are to be made."""
+    side = _side(method, weights)
+    if len(weights) > 1 and side is Coded.INPUTS:
+        pairs = zip(weights, stats, strict=True)
+        return [found for w, own in pairs for found in curves(method, [w], [own])]
+    lines, _ = lines_of(torch.cat(list(weights)), stats[0], side, method.damping)
+    n_lines = _counts(weights, lines)
+    sizes = sorted({_atoms_for(share, lines, method.ratio) for share in SHARES})
+    lost = [_split(lines.lost(*_coded(method, lines, k)), n_lines) for k in sizes]
+    energies = _split((lines.goal * lines.target).sum(1), n_lines)
+    return [
+        Survey(
+            points=tuple((k, each[number]) for k, each in zip(sizes, lost, strict=True)),
+            energy=energies[number],
+            cost=_cost(method, own),
+        )
+        for number, own in enumerate(stats)
+    ]
+
+
+def trials(
+    method: CoSpaDi,
+    weights: Sequence[Tensor],
+    surveys: Sequence[Survey],
+    stats: Sequence[Statistics],
+) -> list[Trial]:
+    """What each weight would be at about the share of its numbers that `keep` says.
+
+    Raises LayerError for a weight of zeros, of which no error can be measured.
+    """
+    side = _side(method, weights)
+    if len(weights) > 1 and side is Coded.INPUTS:
+        triples = zip(weights, surveys, stats, strict=True)
+        return [found for w, own, each in triples for found in trials(method, [w], [own], [each])]
+    stack = torch.cat(list(weights))
+    lines, scale_n = lines_of(stack, stats[0], side, method.damping)
+    k = _atoms_for(method.keep, lines, method.ratio)
+    codes = _coded(method, lines, k)[0] / scale_n[:, None]
+    codes = (codes if side is Coded.OUTPUTS else codes.T).double()
+    atoms = best_dictionary(stack, codes, stats[0], side, method.damping)
+    product = (codes @ atoms if side is Coded.OUTPUTS else atoms @ codes).float()
+    lost = [max(lost_at(survey, k), NOTHING * survey.energy) for survey in surveys]
+    if min(lost) <= 0:
+        raise LayerError("it is zero, so no error of it can be measured; --exclude it")
+    rows = product.split([len(weight) for weight in weights])
+    return [Trial(Dense(part), each) for part, each in zip(rows, lost, strict=True)]
+
+
+def lost_at(survey: Survey, k: int) -> float:
+    """The squared error with k atoms: between points along a line of its logarithm, beyond the last as there.
+
+    With no atoms nothing is left of the weight.
+    """
+    points = [(0, survey.energy), *survey.points]
+    above = bisect.bisect_right([size for size, _ in points], k)
+    if above == len(points):
+        return points[-1][1]
+    (low, most), (high, least) = points[above - 1], points[above]
+    if most <= 0 or least <= 0:
+        return least if k == high else most
+    part = (k - low) / (high - low)
+    return math.exp((1 - part) * math.log(most) + part * math.log(least))
+
+
+def _side(method: CoSpaDi, weights: Sequence[Tensor]) -> Coded:
+    return side_of(method, sum(len(weight) for weight in weights), weights[0].shape[1])
+
+
+def _counts(weights: Sequence[Tensor], lines: Lines) -> list[int]:
+    """How many of the stacked lines each weight has."""
+    return [len(weight) for weight in weights] if len(weights) > 1 else [len(lines.target)]
+
+
+def _split(lost_n: Tensor, n_lines: Sequence[int]) -> list[float]:
+    return [max(float(part.sum()), 0.0) for part in lost_n.double().split(list(n_lines))]
+
+
+def _atoms_for(share: float, lines: Lines, ratio: float) -> int:
+    """About so many atoms that they and their codes take this share of the numbers; a multiple, one at least."""
+    n, d = lines.target.shape
+    k = share * n * d / (d + n * (1 / ratio + MASK))
+    return max(ATOM_MULTIPLE, int(k) // ATOM_MULTIPLE * ATOM_MULTIPLE)
+
+
+def _coded(method: CoSpaDi, lines: Lines, k: int) -> tuple[Tensor, Tensor]:
+    return oneshot(lines, k, method.nonzeros(k), method.pattern)
+
+
+def _cost(method: CoSpaDi, stats: Statistics) -> float:
+    """What the loss thinks of an output, if it is asked. Raises LayerError if it does not depend on it."""
+    if method.importance is not Importance.FISHER:
+        return 1.0
+    if GradientEnergy not in stats:
+        raise LayerError("the loss does not depend on it, so it has no Fisher; --exclude it")
+    cost: float = stats[GradientEnergy].mean()
+    return cost
