@@ -82,8 +82,10 @@ class Lines(ABC):
         """R^T R applied to something with a row for each line."""
 
     @abstractmethod
-    def code(self, atoms_kd: Tensor, codes_nk: Tensor, s: int, pattern: Pattern) -> Tensor:
-        """A few steps of ADMM from these codes, for these atoms: the new codes."""
+    def code(
+        self, atoms_kd: Tensor, codes_nk: Tensor, s: int, pattern: Pattern, n_steps: int = N_INNER
+    ) -> Tensor:
+        """So many steps of ADMM from these codes, for these atoms: the new codes."""
 
     @abstractmethod
     def step_sizes(self, gradient: Tensor, hessian_kk: Tensor, direction: Tensor) -> Tensor:
@@ -157,7 +159,9 @@ class FreeLines(Lines):
     def weighted(self, matrix: Tensor) -> Tensor:  # noqa: D102
         return matrix
 
-    def code(self, atoms_kd: Tensor, codes_nk: Tensor, s: int, pattern: Pattern) -> Tensor:  # noqa: D102
+    def code(  # noqa: D102
+        self, atoms_kd: Tensor, codes_nk: Tensor, s: int, pattern: Pattern, n_steps: int = N_INNER
+    ) -> Tensor:
         hessian = atoms_kd @ atoms_kd.T
         penalty = PENALTY * float(hessian.diagonal().mean())
         hessian.diagonal().add_(penalty)
@@ -173,7 +177,7 @@ class FreeLines(Lines):
         ):
             still, chosen = lines @ to_codes, old
             dual = torch.zeros_like(old)
-            for _ in range(N_INNER):
+            for _ in range(n_steps):
                 wanted = torch.addmm(still + dual, chosen - dual, inverse, alpha=penalty)
                 chosen = wanted * largest(wanted, s, pattern)
                 dual = wanted - chosen
@@ -207,7 +211,9 @@ class CoupledLines(Lines):
     def weighted(self, matrix: Tensor) -> Tensor:  # noqa: D102
         return self._gram @ matrix
 
-    def code(self, atoms_kd: Tensor, codes_nk: Tensor, s: int, pattern: Pattern) -> Tensor:  # noqa: D102
+    def code(  # noqa: D102
+        self, atoms_kd: Tensor, codes_nk: Tensor, s: int, pattern: Pattern, n_steps: int = N_INNER
+    ) -> Tensor:
         hessian = atoms_kd @ atoms_kd.T
         penalty = PENALTY * float(hessian.diagonal().mean())
         sizes, turn = torch.linalg.eigh(hessian.double())
@@ -215,7 +221,7 @@ class CoupledLines(Lines):
         factors = 1 / (self._values[:, None] * sizes + penalty).clamp_min(TINY)
         goal = self._vectors.T @ (self.goal @ (atoms_kd.T @ turn))
         chosen, dual = codes_nk, torch.zeros_like(codes_nk)
-        for _ in range(N_INNER):
+        for _ in range(n_steps):
             pull = self._vectors.T @ ((chosen - dual) @ turn)
             wanted = self._vectors @ (pull.mul_(penalty).add_(goal).mul_(factors)) @ turn.T
             wanted += dual

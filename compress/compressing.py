@@ -276,6 +276,8 @@ def describe(form: Form) -> str:
             return _described_codes(spec)
         case "product":
             return f"rank {spec['rank']} in {describe(form.down)}"  # type: ignore[arg-type]
+        case "sparse":
+            return f"{spec['per_line']} of {form.shape[1]} in a row"
         case other:
             return str(other)
 

@@ -1,0 +1,59 @@
+"""ADMM pruning: which weights stay and what they become, found together under the inputs' second moments.
+
+Boza 2024, arXiv:2401.02938 ("Fast and effective weight update for pruned large language models"). Needs: Gram. For
+every row of W (o, i) it looks for s nonzeros with the least ||(W - W') L||, L L^T = G: ADMM, whose steps are a product
+with (G + rho I)^-1 and the s largest entries, then conjugate gradients on the weights that stay. Cost: one Cholesky
+factor and one inverse of G (i^3) for each distinct input, and 30 + 40 products of o x i by i x i for each weight.
+
+Differs from the authors' code: G is scaled to a diagonal of ones and damped by its median; the number of zeros does not
+grow step by step; the last step is conjugate gradients (theirs: more of ADMM's own).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from calibration.stats import Statistics
+from compress.coding import FreeLines, largest
+from compress.compressor import refuse_damping
+from compress.linalg import cholesky
+from compress.pruner import Pruner
+from compress.weight_lines import damped
+
+N_STEPS = 30
+POLISH_STEPS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class ADMM(Pruner, name="admm"):
+    """Pruning whose mask and remaining weights are found together."""
+
+    paper: ClassVar[str] = "Boza 2024, arXiv:2401.02938"
+
+    damping: float = field(
+        default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_damping(self.damping)
+
+    def pruned(self, weight_oi: Tensor, s: int, stats: Statistics) -> Tensor:
+        """Rows are lines, and the rows of the scaled Gram's Cholesky factor their atoms."""
+        factor_ii, root_i = stats.once(("scaled factor", self.damping), lambda: self._scaled(stats))
+        scaled = weight_oi * root_i
+        lines = FreeLines(scaled @ factor_ii)
+        first = scaled * largest(scaled, s, self.pattern)
+        found = lines.code(factor_ii, first, s, self.pattern, N_STEPS)
+        polished = lines.polished(factor_ii, found, POLISH_STEPS)
+        return polished / root_i
+
+    def _scaled(self, stats: Statistics) -> tuple[Tensor, Tensor]:
+        """The Cholesky factor of the Gram with a diagonal of ones, and the roots of the one it had."""
+        gram_ii = damped(stats, self.damping)
+        root_i = gram_ii.diagonal().sqrt()
+        gram_ii /= root_i * root_i[:, None]
+        return cholesky(gram_ii).float(), root_i.float()

@@ -1,0 +1,135 @@
+"""What every pruning method shares: how many weights stay, where they may be, and the making of the form."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from calibration.stats import Statistics
+from compress.budget import layer_budget, refuse_share
+from compress.code_storage import CodeBits, CodeStorage
+from compress.coding import Pattern
+from compress.compressor import Compressor, LayerShape
+from compress.errors import RecipeError
+from compress.factors import FactorDtype
+from compress.forms import Along, Form
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruner(Compressor, ABC):
+    """Options of every method that keeps some weights of every row and makes the others zero."""
+
+    sparsity: float = field(
+        default=0.5, metadata={"help": "share of zeros in every row, above 0 and below 1"}
+    )
+    keep: float | None = field(
+        default=None,
+        metadata={"help": "share of the layers' bytes that is kept; takes the place of --sparsity"},
+    )
+    per_row: int | None = field(
+        default=None, metadata={"help": "weights kept in a row; takes the place of --sparsity"}
+    )
+    pattern: Pattern = field(
+        default=Pattern.FREE,
+        metadata={"help": "where weights may stay: anywhere in a row, or two of every four"},
+    )
+    value_dtype: FactorDtype = field(
+        default=FactorDtype.AUTO,
+        metadata={"help": "dtype of the weights that stay; auto: the weight's own"},
+    )
+    value_bits: CodeBits = field(
+        default=CodeBits.AUTO, metadata={"help": "bits of a weight that stays; auto: as its dtype"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.sparsity < 1:
+            raise RecipeError(
+                f"method.sparsity: {self.sparsity} is no share of zeros; above 0 and below 1, 0.5 say"
+            )
+        if self.keep is not None:
+            refuse_share(self.keep)
+        if self.per_row is not None and self.per_row < 1:
+            raise RecipeError(f"method.per_row: {self.per_row} is too small; 1 or more")
+        if self.pattern is Pattern.TWO_OF_FOUR and (self.keep, self.sparsity) != (None, 0.5):
+            raise RecipeError(
+                "method.pattern: two of every four is a sparsity of 0.5; leave --keep and --sparsity"
+            )
+
+    def plan(
+        self,
+        layers: Mapping[str, LayerShape],
+        rest_bytes: int = 0,
+    ) -> dict[str, Compressor]:
+        """Settle how many weights stay in a row, and their dtype.
+
+        Raises RecipeError naming the layer whose bytes pay for none, or whose rows do not come in fours.
+        """
+        share = None
+        if self.keep is not None:
+            before = sum(layer.n_bytes for layer in layers.values())
+            share = layer_budget(self.keep, None, layers, rest_bytes) / before
+        return {name: self._settled(name, layer, share) for name, layer in layers.items()}
+
+    def _settled(self, name: str, layer: LayerShape, share: float | None) -> Pruner:
+        dtype, bits = self.value_dtype, self.value_bits
+        if dtype is FactorDtype.AUTO:
+            own = str(layer.dtype).removeprefix("torch.")
+            if own not in list(FactorDtype):
+                raise RecipeError(
+                    f"method.value_dtype: auto would store weights as they are, in {own}; give bfloat16 say"
+                )
+            dtype = FactorDtype(own)
+        if bits is CodeBits.AUTO:
+            bits = CodeBits.FULL if dtype is FactorDtype.FLOAT32 else CodeBits.HALF
+        settled = replace(self, value_dtype=dtype, value_bits=bits, keep=None)
+        return replace(settled, per_row=settled._row(name, layer, share))
+
+    def _row(self, name: str, layer: LayerShape, share: float | None) -> int:
+        """How many weights of a row stay."""
+        i = layer.shape[1]
+        if self.pattern is Pattern.TWO_OF_FOUR:
+            if i % 4:
+                raise RecipeError(
+                    f"method.pattern: the {i} inputs of {name} are no multiple of 4; --exclude it"
+                )
+            return i // 2
+        if self.per_row is not None:
+            return min(self.per_row, i)
+        if share is None:
+            return max(1, round((1 - self.sparsity) * i))
+        budget = share * layer.n_bytes
+        paid = [s for s in range(1, i + 1) if self._bytes_of(layer.shape, s) <= budget]
+        if not paid:
+            raise RecipeError(
+                f"method.keep: {share:.3g} of the bytes of {name} {layer.shape} does not pay for its mask; keep more"
+            )
+        return paid[-1]
+
+    @property
+    def storage(self) -> CodeStorage:
+        """What values are stored in, once planned."""
+        return CodeStorage(getattr(torch, self.value_dtype.value), self.value_bits)
+
+    def planned_bytes(self, shape: tuple[int, int]) -> int:
+        """Values and mask."""
+        return self._bytes_of(shape, self.per_row or 0)
+
+    def _bytes_of(self, shape: tuple[int, int], s: int) -> int:
+        return self.storage.code_bytes(*shape, s)
+
+    def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
+        """Each weight by itself."""
+        s = self.per_row or 0
+        return [
+            self.storage.codes(self.pruned(weight, s, stats), s, self.pattern, Along.ROWS)
+            for weight in weights
+        ]
+
+    @abstractmethod
+    def pruned(self, weight_oi: Tensor, s: int, stats: Statistics) -> Tensor:
+        """The weight (o, i) with s nonzeros in every row at most. Raises LayerError if it can't be had."""
