@@ -25,6 +25,8 @@ from compress.linalg import (
 )
 from compress.quantiser import Quantiser
 
+WORD_BYTES = 4
+
 
 class FactorDtype(enum.StrEnum):
     """What the factors are stored in."""
@@ -84,13 +86,15 @@ class Metric:
 def best_low_rank(matrix_oi: Tensor, metric: Metric, rank: int, storage: torch.dtype) -> LowRank:
     """The rank-r path that loses least of a matrix (o, i) in a metric, as it is stored.
 
-    The factors are balanced before they are rounded to `storage`; what rounding A costs, B takes back in closed form
-    (the left side of the metric makes no difference to that). Raises LayerError if a factor overflows.
+    The factors are balanced before they are rounded to `storage`; what rounding A to 16 bits costs, B takes back in
+    closed form (the left side of the metric makes no difference to that). Rounding to 32 costs nothing.
+    Raises LayerError if a factor overflows.
     """
-    _, down = balanced(*metric.truncated(matrix_oi, rank))
+    up, down = balanced(*metric.truncated(matrix_oi, rank))
     stored_down = to_storage(down, storage)
-    stored_up = to_storage(refit_up(matrix_oi, stored_down, metric.chol_ii), storage)
-    return LowRank.from_factors(stored_up, stored_down)
+    if storage.itemsize < WORD_BYTES:
+        up = refit_up(matrix_oi, stored_down, metric.chol_ii)
+    return LowRank.from_factors(to_storage(up, storage), stored_down)
 
 
 def quantised_low_rank(
