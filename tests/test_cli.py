@@ -311,7 +311,7 @@ def test_an_error_of_ours_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> N
         (["verify", "nix"], "error: nix: no such folder"),
         (["eval", "nix"], "error: nix: no such folder"),
         (["eval", "--limit", "3", "nix"], "error: nix: no such folder"),
-        (["run", "--base", "eora"], "--method.base: there is no 'eora'; there are asvd, "),
+        (["run", "--base", "eora"], "--method.base: there is no 'eora'; there are admm, "),
         (["verify"], "error: the following arguments are required: DIR"),
     ],
 )
