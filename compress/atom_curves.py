@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from calibration.gradients import GradientEnergy
 from calibration.stats import Statistics
 from compress.coding import Coded, Lines
 from compress.compressor import Survey, Trial
 from compress.dictionary import oneshot
 from compress.errors import LayerError
 from compress.forms import Dense
-from compress.ranks import Importance
+from compress.weighing import fisher_cost
 from compress.weight_lines import best_dictionary, lines_of
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def curves(method: CoSpaDi, weights: Sequence[Tensor], stats: Sequence[Statistic
         Survey(
             points=tuple((k, each[number]) for k, each in zip(sizes, lost, strict=True)),
             energy=energies[number],
-            cost=_cost(method, own),
+            cost=fisher_cost(method.importance, own),
         )
         for number, own in enumerate(stats)
     ]
@@ -131,13 +130,3 @@ def _atoms_for(share: float, lines: Lines, ratio: float) -> int:
 
 def _coded(method: CoSpaDi, lines: Lines, k: int) -> tuple[Tensor, Tensor]:
     return oneshot(lines, k, method.nonzeros(k), method.pattern)
-
-
-def _cost(method: CoSpaDi, stats: Statistics) -> float:
-    """What the loss thinks of an output, if it is asked. Raises LayerError if it does not depend on it."""
-    if method.importance is not Importance.FISHER:
-        return 1.0
-    if GradientEnergy not in stats:
-        raise LayerError("the loss does not depend on it, so it has no Fisher; --exclude it")
-    cost: float = stats[GradientEnergy].mean()
-    return cost

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 from compress.atom_curves import ATOM_MULTIPLE, lost_at, side_of
 from compress.budget import layer_budget
-from compress.code_storage import CodeBits
 from compress.coding import Coded
-from compress.compressor import Compressor, LayerShape, Survey
+from compress.compressor import Compressor, LayerShape
 from compress.errors import RecipeError
-from compress.factors import FactorDtype
+from compress.factors import settled_dtype
 from compress.knapsack import BudgetError, Choice, knapsack
-from compress.ranks import Importance
+from compress.weighing import cost_of_error
 
 if TYPE_CHECKING:
     from compress.methods.cospadi import CoSpaDi
@@ -117,24 +116,15 @@ class AtomPlanner:
         shapes = [layer.shape for layer in group.values()]
         dense = sum(layer.n_bytes for layer in group.values())
         surveys = [layer.survey for layer in group.values() if layer.survey is not None]
-        weights = [self._weight(survey) for survey in surveys]
+        costs = [cost_of_error(self.method.importance, survey) for survey in surveys]
         found = []
         for k in range(ATOM_MULTIPLE, most_atoms(settled, shapes, dense) + 1, ATOM_MULTIPLE):
             n_bytes = settled.bytes_of(shapes, k)
-            lost = sum(w * lost_at(each, k) for w, each in zip(weights, surveys, strict=True))
+            lost = sum(w * lost_at(each, k) for w, each in zip(costs, surveys, strict=True))
             if n_bytes < dense:
                 found.append(Atoms(n_bytes, lost, k))
         least = FLOOR * self._evenly(group, settled)
         return [*(each for each in found if (each.atoms or 0) >= least), Atoms(dense, 0.0, None)]
-
-    def _weight(self, survey: Survey) -> float:
-        """What a unit of the layer's squared error costs."""
-        match self.method.importance:
-            case Importance.RELATIVE:
-                return 1 / survey.energy if survey.energy > 0 else 1.0
-            case Importance.FISHER | Importance.KL:
-                return survey.cost
-        return 1.0
 
     def groups(self) -> list[dict[str, LayerShape]]:
         """Layers that share a dictionary, and those that have their own."""
@@ -155,18 +145,9 @@ class AtomPlanner:
     def _settled(self, group: Mapping[str, LayerShape]) -> CoSpaDi:
         """With the dtypes and the side of layers that share a dictionary."""
         method, layer = self.method, next(iter(group.values()))
-        dtype, bits = method.dictionary_dtype, method.code_bits
-        if dtype is FactorDtype.AUTO:
-            name = str(layer.dtype).removeprefix("torch.")
-            if name not in list(FactorDtype):
-                raise RecipeError(
-                    f"method.dictionary_dtype: auto would store it as the weights are, in {name}; give bfloat16 say"
-                )
-            dtype = FactorDtype(name)
-        if bits is CodeBits.AUTO:
-            bits = CodeBits.FULL if dtype is FactorDtype.FLOAT32 else CodeBits.HALF
+        dtype = settled_dtype(method.dictionary_dtype, layer.dtype, "dictionary_dtype")
         coded = side_of(method, *_sides(group))
-        return method.settled(dtype, bits, coded, n_users=len(group))
+        return method.settled(dtype, method.code_bits.beside(dtype), coded, n_users=len(group))
 
 
 def _sides(group: Mapping[str, LayerShape]) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from calibration.stats import Gram, Statistics
 from compress.coding import Pattern, largest
 from compress.errors import LayerError
+from compress.factors import FactorDtype
 from compress.forms import Along, Dense, Form, Product, Short, Sparse
 from compress.linalg import to_storage
 from compress.methods.rtn import RTN
@@ -34,6 +35,12 @@ class CodeBits(enum.StrEnum):
     INT_8 = "8"
     """Integers with an fp16 scale for each 64."""
     INT_4 = "4"
+
+    def beside(self, dtype: FactorDtype) -> CodeBits:
+        """What `auto` is where the rest is stored in a dtype."""
+        if self is not CodeBits.AUTO:
+            return self
+        return CodeBits.FULL if dtype is FactorDtype.FLOAT32 else CodeBits.HALF
 
 
 WORD_BYTES = 4

@@ -22,7 +22,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from compress.errors import LayerError
+from compress.linalg import cholesky
 
 PENALTY = 0.3
 """ADMM's rho, as a share of the mean diagonal of the Hessian: .1 chooses too hastily, 1 is drawn to the start."""
@@ -165,7 +165,7 @@ class FreeLines(Lines):
         hessian = atoms_kd @ atoms_kd.T
         penalty = PENALTY * float(hessian.diagonal().mean())
         hessian.diagonal().add_(penalty)
-        inverse = torch.cholesky_inverse(_cholesky(hessian))
+        inverse = torch.cholesky_inverse(cholesky(hessian, "the Gram of its atoms"))
         to_codes = atoms_kd.T @ inverse  # (d, k): M A^T (H + rho I)^-1 in one product
         coded = torch.empty_like(codes_nk)
         n_lines = max(1, self._block_entries // len(atoms_kd))
@@ -253,19 +253,10 @@ def solved(normal_kk: Tensor, right_kd: Tensor) -> Tensor:
     scale_k = torch.where(root_k > 0, 1 / root_k, torch.zeros_like(root_k))
     damped = normal_kk * scale_k * scale_k[:, None]
     damped.diagonal().fill_(1 + RIDGE[normal_kk.dtype])
-    solution: Tensor = torch.cholesky_solve(right_kd * scale_k[:, None], _cholesky(damped))
+    solution: Tensor = torch.cholesky_solve(
+        right_kd * scale_k[:, None], cholesky(damped, "the Gram of its codes")
+    )
     return solution * scale_k[:, None]
-
-
-def _cholesky(matrix: Tensor) -> Tensor:
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    if int(info) != 0:
-        raise LayerError(
-            f"the codes' normal equations are singular (order {int(info)} of {len(matrix)}): more calibration text, or "
-            "a larger --method.damping"
-        )
-    lower: Tensor = factor
-    return lower
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -40,6 +40,11 @@ class Survey:
     reads: str = ""
     """The first of the layers that read the same tensor, itself perhaps."""
 
+    @property
+    def total(self) -> float:
+        """The squared error of nothing in the weight's place."""
+        return self.energy if self.points else float(self.spectrum.square().sum())
+
 
 @dataclass(frozen=True)
 class Trial:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from calibration.stats import Gram, Mean, Statistics
+from compress.errors import RecipeError
 from compress.forms import Form, LowRank, Product
 from compress.linalg import (
     balanced,
@@ -36,6 +37,18 @@ class FactorDtype(enum.StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+
+
+def settled_dtype(asked: FactorDtype, stored: torch.dtype, option: str) -> FactorDtype:
+    """What `auto` is for a weight stored in a dtype. Raises RecipeError naming the option where nothing is."""
+    if asked is not FactorDtype.AUTO:
+        return asked
+    name = str(stored).removeprefix("torch.")
+    if name not in list(FactorDtype):
+        raise RecipeError(
+            f"method.{option}: auto would store numbers as the weights are, in {name}; give bfloat16 say"
+        )
+    return FactorDtype(name)
 
 
 @dataclass(frozen=True)

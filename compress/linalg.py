@@ -36,12 +36,12 @@ def ridge(diagonal_i: Tensor, damping: float, what: str = "input channel") -> Te
     return damping * (scale + OUTLIER_RIDGE * diagonal_i)
 
 
-def cholesky(matrix_ii: Tensor) -> Tensor:
+def cholesky(matrix_ii: Tensor, what: str = "the Gram of its inputs") -> Tensor:
     """Lower Cholesky factor. Raises LayerError if the matrix is not positive definite, saying what would help."""
     factor, info = torch.linalg.cholesky_ex(matrix_ii)
     if int(info) != 0:
         raise LayerError(
-            f"the Gram of its inputs is singular (order {int(info)} of {matrix_ii.shape[0]}): more calibration text, "
+            f"{what} is singular (order {int(info)} of {matrix_ii.shape[0]}): more calibration text, "
             "or a larger --method.damping or --method.base.damping (0.01 by default), makes it definite"
         )
     lower: Tensor = factor

@@ -20,13 +20,14 @@ from calibration.stats import Anchor, Gram, Statistic, Statistics
 from compress.budget import refuse_share
 from compress.compressor import Compressor, LayerShape, Survey, Trial
 from compress.errors import LayerError, RecipeError
-from compress.factors import FactorDtype, Metric, best_low_rank, quantised_low_rank
+from compress.factors import FactorDtype, Metric, best_low_rank, quantised_low_rank, settled_dtype
 from compress.forms import Form, LowRank, Product
 from compress.linalg import carried
 from compress.quantiser import Quantiser
 from compress.quantities import parse_bytes
 from compress.rank_plan import RankPlanner, parse_rank
 from compress.ranks import Allocation, Importance
+from compress.weighing import fisher_cost
 
 FLOOR = 0.5
 ANCHOR_DAMPING = 0.01
@@ -167,11 +168,7 @@ class Factorisation(Compressor, ABC):
 
     def _surveyed(self, weight_oi: Tensor, stats: Statistics) -> Survey:
         spectrum = self.measure([weight_oi], stats).spectrum(weight_oi)
-        if self.importance is not Importance.FISHER:
-            return Survey(spectrum)
-        if GradientEnergy not in stats:
-            raise LayerError("the loss does not depend on it, so it has no Fisher; --exclude it")
-        return Survey(spectrum, stats[GradientEnergy].mean())
+        return Survey(spectrum, fisher_cost(self.importance, stats))
 
     def plan(self, layers: Mapping[str, LayerShape], rest_bytes: int = 0) -> dict[str, Compressor]:
         """Settle each layer's rank and dtype. Raises RecipeError naming what gets no rank, or does not pay for any."""
@@ -192,14 +189,9 @@ class Factorisation(Compressor, ABC):
 
     def stored_as(self, layer: LayerShape) -> Self:
         """With the dtype of this layer's factors settled, and their groups if they are quantised."""
-        dtype = layer.dtype if self.factor_dtype is FactorDtype.AUTO else self.storage
-        name = str(dtype).removeprefix("torch.")
-        if name not in list(FactorDtype):
-            raise RecipeError(
-                f"method.factor_dtype: auto would store factors as the weights are, in {name}; give float16 say"
-            )
+        dtype = settled_dtype(self.factor_dtype, layer.dtype, "factor_dtype")
         then = self.then.for_factors() if self.then else None
-        return replace(self, factor_dtype=FactorDtype(name), then=then)
+        return replace(self, factor_dtype=dtype, then=then)
 
     def _at(self, rank: int) -> Self:
         """With nothing left to plan."""

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from calibration.stats import Statistics
-from compress.budget import layer_budget, refuse_share
+from compress.budget import refuse_share
 from compress.code_storage import CodeBits, CodeStorage
 from compress.coding import Pattern
 from compress.compressor import Compressor, LayerShape
 from compress.errors import RecipeError
-from compress.factors import FactorDtype
+from compress.factors import FactorDtype, settled_dtype
 from compress.forms import Along, Form
 
 
@@ -63,33 +63,20 @@ class Pruner(Compressor, ABC):
     def plan(
         self,
         layers: Mapping[str, LayerShape],
-        rest_bytes: int = 0,
+        rest_bytes: int = 0,  # noqa: ARG002  (shares decide the bytes, not a budget)
     ) -> dict[str, Compressor]:
         """Settle how many weights stay in a row, and their dtype.
 
         Raises RecipeError naming the layer whose bytes pay for none, or whose rows do not come in fours.
         """
-        share = None
-        if self.keep is not None:
-            before = sum(layer.n_bytes for layer in layers.values())
-            share = layer_budget(self.keep, None, layers, rest_bytes) / before
-        return {name: self._settled(name, layer, share) for name, layer in layers.items()}
+        return {name: self._settled(name, layer) for name, layer in layers.items()}
 
-    def _settled(self, name: str, layer: LayerShape, share: float | None) -> Pruner:
-        dtype, bits = self.value_dtype, self.value_bits
-        if dtype is FactorDtype.AUTO:
-            own = str(layer.dtype).removeprefix("torch.")
-            if own not in list(FactorDtype):
-                raise RecipeError(
-                    f"method.value_dtype: auto would store weights as they are, in {own}; give bfloat16 say"
-                )
-            dtype = FactorDtype(own)
-        if bits is CodeBits.AUTO:
-            bits = CodeBits.FULL if dtype is FactorDtype.FLOAT32 else CodeBits.HALF
-        settled = replace(self, value_dtype=dtype, value_bits=bits, keep=None)
-        return replace(settled, per_row=settled._row(name, layer, share))
+    def _settled(self, name: str, layer: LayerShape) -> Pruner:
+        dtype = settled_dtype(self.value_dtype, layer.dtype, "value_dtype")
+        settled = replace(self, value_dtype=dtype, value_bits=self.value_bits.beside(dtype))
+        return replace(settled, per_row=settled._row(name, layer), keep=None)
 
-    def _row(self, name: str, layer: LayerShape, share: float | None) -> int:
+    def _row(self, name: str, layer: LayerShape) -> int:
         """How many weights of a row stay."""
         i = layer.shape[1]
         if self.pattern is Pattern.TWO_OF_FOUR:
@@ -100,13 +87,13 @@ class Pruner(Compressor, ABC):
             return i // 2
         if self.per_row is not None:
             return min(self.per_row, i)
-        if share is None:
+        if self.keep is None:
             return max(1, round((1 - self.sparsity) * i))
-        budget = share * layer.n_bytes
+        budget = self.keep * layer.n_bytes
         paid = [s for s in range(1, i + 1) if self._bytes_of(layer.shape, s) <= budget]
         if not paid:
             raise RecipeError(
-                f"method.keep: {share:.3g} of the bytes of {name} {layer.shape} does not pay for its mask; keep more"
+                f"method.keep: {self.keep} of the bytes of {name} {layer.shape} does not pay for its mask; keep more"
             )
         return paid[-1]
 

@@ -14,7 +14,8 @@ from compress.compressor import LayerShape, Survey
 from compress.errors import RecipeError
 from compress.knapsack import BudgetError
 from compress.layers import matches
-from compress.ranks import PLANS, Allocation, Curve, Importance, Ranks, by_spectrum, uniform
+from compress.ranks import PLANS, Allocation, Curve, Ranks, by_spectrum, uniform
+from compress.weighing import cost_of_error
 
 if TYPE_CHECKING:
     from compress.lowrank import Factorisation
@@ -120,18 +121,8 @@ class RankPlanner:
             layer.n_bytes,
             partial(planned.factor_bytes, layer.shape),
             survey.spectrum,
-            self._weight(survey),
+            cost_of_error(self.method.importance, survey),
         )
-
-    def _weight(self, survey: Survey) -> float:
-        """What a unit of the layer's squared error costs."""
-        energy = float(survey.spectrum.square().sum())
-        match self.method.importance:
-            case Importance.RELATIVE:
-                return 1 / energy if energy > 0 else 1.0
-            case Importance.FISHER | Importance.KL:
-                return survey.cost
-        return 1.0
 
     def _budget(self) -> int:
         """What the layers may take together."""
