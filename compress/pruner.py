@@ -18,13 +18,15 @@ from compress.errors import RecipeError
 from compress.factors import FactorDtype, settled_dtype
 from compress.forms import Along, Form
 
+SPARSITY = 0.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pruner(Compressor, ABC):
     """Options of every method that keeps some weights of every row and makes the others zero."""
 
     sparsity: float = field(
-        default=0.5, metadata={"help": "share of zeros in every row, above 0 and below 1"}
+        default=SPARSITY, metadata={"help": "share of zeros in every row, above 0 and below 1"}
     )
     keep: float | None = field(
         default=None,
@@ -55,9 +57,22 @@ class Pruner(Compressor, ABC):
             refuse_share(self.keep)
         if self.per_row is not None and self.per_row < 1:
             raise RecipeError(f"method.per_row: {self.per_row} is too small; 1 or more")
-        if self.pattern is Pattern.TWO_OF_FOUR and (self.keep, self.sparsity) != (None, 0.5):
+        self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        """Raises RecipeError where one option says how many weights stay, and another would do nothing."""
+        says = {
+            # Beside which a planned layer has its number, `per_row`, too; another number is refused there.
+            "pattern": self.pattern is not Pattern.FREE and self.per_row is None,
+            "keep": self.keep is not None,
+            "per_row": self.per_row is not None,
+            "sparsity": self.sparsity != SPARSITY,
+        }
+        first, *others = [name for name in says if says[name]] or ["sparsity"]
+        if others:
             raise RecipeError(
-                "method.pattern: two of every four is a sparsity of 0.5; leave --keep and --sparsity"
+                f"method.{others[0]}: {getattr(self, others[0])} does nothing beside --{first} "
+                f"{getattr(self, first)}, which says how many weights stay; give one of the two"
             )
 
     def plan(
@@ -74,7 +89,7 @@ class Pruner(Compressor, ABC):
     def _settled(self, name: str, layer: LayerShape) -> Pruner:
         dtype = settled_dtype(self.value_dtype, layer.dtype, "value_dtype")
         settled = replace(self, value_dtype=dtype, value_bits=self.value_bits.beside(dtype))
-        return replace(settled, per_row=settled._row(name, layer), keep=None)
+        return replace(settled, per_row=settled._row(name, layer), keep=None, sparsity=SPARSITY)
 
     def _row(self, name: str, layer: LayerShape) -> int:
         """How many weights of a row stay."""
@@ -83,6 +98,10 @@ class Pruner(Compressor, ABC):
             if i % 4:
                 raise RecipeError(
                     f"method.pattern: the {i} inputs of {name} are no multiple of 4; --exclude it"
+                )
+            if self.per_row not in (None, i // 2):
+                raise RecipeError(
+                    f"method.per_row: {self.per_row} is not the {i // 2} of {name} that --pattern 2:4 keeps"
                 )
             return i // 2
         if self.per_row is not None:

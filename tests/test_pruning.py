@@ -94,7 +94,13 @@ def test_bytes_kept_are_bytes_on_disk(keep, bits):
         ({"sparsity": 1.0}, r"method\.sparsity: 1\.0 is no share of zeros"),
         ({"keep": 0.0}, r"method\.keep: 0\.0 is no share"),
         ({"per_row": 0}, r"method\.per_row: 0"),
-        ({"pattern": "2:4", "sparsity": 0.6}, "leave --keep and --sparsity"),
+        (
+            {"pattern": "2:4", "sparsity": 0.6},
+            r"method\.sparsity: 0\.6 does nothing beside --pattern",
+        ),
+        ({"keep": 0.6, "sparsity": 0.6}, r"method\.sparsity: 0\.6 does nothing beside --keep"),
+        ({"per_row": 5, "keep": 0.6}, r"method\.per_row: 5 does nothing beside --keep"),
+        ({"pattern": "2:4", "keep": 0.6}, r"method\.keep: 0\.6 does nothing beside --pattern"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):
@@ -105,6 +111,8 @@ def test_options_that_cannot_work_are_refused(options, message):
 def test_layers_that_a_pattern_or_a_budget_does_not_fit_are_named():
     with pytest.raises(RecipeError, match="the 50 inputs of w are no multiple of 4"):
         planned((24, 50), pattern="2:4")
+    with pytest.raises(RecipeError, match=r"5 is not the 24 of w that --pattern 2:4 keeps"):
+        planned((24, 48), pattern="2:4", per_row=5)
     with pytest.raises(RecipeError, match=r"of w \(24, 48\) does not pay for its mask"):
         planned((24, 48), keep=0.01)
 
