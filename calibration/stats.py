@@ -10,7 +10,7 @@ Shapes: t = tokens (padding already dropped), i = input features. Unit: the acti
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -203,6 +203,13 @@ class Statistics(dict[type[Statistic], Any]):
         """Let go of what was derived: a Cholesky factor is as large as its Gram."""
         self.__dict__.pop("_derived", None)
 
+    def by_input(self, items: Sequence[T]) -> Iterator[tuple[Sequence[T], Statistics]]:
+        """What belongs to weights, one item each, with the statistics of the input that these read: of all, this one.
+
+        See `Pooled`.
+        """
+        yield items, self
+
     def __add__(self, other: Self) -> Self:
         """Statistic by statistic."""
         return type(self)({kind: value + other[kind] for kind, value in self.items()})
@@ -214,6 +221,23 @@ class Statistics(dict[type[Statistic], Any]):
     def absorb(self, other: Self) -> Self:
         """The sum, in self's memory (see `Statistic.absorb`)."""
         return type(self)({kind: value.absorb(other[kind]) for kind, value in self.items()})
+
+
+class Pooled(Statistics):
+    """The sums over several inputs, for weights that have something in common though each reads its own."""
+
+    def __init__(self, inputs: Sequence[tuple[int, Statistics]]) -> None:
+        """How many weights, in order, read each input; every input has the same statistics and sizes."""
+        (_, first), *others = inputs
+        super().__init__(sum((stats for _, stats in others), start=first))
+        self._inputs = inputs
+
+    def by_input(self, items: Sequence[T]) -> Iterator[tuple[Sequence[T], Statistics]]:
+        """Input by input."""
+        done = 0
+        for n_weights, stats in self._inputs:
+            yield items[done : done + n_weights], stats
+            done += n_weights
 
 
 def second_moments(x_tn: Tensor) -> Tensor:

@@ -106,6 +106,12 @@ class Stream:
         with torch.no_grad():
             return self.call(block, batch, self.hidden[batch].to(device))
 
+    def through(self, blocks: range, batch: int, hidden: Tensor) -> Tensor:
+        """What several blocks in a row make of hidden states (b, t, d), see `call`."""
+        for block in blocks:
+            hidden = self.call(block, batch, hidden)
+        return hidden
+
     def call(self, block: int, batch: int, hidden: Tensor) -> Tensor:
         """What the block makes of any hidden states (b, t, d) with the arguments recorded for a batch."""
         call = self.calls[batch][block]

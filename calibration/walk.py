@@ -48,18 +48,26 @@ class SharedInput:
 
 @dataclass
 class Block:
-    """A loaded decoder block."""
+    """A loaded decoder block; or several in a row, whose layers are known together and then replaced."""
 
     index: int
+    """Of the first."""
     name: str
     module: nn.Module
+    """Of this name; where there are several, a dictionary of them under the name of all blocks."""
     stream: Stream
     layers: dict[str, nn.Module] = field(default_factory=dict)
     """Its Linear and Conv1D layers by full name."""
+    n_blocks: int = 1
     moves_on: bool = False
     """Whether observing sends the tokens on, through the block as it was loaded (nothing then propagates)."""
     advanced: bool = False
     """Whether it has."""
+
+    @property
+    def indices(self) -> range:
+        """Of its blocks."""
+        return range(self.index, self.index + self.n_blocks)
 
     def observe(
         self, names: frozenset[str], needs: frozenset[type[Statistic]]
@@ -84,9 +92,11 @@ class Block:
                 watch.begin(tokens.attention_mask)
                 if Anchor in needs:
                     self._run_original(batch, watch)
-                out = self.stream.run(self.index, batch)
+                with torch.no_grad():
+                    before = self.stream.hidden[batch].to(self._device)
+                    after = self.stream.through(self.indices, batch, before)
                 if self.moves_on:
-                    self.stream.hidden[batch] = out
+                    self.stream.hidden[batch] = after
         finally:
             for hook in hooks:
                 hook.remove()
@@ -97,10 +107,13 @@ class Block:
         """Send the original's hidden states on, through the block as loaded; the watch notes what layers read."""
         if self.stream.original is None:
             raise RuntimeError("an anchor is the original's hidden states: keep them first")
-        device = next(self.module.parameters()).device
         with torch.no_grad(), watch.noting():
-            before = self.stream.original[batch].to(device)
-            self.stream.original[batch] = self.stream.call(self.index, batch, before)
+            before = self.stream.original[batch].to(self._device)
+            self.stream.original[batch] = self.stream.through(self.indices, batch, before)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.module.parameters()).device
 
     def replace(self, name: str, module: nn.Module) -> None:
         """Put a module in the place of a layer, which goes."""
@@ -225,21 +238,36 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def walk(
-    stream: Stream, loader: PartLoader, *, propagate: Propagate, device: torch.device
+    stream: Stream,
+    loader: PartLoader,
+    *,
+    propagate: Propagate,
+    device: torch.device,
+    at_once: int = 1,
 ) -> Iterator[Block]:
-    """Yield each decoder block, loaded, with the tokens of the stream before it; see the head of this file."""
-    prefix, blocks = decoder_blocks(stream.model)
-    for index, module in enumerate(blocks):
-        name = f"{prefix}.{index}"
-        loader.load([name + "."], device)
-        layers = {
-            f"{name}.{part}": layer for part, layer in module.named_modules() if is_linear(layer)
-        }
-        block = Block(index, name, module, stream, layers, moves_on=propagate is Propagate.NONE)
+    """Yield each decoder block, loaded, with the tokens of the stream before it; see the head of this file.
+
+    `at_once`: how many blocks are loaded, and yielded, together; the last of them may be fewer.
+    """
+    _, blocks = decoder_blocks(stream.model)
+    for start in range(0, len(blocks), at_once):
+        block = _loaded(stream, loader, range(start, min(start + at_once, len(blocks))), device)
+        block.moves_on = propagate is Propagate.NONE
         yield block
         if not block.moves_on:
-            stream.advance(index)
+            for index in block.indices:
+                stream.advance(index)
         elif stream.batches and not block.advanced:
-            raise RuntimeError(f"{name} was not observed, so its tokens have not moved on")
-        loader.unload(module)
+            raise RuntimeError(f"{block.name} was not observed, so its tokens have not moved on")
+        loader.unload(block.module)
         trim()
+
+
+def _loaded(stream: Stream, loader: PartLoader, indices: range, device: torch.device) -> Block:
+    prefix, blocks = decoder_blocks(stream.model)
+    loader.load([f"{prefix}.{index}." for index in indices], device)
+    name, module = f"{prefix}.{indices.start}", blocks[indices.start]
+    if len(indices) > 1:
+        name, module = prefix, nn.ModuleDict({f"{index}": blocks[index] for index in indices})
+    layers = {f"{name}.{part}": layer for part, layer in module.named_modules() if is_linear(layer)}
+    return Block(indices.start, name, module, stream, layers, n_blocks=len(indices))

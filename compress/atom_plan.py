@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from compress.weighing import cost_of_error
 if TYPE_CHECKING:
     from compress.methods.cospadi import CoSpaDi
 
+DEPTH = 2
+"""Blocks in a row that share, where any do."""
 MOST_ATOMS = 8
 """For each entry of a layer's longer side."""
 
@@ -34,6 +37,8 @@ class Share(enum.StrEnum):
     """Each its own."""
     INPUTS = "inputs"
     """Those that read the same tensor (q, k and v; gate and up): one metric, one product with the dictionary."""
+    DEPTH = "depth"
+    """Those, and their like in the blocks that follow: one dictionary in the mean of their metrics."""
 
 
 class Spread(enum.StrEnum):
@@ -130,10 +135,7 @@ class AtomPlanner:
         """Layers that share a dictionary, and those that have their own."""
         groups: dict[object, dict[str, LayerShape]] = {}
         for name, layer in self.layers.items():
-            reads = name
-            if self.method.joins_layers and layer.survey is not None:
-                reads = layer.survey.reads or name
-            groups.setdefault((reads, layer.dtype), {})[name] = layer
+            groups.setdefault((self.method.shared_by(name, layer), layer.dtype), {})[name] = layer
         return [part for group in groups.values() for part in self._parts(group)]
 
     def _parts(self, group: dict[str, LayerShape]) -> list[dict[str, LayerShape]]:
@@ -148,6 +150,23 @@ class AtomPlanner:
         dtype = settled_dtype(method.dictionary_dtype, layer.dtype, "dictionary_dtype")
         coded = side_of(method, *_sides(group))
         return method.settled(dtype, method.code_bits.beside(dtype), coded, n_users=len(group))
+
+
+def shared_by(method: CoSpaDi, name: str, layer: LayerShape) -> object:
+    """What tells the layers with one dictionary from all others."""
+    if method.share is Share.NONE or layer.survey is None:
+        return name
+    reads = layer.survey.reads or name
+    if method.share is Share.INPUTS:
+        return reads
+    index, place = block_and_place(reads)
+    return index // method.depth, place, layer.shape[1]
+
+
+def block_and_place(name: str) -> tuple[int, str]:
+    """The number of a layer's block, and what its name is within: `model.layers.3.mlp.up_proj` -> 3, `mlp.up_proj`."""
+    _, *found = re.split(r"\.(\d+)\.", name, maxsplit=1)
+    return (int(found[0]), found[1]) if found else (0, name)
 
 
 def _sides(group: Mapping[str, LayerShape]) -> tuple[int, int]:

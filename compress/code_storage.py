@@ -18,7 +18,7 @@ from compress.methods.rtn import RTN
 from compress.sparse import words_for
 
 GROUP = 64
-"""Values of a code that share a scale, where they are integers."""
+"""Values of a code, or entries of a dictionary's row, that share a scale where they are integers."""
 
 
 class CodeBits(enum.StrEnum):
@@ -36,14 +36,29 @@ class CodeBits(enum.StrEnum):
     """Integers with an fp16 scale for each 64."""
     INT_4 = "4"
 
-    def beside(self, dtype: FactorDtype) -> CodeBits:
+    def beside(self, dtype: FactorDtype | AtomDtype) -> CodeBits:
         """What `auto` is where the rest is stored in a dtype."""
         if self is not CodeBits.AUTO:
             return self
-        return CodeBits.FULL if dtype is FactorDtype.FLOAT32 else CodeBits.HALF
+        return CodeBits.FULL if dtype == "float32" else CodeBits.HALF
+
+
+class AtomDtype(enum.StrEnum):
+    """What a dictionary is stored in."""
+
+    AUTO = "auto"
+    """What the weight is stored in."""
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    INT_8 = "int8"
+    """Integers with an fp16 scale for each 64, half of bfloat16's bytes at about its precision."""
 
 
 WORD_BYTES = 4
+
+
+ROUNDED_ATOMS = RTN(bits=8, group_size=GROUP)
 
 
 @dataclass(frozen=True)
@@ -51,11 +66,14 @@ class CodeStorage:
     """Of dictionaries in a dtype and codes of a number of bits, both settled."""
 
     dtype: torch.dtype
+    """Of the dictionary; int8 stands for integers with scales."""
     bits: CodeBits
 
-    def dictionary_bytes(self, k: int, d: int) -> int:
-        """Of k atoms of d entries."""
-        return k * d * self.dtype.itemsize
+    def dictionary_bytes(self, shape: tuple[int, int]) -> int:
+        """Of a dictionary (k, i) or (o, k)."""
+        if self.dtype is torch.int8:
+            return ROUNDED_ATOMS.planned_bytes(shape)
+        return shape[0] * shape[1] * self.dtype.itemsize
 
     def code_bytes(self, n: int, k: int, s: int) -> int:
         """Of n lines with s nonzeros among k entries: values and mask."""
@@ -97,13 +115,15 @@ class CodeStorage:
                 return self._rounding.compress([values], _alike(values))[0]
         return Dense(to_storage(values, self._float))
 
-    def dictionary(self, atoms: Tensor) -> Dense:
+    def dictionary(self, atoms: Tensor) -> Form:
         """As it is stored. Raises LayerError for what does not fit."""
+        if self.dtype is torch.int8:
+            return ROUNDED_ATOMS.compress([atoms.float()], _alike(atoms))[0]
         return Dense(to_storage(atoms, self.dtype))
 
 
 def _alike(values: Tensor) -> Statistics:
-    """Statistics by which every value of a line counts the same: atoms have the same length."""
+    """Statistics by which every value of a row counts the same."""
     eye = torch.eye(values.shape[1], dtype=torch.float64, device=values.device)
     return Statistics({Gram: Gram(n_tokens=1, n_sequences=1, sum_ii=eye)})
 

@@ -14,16 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calibration.gradients import of_gradients
 from calibration.memory import trim
 from calibration.skeleton import PartLoader
 from calibration.stats import Gram, Mean, Statistic, Statistics
 from calibration.store import Store
 from calibration.stream import Stream
 from calibration.walk import Block, Propagate, SharedInput, walk
-from compress.compressor import Compressor
 from compress.errors import LayerError
-from compress.forms import CompressedLinear, Form, Shared
+from compress.forms import CompressedLinear, Form
+from compress.groups import Group, Inputs, groups_of, inputs_in_turn, name_owners
 from compress.layers import bias_of, is_transposed, refuse_not_finite, weight_oi
 from compress.linalg import output_energy, shifted_energy
 from compress.plans import Plan, PlannedLayer
@@ -75,25 +74,31 @@ def compress_blocks(job: Job, watch: Stopwatch, progress: Progress) -> Iterator[
     Raises LayerError or InputError with the layer's name for what can't be compressed and is not forgiven.
     """
     planned = {layer.name: layer for layer in job.plan.layers}
-    blocks = walk(job.stream, job.loader, propagate=job.propagate, device=job.device)
+    blocks = walk(
+        job.stream,
+        job.loader,
+        propagate=job.propagate,
+        device=job.device,
+        at_once=job.plan.blocks_at_once,
+    )
     for block in watch.each("load and propagate", blocks):
         progress("compress", block.index, job.plan.n_blocks)
         refuse_not_finite(block.module, block.name)
         waiting = {name: planned[name] for name in block.layers if name in planned}
-        gradients = job.gradients(block.index)
-        for shared in watch.each("observe", _statistics(job, block, frozenset(waiting))):
-            # Saved statistics know layers too that the plan leaves dense.
-            group = [waiting.pop(name) for name in shared.names if name in waiting]
+        gradients = {k: v for index in block.indices for k, v in job.gradients(index).items()}
+        found = watch.each("observe", _statistics(job, block, frozenset(waiting)))
+        for inputs in inputs_in_turn(found, waiting, block):
             with watch("compress"):
-                finished = _compress_shared(job, block, group, shared.stats, gradients)
-            del shared  # or the last group's Gram would live through the next block's observation
+                finished = _compress_inputs(job, block, inputs, waiting, gradients)
+            del inputs  # or the last group's Gram would live through the next block's observation
             yield from finished
             trim()  # the next group's factors are larger than the pieces that this one left
         for layer in waiting.values():
             yield _left(
                 block, layer, _forgive(job, LayerError("it never saw a calibration token"), [layer])
             )
-        job.probe.advance(block.index)
+        for index in block.indices:
+            job.probe.advance(index)
     progress("compress", job.plan.n_blocks, job.plan.n_blocks)
 
 
@@ -103,14 +108,13 @@ def _statistics(job: Job, block: Block, names: frozenset[str]) -> Iterator[Share
     A Gram can be large: each is let go when its layers are done.
     """
     if job.saved is not None:
-        found = job.saved.load(block.index, job.device)
+        found = [one for index in block.indices for one in job.saved.load(index, job.device)]
     else:
         found = block.observe(names, job.needs)
         if job.propagate is Propagate.SUBLAYER:
             yield from _observed_in_turn(job, block, found)
             return
-        if job.saving is not None:
-            job.saving.save(block.index, found)
+        _save(job, block, found)
     while found:
         yield found.pop(0)
 
@@ -125,75 +129,57 @@ def _observed_in_turn(
         for shared in block.observe(frozenset(entry.names), job.needs):
             used.append(shared)
             yield shared
-    if job.saving is not None:
-        job.saving.save(block.index, used)
+    _save(job, block, used)
 
 
-def _together(
-    group: Sequence[PlannedLayer], stats: Statistics, gradients: Mapping[str, Statistics]
-) -> Iterator[tuple[list[PlannedLayer], Statistics]]:
-    """Layers that are planned alike, in the order of their first; each alone where its own gradients are read."""
-    alike: dict[Compressor, list[PlannedLayer]] = {}
-    for layer in group:
-        alike.setdefault(layer.compressor.together, []).append(layer)
-    for key, layers in alike.items():
-        layers.sort(key=lambda layer: layer.compressor != key)  # who stores what they share
-        if not of_gradients(key.needs):
-            yield layers, stats
-            continue
-        for layer in layers:
-            yield [layer], stats.joined(gradients.get(layer.name, Statistics()))
+def _save(job: Job, block: Block, found: Sequence[SharedInput]) -> None:
+    """Statistics of each of the blocks in a file of its own, if they are wanted."""
+    if job.saving is None:
+        return
+    for index in block.indices:
+        inside = f"{block.name}.{index}." if block.n_blocks > 1 else block.name
+        job.saving.save(index, [one for one in found if one.names[0].startswith(inside)])
 
 
-def _compress_shared(
+def _compress_inputs(
     job: Job,
     block: Block,
-    group: Sequence[PlannedLayer],
-    stats: Statistics,
+    inputs: Inputs,
+    waiting: dict[str, PlannedLayer],
     gradients: Mapping[str, Statistics],
 ) -> list[Finished]:
-    """Compress layers that share an input, those together that can be."""
+    """Compress the layers that read these inputs, those together that can be; they wait no longer."""
     finished = [
         one
-        for equals, known in _together(group, stats, gradients)
-        for one in _compress_group(job, block, equals, known)
+        for group in groups_of(inputs, waiting, gradients)
+        for one in _compress_group(job, block, group)
     ]
-    stats.forget()
+    for shared in inputs:
+        shared.stats.forget()
+    for one in finished:
+        del waiting[one.planned.name]
     return finished
 
 
-def _compress_group(
-    job: Job, block: Block, group: Sequence[PlannedLayer], stats: Statistics
-) -> list[Finished]:
-    """Compress layers that share an input and a compressor, and put what stands for them into the block."""
+def _compress_group(job: Job, block: Block, group: Group) -> list[Finished]:
+    """Compress layers that have a compressor together, and put what stands for them into the block."""
     started = time.perf_counter()
-    weights = [weight_oi(block.layers[layer.name]).float() for layer in group]
+    layers = group.layers
+    weights = [weight_oi(block.layers[layer.name]).float() for layer in layers]
     try:
-        forms = group[0].compressor.compress(weights, stats)
+        forms = layers[0].compressor.compress(weights, group.stats)
     except LayerError as error:
-        if len(group) > 1:
-            return [one for layer in group for one in _compress_group(job, block, [layer], stats)]
-        return [_left(block, group[0], _forgive(job, error, group))]
-    name_owners([layer.name for layer in group], forms)
-    seconds = (time.perf_counter() - started) / len(group)
-    gram = stats[Gram].mean_ii()
-    return [
-        _finish(job, block, layer, form, (weight, gram, _lost(weight, form, gram, stats), seconds))
-        for layer, weight, form in zip(group, weights, forms, strict=True)
-    ]
-
-
-def name_owners(names: Sequence[str], forms: Sequence[Form]) -> None:
-    """Tell forms that read others' where these will be in the model."""
-    paths = {
-        id(module): f"{name}.form.{path}".removesuffix(".")
-        for name, form in zip(names, forms, strict=True)
-        for path, module in form.named_modules()
-    }
-    for form in forms:
-        for module in form.modules():
-            if isinstance(module, Shared):
-                module.owner = paths[id(module.form)]
+        if len(layers) > 1:
+            return [one for alone in group.apart() for one in _compress_group(job, block, alone)]
+        return [_left(block, layers[0], _forgive(job, error, layers))]
+    name_owners([layer.name for layer in layers], forms)
+    seconds = (time.perf_counter() - started) / len(layers)
+    found = []
+    for layer, weight, form, own in zip(layers, weights, forms, group.own, strict=True):
+        gram = own[Gram].mean_ii()
+        measured = (weight, gram, _lost(weight, form, gram, own), seconds)
+        found.append(_finish(job, block, layer, form, measured))
+    return found
 
 
 def _lost(weight: Tensor, form: Form, gram: Tensor, stats: Statistics) -> float:

@@ -110,10 +110,24 @@ class Compressor(ABC):
         """Whether its plan wants to know which layers read the same tensor."""
         return False
 
+    def shared_by(self, name: str, layer: LayerShape) -> object:  # noqa: ARG002  (see above)
+        """What is equal for layers that may store something in common; the name alone, where none do."""
+        return name
+
     @property
     def together(self) -> Compressor:
         """What is equal for weights that are compressed together; itself for the first of them."""
         return self
+
+    @property
+    def spans_blocks(self) -> bool:
+        """Whether weights of several decoder blocks are to be compressed together, with their `Pooled` statistics."""
+        return False
+
+    @property
+    def blocks_at_once(self) -> int:
+        """How many decoder blocks are loaded together."""
+        return 1
 
     @property
     def weighs_by_divergence(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,10 @@ from compress.quantiser import Quantiser
 WORD_BYTES = 4
 
 
+FLOATS = ("float32", "bfloat16", "float16")
+Dtype = TypeVar("Dtype", bound=enum.StrEnum)
+
+
 class FactorDtype(enum.StrEnum):
     """What the factors are stored in."""
 
@@ -39,16 +43,16 @@ class FactorDtype(enum.StrEnum):
     FLOAT16 = "float16"
 
 
-def settled_dtype(asked: FactorDtype, stored: torch.dtype, option: str) -> FactorDtype:
+def settled_dtype(asked: Dtype, stored: torch.dtype, option: str) -> Dtype:
     """What `auto` is for a weight stored in a dtype. Raises RecipeError naming the option where nothing is."""
-    if asked is not FactorDtype.AUTO:
+    if asked != "auto":
         return asked
     name = str(stored).removeprefix("torch.")
-    if name not in list(FactorDtype):
+    if name not in FLOATS:
         raise RecipeError(
             f"method.{option}: auto would store numbers as the weights are, in {name}; give bfloat16 say"
         )
-    return FactorDtype(name)
+    return type(asked)(name)
 
 
 @dataclass(frozen=True)

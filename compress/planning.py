@@ -59,7 +59,7 @@ def make_plan(
         _planned(name, keys[f"{name}.weight"], shapes[name], compressor)
         for name, compressor in method.plan(shapes, rest).items()
     )
-    refuse_no_gain(layers, {name: _stored_with(name, shapes[name], method) for name in shapes})
+    refuse_no_gain(layers, {name: method.shared_by(name, shapes[name]) for name in shapes})
     left = dict.fromkeys(set(chosen) - {layer.name for layer in layers}, "left dense by the plan")
     kept = _kept(reader, loader, prefix, {layer.tensor for layer in layers}, {**reasons, **left})
     statistics = _statistics_bytes(method, [layer.shape for layer in shapes.values()])
@@ -112,20 +112,15 @@ def refuse_other_shapes(model: PreTrainedModel, loader: PartLoader, reader: Read
             )
 
 
-def _stored_with(name: str, layer: LayerShape, method: Compressor) -> str:
-    """The layer that stores what it shares with others; itself, if it shares nothing."""
-    return layer.survey.reads if method.joins_layers and layer.survey is not None else name
-
-
-def refuse_no_gain(layers: Sequence[PlannedLayer], stored_with: Mapping[str, str]) -> None:
+def refuse_no_gain(layers: Sequence[PlannedLayer], shared_by: Mapping[str, object]) -> None:
     """Raises RecipeError if a layer's planned form takes as many bytes as its weight, or more.
 
     Layers that share something count together: one of them stores it for all.
     """
-    saved: dict[str, int] = defaultdict(int)
+    saved: dict[object, int] = defaultdict(int)
     for layer in layers:
-        saved[stored_with[layer.name]] += layer.bytes_before - layer.bytes_after
-    wasteful = [layer for layer in layers if saved[stored_with[layer.name]] <= 0]
+        saved[shared_by[layer.name]] += layer.bytes_before - layer.bytes_after
+    wasteful = [layer for layer in layers if saved[shared_by[layer.name]] <= 0]
     if not wasteful:
         return
     layer, options = wasteful[0], []

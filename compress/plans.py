@@ -61,6 +61,11 @@ class Plan:
     """Formats asked for."""
 
     @property
+    def blocks_at_once(self) -> int:
+        """How many decoder blocks are loaded together."""
+        return max((layer.compressor.blocks_at_once for layer in self.layers), default=1)
+
+    @property
     def bytes_before(self) -> int:
         """Tensor data of the checkpoint."""
         return sum(layer.bytes_before for layer in self.layers) + self.kept_bytes

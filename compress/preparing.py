@@ -191,6 +191,11 @@ def refuse_early(recipe: Recipe) -> None:
             f"method.anchor: dense fits layers to the original on inputs that the compressed blocks before them give, "
             f"and with propagate {recipe.propagate} there are none of its kind; use --propagate block"
         )
+    if recipe.method.blocks_at_once > 1 and recipe.propagate is Propagate.SUBLAYER:
+        raise RecipeError(
+            f"method.share: {recipe.method.blocks_at_once} blocks are compressed together, so none of their layers can "
+            f"see what the layers before it became, as propagate sublayer wants; use --propagate block"
+        )
     if recipe.tasks:
         check_tasks(recipe.tasks, recipe.include_path)
 

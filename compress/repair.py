@@ -82,10 +82,24 @@ class Repair(Compressor, ABC):
         """The base's."""
         return self.base.joins_layers
 
+    def shared_by(self, name: str, layer: LayerShape) -> object:
+        """As its base."""
+        return self.base.shared_by(name, layer)
+
     @property
     def together(self) -> Compressor:
         """As its base."""
         return replace(self, base=self.base.together)
+
+    @property
+    def spans_blocks(self) -> bool:
+        """As its base."""
+        return self.base.spans_blocks
+
+    @property
+    def blocks_at_once(self) -> int:
+        """As its base."""
+        return self.base.blocks_at_once
 
     @property
     def weighs_by_divergence(self) -> bool:
@@ -149,7 +163,7 @@ class Repair(Compressor, ABC):
         residuals = [
             w.double() - base.dense().double() for w, base in zip(weights, bases, strict=True)
         ]
-        paths = self.repair(residuals, stats)
+        paths = [path for part, own in stats.by_input(residuals) for path in self.repair(part, own)]
         if self.shifts_outputs:
             mean_i = stats[Mean].mean_i()
             bases = [

@@ -4,14 +4,15 @@ import pytest
 import torch
 from problems import inputs, relative_output_error, statistics, weight
 
-from calibration.stats import Gram
+from calibration.stats import Gram, Pooled, Statistics
 from compress.code_storage import CodeBits
 from compress.coding import Coded, CoupledLines, FreeLines, Lines, Pattern, largest
 from compress.compressor import LayerShape, Survey
 from compress.dictionary import alternating, oneshot, revived
+from compress.dictionary_options import Solver
 from compress.errors import LayerError, RecipeError
 from compress.linalg import output_energy
-from compress.methods.cospadi import CoSpaDi, Solver
+from compress.methods.cospadi import CoSpaDi
 from compress.weight_lines import lines_of
 
 SHAPES = {"wide": (48, 96), "tall": (96, 48)}
@@ -173,6 +174,16 @@ def test_zeros_stay_zeros(shape):
     assert float(nothing.dense().abs().max()) == 0
 
 
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_dictionary_of_8_bits_takes_the_planned_bytes_and_costs_little(shape):
+    w, x = weight(*shape), inputs(shape[1])
+    rounded = planned(shape, atoms=32, dictionary_dtype="int8")
+    full = planned(shape, atoms=32, code_bits=rounded.code_bits)
+    [form] = rounded.compress([w], statistics(x))
+    assert form.n_bytes() == rounded.planned_bytes(shape) < full.planned_bytes(shape)
+    assert error_of(rounded, w, x) < error_of(full, w, x) + 0.01
+
+
 BITS = [CodeBits.FULL, CodeBits.HALF, CodeBits.SHORT_14, CodeBits.SHORT_13, CodeBits.INT_8]
 
 
@@ -213,6 +224,10 @@ def test_more_bytes_lose_less_and_the_default_solver_beats_one_shot_by_half():
         ({"ratio": 0.5}, r"method\.ratio: 0\.5 atoms for each nonzero"),
         ({"atoms": 0}, r"method\.atoms: 0 is too small"),
         ({"rounds": 0}, r"method\.rounds: 0"),
+        ({"depth": 3}, r"method\.depth: 3 does nothing without --share depth"),
+        ({"share": "depth", "depth": 1}, r"method\.depth: 1 blocks share nothing"),
+        ({"share": "depth", "spread": "errors"}, r"method\.spread: errors are measured"),
+        ({"share": "depth", "coded": "inputs"}, r"method\.coded: inputs"),
         ({"solver": "ksvd", "pattern": "2:4"}, r"method\.pattern: 2:4 is nothing that ksvd"),
         ({"solver": "ksvd", "coded": "inputs", "share": "none"}, "ksvd codes outputs only"),
         ({"ratio": 3.0, "pattern": "2:4"}, r"method\.ratio: 3\.0 does nothing"),
@@ -282,6 +297,35 @@ def test_a_shared_dictionary_is_that_of_the_stacked_weight():
     alone = planned((96, 48), atoms=plan["q"].atoms)
     [whole] = alone.compress([torch.cat(weights)], statistics(x))
     torch.testing.assert_close(torch.cat([form.dense() for form in forms]), whole.dense())
+
+
+def test_a_dictionary_across_depth_is_that_of_the_stacked_weight_in_the_mean_of_the_metrics():
+    names = ["model.layers.2.up_proj", "model.layers.3.up_proj"]
+    survey = [LayerShape((24, 48), 24 * 48 * 4, survey=Survey(reads=name)) for name in names]
+    plan = CoSpaDi(share="depth").plan(dict(zip(names, survey, strict=True)))
+    weights, own = (
+        [weight(24, 48, seed=n) for n in (1, 2)],
+        [statistics(inputs(48, seed=n)) for n in (3, 4)],
+    )
+    forms = plan[names[0]].compress(weights, Pooled([(1, each) for each in own]))
+    assert torch.equal(forms[0].down.dense(), forms[1].down.dense())
+    mean = Statistics({Gram: own[0][Gram] + own[1][Gram]})
+    alone = planned((48, 48), atoms=plan[names[0]].atoms, coded="outputs")
+    [whole] = alone.compress([torch.cat(weights)], mean)
+    torch.testing.assert_close(torch.cat([form.dense() for form in forms]), whole.dense())
+
+
+def test_across_depth_only_like_layers_of_blocks_in_a_row_share():
+    def known(name, shape):
+        return LayerShape(shape, shape[0] * shape[1] * 4, survey=Survey(reads=name))
+
+    names = [f"model.layers.{n}.{leaf}" for n in range(5) for leaf in ("q_proj", "up_proj")]
+    plan = CoSpaDi(share="depth", depth=3).plan({name: known(name, (48, 48)) for name in names})
+    together = {}
+    for name, method in plan.items():
+        reads = method.together is not method
+        together.setdefault(name.rpartition(".")[2], []).append(reads)
+    assert together == {leaf: [False, True, True, False, True] for leaf in ("q_proj", "up_proj")}
 
 
 def test_a_shared_dictionary_loses_less_than_one_each_in_the_same_bytes():

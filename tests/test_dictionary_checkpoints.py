@@ -20,6 +20,8 @@ QUICK = {"rounds": 2, "keep": 0.85}
 METHODS = {
     "shared": CoSpaDi(**QUICK),
     "own": CoSpaDi(**QUICK, share="none"),
+    "across depth": CoSpaDi(**QUICK, share="depth"),
+    "across depth, repaired": EoRA(rank=2, base=CoSpaDi(**QUICK, share="depth")),
     "2:4 in 14 bits": CoSpaDi(**QUICK, pattern="2:4", code_bits="14"),
     "in 8 bits, repaired": EoRA(rank=2, base=CoSpaDi(**QUICK, code_bits="8")),
 }
@@ -88,6 +90,51 @@ def test_layers_with_one_input_have_one_dictionary_in_memory_too(workspace):
     assert layer.mlp.up_proj.form.down.form is layer.mlp.gate_proj.form.down
     names = [name for name, _ in model.named_parameters() if "k_proj.form.down" in name]
     assert not names
+
+
+@pytest.mark.usefixtures("quick_verification")
+@pytest.mark.parametrize("propagate", ["none", "block"])
+def test_across_depth_blocks_in_a_row_have_one_dictionary(workspace, propagate):
+    job = recipe(workspace, method=METHODS["across depth"], propagate=propagate)
+    compress.run(job)
+    model = AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32)
+    first, second, last = (layer.mlp for layer in model.model.layers)
+    assert second.gate_proj.form.down.form is first.gate_proj.form.down
+    assert second.up_proj.form.down.form is first.gate_proj.form.down
+    assert isinstance(last.gate_proj.form.down, Common)  # the third of three blocks has no second
+    assert last.up_proj.form.down.form is last.gate_proj.form.down
+
+
+@pytest.mark.usefixtures("quick_verification")
+def test_statistics_of_blocks_loaded_together_serve_those_loaded_alone(workspace):
+    depth, inputs = (
+        compress.run(
+            recipe(
+                workspace,
+                method=CoSpaDi(**QUICK, share=share),
+                propagate="none",
+                statistics="reuse",
+                out=workspace / share,
+            )
+        )
+        for share in ("depth", "inputs")
+    )
+    assert not any("used again" in note for note in depth.notes)
+    assert any("used again" in note for note in inputs.notes)
+    other = workspace / "out of its own"
+    alone = recipe(
+        workspace, method=CoSpaDi(**QUICK), propagate="none", statistics="off", out=other
+    )
+    errors = [
+        [layer.relative_error for layer in each.layers] for each in (inputs, compress.run(alone))
+    ]
+    assert errors[0] == errors[1]
+
+
+def test_depth_is_refused_where_layers_must_wait_for_those_before_them(workspace):
+    job = recipe(workspace, method=METHODS["across depth"], propagate="sublayer")
+    with pytest.raises(RecipeError, match=r"method\.share: 2 blocks are compressed together"):
+        compress.plan(job)
 
 
 @pytest.mark.usefixtures("quick_verification")

@@ -119,6 +119,33 @@ def test_without_propagation_later_blocks_see_what_the_original_gives():
     assert not torch.allclose(seen[Propagate.BLOCK], seen[Propagate.NONE])
 
 
+@pytest.mark.parametrize("propagate", [Propagate.NONE, Propagate.BLOCK])
+def test_blocks_that_are_loaded_together_see_what_they_see_one_by_one(propagate):
+    model, ids = tiny_model("llama"), tiny_ids()
+    seen, predictions = [], []
+    for at_once in (1, 2):
+        loader, stream = walker(model, ids)
+        seen.append({})
+        for block in walk(stream, loader, propagate=propagate, device=CPU, at_once=at_once):
+            for shared in block.observe(frozenset(block.layers), GRAM):
+                seen[-1][shared.names] = shared.stats[Gram].sum_ii
+        predictions.append(stream.predictions(0))
+    assert list(seen[0]) == list(seen[1])
+    assert all(torch.equal(seen[0][names], seen[1][names]) for names in seen[0])
+    assert torch.equal(*predictions)
+
+
+def test_a_layer_of_any_of_several_blocks_can_be_replaced():
+    model, ids = tiny_model("llama"), tiny_ids()
+    loader, stream = walker(model, ids)
+    for block in walk(stream, loader, propagate=Propagate.BLOCK, device=CPU, at_once=2):
+        for name in [name for name in block.layers if name.endswith("down_proj")]:
+            block.replace(name, torch.nn.Linear(64, 32, bias=False))
+    replaced = [type(each.mlp.down_proj) for each in stream.blocks]
+    assert replaced == [torch.nn.Linear] * 3
+    assert not any(each.mlp.down_proj.weight.is_meta for each in model.model.layers)
+
+
 def test_activations_beyond_the_memory_limit_go_to_disk_and_come_back_equal():
     model, ids = tiny_model("llama"), tiny_ids(n_sequences=6)
     results = []

@@ -13,7 +13,6 @@ and K-SVD, is `--solver ksvd`); codes of inputs are ours; after rounding the cod
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -25,33 +24,19 @@ from torch import Tensor
 from calibration.gradients import GradientEnergy
 from calibration.stats import Gram, Statistic, Statistics
 from compress.atom_curves import curves, lost_at, trials
-from compress.atom_plan import AtomPlanner, Share, Spread
+from compress.atom_plan import DEPTH, AtomPlanner, Share, Spread, shared_by
 from compress.budget import refuse_share
-from compress.code_storage import CodeBits, CodeStorage, joined
+from compress.code_storage import AtomDtype, CodeBits, CodeStorage, joined
 from compress.coding import Coded, FreeLines, Lines, Pattern
 from compress.compressor import Compressor, LayerShape, Survey, Trial, refuse_damping
 from compress.dictionary import alternating, oneshot
+from compress.dictionary_options import ROUNDS, Solver, refuse_idle
 from compress.errors import LayerError, RecipeError
-from compress.factors import FactorDtype
 from compress.forms import Along, Common, Form, Shared, Sparse
 from compress.ksvd import ksvd
 from compress.quantities import parse_bytes
 from compress.ranks import Importance
 from compress.weight_lines import best_dictionary, lines_of
-
-
-class Solver(enum.StrEnum):
-    """How codes and atoms are found."""
-
-    ADMM = "admm"
-    """Codes by ADMM, atoms by least squares, in turn."""
-    KSVD = "ksvd"
-    """The paper's: codes of outputs by matching pursuit, atoms by K-SVD. Takes hundreds of times as long."""
-    ONESHOT = "oneshot"
-    """Principal components, their largest coefficients, one fit."""
-
-
-ROUNDS = {Solver.ADMM: 20, Solver.KSVD: 60}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +71,10 @@ class CoSpaDi(Compressor, name="cospadi"):
     share: Share = field(
         default=Share.INPUTS, metadata={"help": "which layers have one dictionary together"}
     )
+    depth: int = field(
+        default=DEPTH,
+        metadata={"help": "blocks in a row that have dictionaries together, with --share depth"},
+    )
     spread: Spread = field(
         default=Spread.UNIFORM, metadata={"help": "how atoms are spread over the layers"}
     )
@@ -100,8 +89,8 @@ class CoSpaDi(Compressor, name="cospadi"):
         default=None,
         metadata={"help": "rounds of codes and dictionary in turn; default: 20, 60 for ksvd"},
     )
-    dictionary_dtype: FactorDtype = field(
-        default=FactorDtype.AUTO,
+    dictionary_dtype: AtomDtype = field(
+        default=AtomDtype.AUTO,
         metadata={"help": "dtype of the stored dictionary; auto: the weight's own"},
     )
     code_bits: CodeBits = field(
@@ -126,35 +115,7 @@ class CoSpaDi(Compressor, name="cospadi"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RecipeError(f"method.{name}: {value} is too small; 1 or more")
-        self._refuse_idle()
-
-    def _refuse_idle(self) -> None:
-        """Raises RecipeError for an option that others would leave without effect."""
-        if self.pattern is Pattern.TWO_OF_FOUR and self.ratio not in (2.0, 2.5):
-            raise RecipeError(
-                f"method.ratio: {self.ratio} does nothing where two of every four are nonzero"
-            )
-        if self.share is Share.INPUTS and self.coded is Coded.INPUTS:
-            raise RecipeError(
-                "method.coded: inputs have a dictionary of outputs, which layers with one input cannot share; "
-                "give --share none"
-            )
-        if self.solver is Solver.ONESHOT and self.rounds is not None:
-            raise RecipeError(f"method.rounds: {self.rounds} does nothing with --solver oneshot")
-        if self.solver is Solver.KSVD and self.pattern is not Pattern.FREE:
-            raise RecipeError(
-                f"method.pattern: {self.pattern} is nothing that ksvd can find; use --solver admm"
-            )
-        if self.solver is Solver.KSVD and self.coded is Coded.INPUTS:
-            raise RecipeError("method.coded: ksvd codes outputs only; use --solver admm")
-        if self.atoms is not None and (self.budget or self.spread is Spread.ERRORS):
-            raise RecipeError(
-                f"method.atoms: {self.atoms} for every dictionary leave a budget or a plan by errors nothing to do"
-            )
-        if self.spread is Spread.UNIFORM and self.importance is not Importance.RELATIVE:
-            raise RecipeError(
-                f"method.importance: {self.importance} serves --spread errors, and does nothing in a uniform plan"
-            )
+        refuse_idle(self)
 
     @property
     def surveys(self) -> frozenset[type[Statistic]] | None:
@@ -177,7 +138,21 @@ class CoSpaDi(Compressor, name="cospadi"):
     @property
     def joins_layers(self) -> bool:
         """Where layers share a dictionary."""
-        return self.share is Share.INPUTS
+        return self.share is not Share.NONE
+
+    def shared_by(self, name: str, layer: LayerShape) -> object:
+        """The input that layers read, or its place in blocks in a row."""
+        return shared_by(self, name, layer)
+
+    @property
+    def spans_blocks(self) -> bool:
+        """Where layers of several blocks share one."""
+        return self.share is Share.DEPTH
+
+    @property
+    def blocks_at_once(self) -> int:
+        """Those that share one."""
+        return self.depth if self.spans_blocks else 1
 
     def survey(self, weights: Sequence[Tensor], stats: Sequence[Statistics]) -> list[Survey]:
         """A curve of each weight's error, where the plan compares any."""
@@ -202,10 +177,12 @@ class CoSpaDi(Compressor, name="cospadi"):
         """Settle atoms, sides and dtypes, and who shares. Raises RecipeError naming the layer that gets no atom."""
         return AtomPlanner(self, layers, rest_bytes).planned()
 
-    def settled(self, dtype: FactorDtype, bits: CodeBits, coded: Coded, n_users: int) -> CoSpaDi:
+    def settled(self, dtype: AtomDtype, bits: CodeBits, coded: Coded, n_users: int) -> CoSpaDi:
         """For a dictionary with so many users."""
-        share = Share.INPUTS if n_users > 1 else Share.NONE
-        return replace(self, dictionary_dtype=dtype, code_bits=bits, coded=coded, share=share)
+        share, depth = (self.share, self.depth) if n_users > 1 else (Share.NONE, DEPTH)
+        return replace(
+            self, dictionary_dtype=dtype, code_bits=bits, coded=coded, share=share, depth=depth
+        )
 
     def with_atoms(self, k: int) -> CoSpaDi:
         """With nothing left to plan."""
@@ -234,8 +211,9 @@ class CoSpaDi(Compressor, name="cospadi"):
 
     def bytes_of(self, shapes: Sequence[tuple[int, int]], k: int) -> int:
         """Of layers with one dictionary."""
-        d = shapes[0][1 if self.coded is Coded.OUTPUTS else 0]
-        return self.storage.dictionary_bytes(k, d) + sum(
+        o, i = shapes[0]
+        dictionary = (k, i) if self.coded is Coded.OUTPUTS else (o, k)
+        return self.storage.dictionary_bytes(dictionary) + sum(
             self.code_bytes(shape, k) for shape in shapes
         )
 
