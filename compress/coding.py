@@ -22,12 +22,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from compress.linalg import cholesky
+from compress.linalg import cholesky, rough_products
 
 PENALTY = 0.3
 """ADMM's rho, as a share of the mean diagonal of the Hessian: .1 chooses too hastily, 1 is drawn to the start."""
-N_INNER = 2
-"""Steps of ADMM for each round: the atoms move too, so that more of them do not pay."""
+N_INNER = 3
+"""Steps of ADMM for each round: the atoms move too, so that many more of them do not pay."""
 RIDGE = {torch.float32: 1e-5, torch.float64: 1e-8}
 """On normal equations scaled to a diagonal of ones: above what rounding makes of zero."""
 BLOCK_ENTRIES = 1 << 24
@@ -67,6 +67,15 @@ def largest(values_nk: Tensor, s: int, pattern: Pattern) -> Tensor:
     return mask.scatter_(1, places, value=True).view(n, k)
 
 
+def largest_entries(values_nk: Tensor, s: int, pattern: Pattern, out: Tensor) -> Tensor:
+    """Into `out` (n, k), whose lines are contiguous: the entries that `largest` chooses, zeros elsewhere."""
+    fours = pattern is Pattern.TWO_OF_FOUR
+    values, kept, s = (values_nk.view(-1, 4), out.view(-1, 4), 2) if fours else (values_nk, out, s)
+    places = values.abs().topk(s, dim=1, sorted=False).indices
+    kept.zero_().scatter_(1, places, values.gather(1, places))
+    return out
+
+
 class Lines(ABC):
     """What is coded."""
 
@@ -88,8 +97,8 @@ class Lines(ABC):
         """So many steps of ADMM from these codes, for these atoms: the new codes."""
 
     @abstractmethod
-    def step_sizes(self, gradient: Tensor, hessian_kk: Tensor, direction: Tensor) -> Tensor:
-        """Conjugate gradients' quotient: of gradient . gradient and direction . H direction."""
+    def inner(self, one_nk: Tensor, other_nk: Tensor) -> Tensor:
+        """Products of codes that are settled together: of each line (n, 1), or of all (1, 1)."""
 
     def error(self, codes_nk: Tensor, atoms_kd: Tensor) -> float:
         """||R (M - Z A)||_F / ||R M||_F; 0 for a weight of zeros."""
@@ -133,20 +142,19 @@ class Lines(ABC):
 
     def polished(self, atoms_kd: Tensor, codes_nk: Tensor, n_steps: int) -> Tensor:
         """Conjugate gradients on the nonzeros that there are, as they are chosen."""
-        hessian, mask = atoms_kd @ atoms_kd.T, codes_nk != 0
-        gradient = (self.goal @ atoms_kd.T - self.weighted(codes_nk @ hessian)) * mask
-        direction, codes = gradient, codes_nk
+        hessian, mask = atoms_kd @ atoms_kd.T, (codes_nk != 0).to(codes_nk.dtype)
+        gradient = (self.goal @ atoms_kd.T - self.weighted(codes_nk @ hessian)).mul_(mask)
+        direction, codes = gradient.clone(), codes_nk.clone()
+        square = self.inner(gradient, gradient)
         for _ in range(n_steps):
-            sizes = self.step_sizes(gradient, hessian, direction * mask)
-            codes = codes + sizes * direction
-            before = gradient
-            gradient = gradient - sizes * (self.weighted(direction @ hessian) * mask)
-            direction = gradient + self.ratios(gradient, before) * direction
+            image = self.weighted(direction @ hessian).mul_(mask)
+            curvature, length = self.inner(direction, image), self.inner(direction, direction)
+            step = _quotients(square, curvature, length, hessian)
+            codes.addcmul_(direction, step)
+            gradient.addcmul_(image, step, value=-1)
+            before, square = square, self.inner(gradient, gradient)
+            direction.mul_(square / before.clamp_min(TINY)).add_(gradient)
         return codes
-
-    @abstractmethod
-    def ratios(self, gradient: Tensor, before: Tensor) -> Tensor:
-        """The quotient of their squared lengths, as the directions of conjugate gradients are made with."""
 
 
 class FreeLines(Lines):
@@ -175,23 +183,18 @@ class FreeLines(Lines):
             coded.split(n_lines),
             strict=True,
         ):
-            still, chosen = lines @ to_codes, old
-            dual = torch.zeros_like(old)
-            for _ in range(n_steps):
-                wanted = torch.addmm(still + dual, chosen - dual, inverse, alpha=penalty)
-                chosen = wanted * largest(wanted, s, pattern)
-                dual = wanted - chosen
-            new.copy_(chosen)
+            with rough_products():
+                still, chosen = lines @ to_codes, old
+                dual, wanted, pull = torch.zeros_like(old), torch.empty_like(old), old.clone()
+                for _ in range(n_steps):
+                    torch.add(still, dual, out=wanted).addmm_(pull, inverse, alpha=penalty)
+                    chosen = largest_entries(wanted, s, pattern, out=new)
+                    torch.sub(wanted, chosen, out=dual)
+                    torch.sub(chosen, dual, out=pull)
         return coded
 
-    def step_sizes(self, gradient: Tensor, hessian_kk: Tensor, direction: Tensor) -> Tensor:  # noqa: D102
-        curvature = (direction * (direction @ hessian_kk)).sum(1, keepdim=True)
-        lengths = direction.square().sum(1, keepdim=True)
-        return _quotients(gradient.square().sum(1, keepdim=True), curvature, lengths, hessian_kk)
-
-    def ratios(self, gradient: Tensor, before: Tensor) -> Tensor:  # noqa: D102
-        length = before.square().sum(1, keepdim=True).clamp_min(TINY)
-        return gradient.square().sum(1, keepdim=True) / length
+    def inner(self, one_nk: Tensor, other_nk: Tensor) -> Tensor:  # noqa: D102
+        return (one_nk * other_nk).sum(1, keepdim=True)
 
 
 class CoupledLines(Lines):
@@ -219,23 +222,20 @@ class CoupledLines(Lines):
         sizes, turn = torch.linalg.eigh(hessian.double())
         sizes, turn = sizes.clamp_min(0).float(), turn.float()
         factors = 1 / (self._values[:, None] * sizes + penalty).clamp_min(TINY)
-        goal = self._vectors.T @ (self.goal @ (atoms_kd.T @ turn))
-        chosen, dual = codes_nk, torch.zeros_like(codes_nk)
-        for _ in range(n_steps):
-            pull = self._vectors.T @ ((chosen - dual) @ turn)
-            wanted = self._vectors @ (pull.mul_(penalty).add_(goal).mul_(factors)) @ turn.T
-            wanted += dual
-            chosen = wanted * largest(wanted, s, pattern)
-            dual = wanted - chosen
-        return chosen
+        coded, dual, pull = torch.empty_like(codes_nk), torch.zeros_like(codes_nk), codes_nk
+        with rough_products():
+            goal = self._vectors.T @ (self.goal @ (atoms_kd.T @ turn))
+            for _ in range(n_steps):
+                turned = self._vectors.T @ (pull @ turn)
+                wanted = self._vectors @ (turned.mul_(penalty).add_(goal).mul_(factors) @ turn.T)
+                wanted += dual
+                largest_entries(wanted, s, pattern, out=coded)
+                dual = wanted.sub_(coded)
+                pull = coded - dual
+        return coded
 
-    def step_sizes(self, gradient: Tensor, hessian_kk: Tensor, direction: Tensor) -> Tensor:  # noqa: D102
-        curvature = (direction * self.weighted(direction @ hessian_kk)).sum()
-        length = direction.square().sum()
-        return _quotients(gradient.square().sum(), curvature, length, hessian_kk)
-
-    def ratios(self, gradient: Tensor, before: Tensor) -> Tensor:  # noqa: D102
-        return gradient.square().sum() / before.square().sum().clamp_min(TINY)
+    def inner(self, one_nk: Tensor, other_nk: Tensor) -> Tensor:  # noqa: D102
+        return (one_nk * other_nk).sum().view(1, 1)
 
 
 def _quotients(squares: Tensor, curvature: Tensor, lengths: Tensor, hessian_kk: Tensor) -> Tensor:

@@ -57,9 +57,10 @@ def alternating(
         if error < best[0]:
             best = (error, codes, atoms)
         codes, atoms = revived(lines, codes, atoms)
-        atoms, codes = normalised(atoms, codes)
+        lengths = lengths_of(atoms)
+        atoms, codes = atoms / lengths[:, None], codes * lengths
         step = EXTRAPOLATION * (atoms - before) if number > 1 else 0
-        extrapolated, _ = normalised(atoms + step, codes)
+        extrapolated = unit(atoms + step)
     return _polished(lines, *best)
 
 
@@ -93,8 +94,12 @@ def revived(lines: Lines, codes: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]
     return codes, atoms
 
 
-def normalised(atoms: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Atoms of length 1, the same products; atoms of zeros stay so."""
+def lengths_of(atoms: Tensor) -> Tensor:
+    """Of each atom (k,); 1 for atoms of zeros, which so stay what they are when divided by it."""
     lengths = atoms.norm(dim=1)
-    scale = torch.where(lengths > 0, lengths, torch.ones_like(lengths))
-    return atoms / scale[:, None], codes * scale
+    return torch.where(lengths > 0, lengths, torch.ones_like(lengths))
+
+
+def unit(atoms: Tensor) -> Tensor:
+    """Atoms of length 1; those of zeros stay so."""
+    return atoms / lengths_of(atoms)[:, None]

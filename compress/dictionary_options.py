@@ -25,7 +25,7 @@ class Solver(enum.StrEnum):
     """Principal components, their largest coefficients, one fit."""
 
 
-ROUNDS = {Solver.ADMM: 20, Solver.KSVD: 60}
+ROUNDS = {Solver.ADMM: 12, Solver.KSVD: 60}
 
 
 def refuse_idle(method: CoSpaDi) -> None:

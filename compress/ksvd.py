@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from compress.coding import FreeLines
-from compress.dictionary import Watch, no_watch, normalised
+from compress.dictionary import Watch, no_watch, unit
 
 N_POWER = 8
 BLOCK_ENTRIES = 1 << 25
@@ -107,5 +107,4 @@ def _random_lines(target_nd: Tensor, k: int, seed: int) -> Tensor:
     n, d = target_nd.shape
     picked = target_nd[torch.randperm(n, generator=generator)[:k].to(target_nd.device)]
     noise = torch.randn(max(k - n, 0), d, generator=generator).to(target_nd)
-    atoms, _ = normalised(torch.cat([picked, noise]), target_nd.new_zeros(1, k))
-    return atoms
+    return unit(torch.cat([picked, noise]))

@@ -3,12 +3,29 @@
 Shapes: o = out_features, i = in_features, r = rank. A Gram here is a mean per token, E[x x^T].
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from compress.errors import LayerError
 
 OUTLIER_RIDGE = 1e-3
+
+
+@contextmanager
+def rough_products() -> Iterator[None]:
+    """Within it, fp32 matrix products may keep 8 bits of their factors (bf16, TF32) where that is faster.
+
+    For steps whose result is fitted again. On processors without such units they are as exact as ever.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def add_ridge_(gram_ii: Tensor, damping: float) -> Tensor:

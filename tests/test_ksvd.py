@@ -8,14 +8,13 @@ from sklearn.linear_model import orthogonal_mp
 from calibration.stats import Gram
 from compress.coding import FreeLines
 from compress.compressor import LayerShape
-from compress.dictionary import normalised
+from compress.dictionary import unit
 from compress.ksvd import ksvd, matching_pursuit, sweep
 from compress.methods.cospadi import Coded, CoSpaDi
 
 
 def atoms_of_length_one(k, d):
-    atoms, _ = normalised(weight(k, d, seed=7), torch.zeros(1, k))
-    return atoms
+    return unit(weight(k, d, seed=7))
 
 
 @pytest.mark.parametrize("s", [1, 4, 10])

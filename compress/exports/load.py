@@ -63,6 +63,15 @@ def load_export(
     return loaded
 
 
+def load_unpacked(
+    folder: Path, dtype: torch.dtype | None = None, device: Device = "cpu"
+) -> PreTrainedModel:
+    """The same with its codes expanded."""
+    model = load_export(folder, dtype, device)
+    unpack(model)
+    return model
+
+
 def unpack(model: PreTrainedModel) -> None:
     """Expand the codes of every compressed layer: the same outputs, faster, and as large as dense."""
     for module in model.modules():

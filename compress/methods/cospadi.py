@@ -87,7 +87,7 @@ class CoSpaDi(Compressor, name="cospadi"):
     )
     rounds: int | None = field(
         default=None,
-        metadata={"help": "rounds of codes and dictionary in turn; default: 20, 60 for ksvd"},
+        metadata={"help": "rounds of codes and dictionary in turn; default: 12, 60 for ksvd"},
     )
     dictionary_dtype: AtomDtype = field(
         default=AtomDtype.AUTO,
