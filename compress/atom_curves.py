@@ -21,7 +21,7 @@ from compress.dictionary import oneshot
 from compress.errors import LayerError
 from compress.forms import Dense
 from compress.weighing import fisher_cost
-from compress.weight_lines import best_dictionary, lines_of
+from compress.weight_lines import stacked
 
 if TYPE_CHECKING:
     from compress.methods.cospadi import CoSpaDi
@@ -49,7 +49,7 @@ def curves(method: CoSpaDi, weights: Sequence[Tensor], stats: Sequence[Statistic
     if len(weights) > 1 and side is Coded.INPUTS:
         pairs = zip(weights, stats, strict=True)
         return [found for w, own in pairs for found in curves(method, [w], [own])]
-    lines, _ = lines_of(torch.cat(list(weights)), stats[0], side, method.damping)
+    lines = stacked(weights, stats[0], side, method.damping).lines()
     n_lines = _counts(weights, lines)
     sizes = sorted({_atoms_for(share, lines, method.ratio) for share in SHARES})
     lost = [_split(lines.lost(*_coded(method, lines, k)), n_lines) for k in sizes]
@@ -78,13 +78,14 @@ def trials(
     if len(weights) > 1 and side is Coded.INPUTS:
         triples = zip(weights, surveys, stats, strict=True)
         return [found for w, own, each in triples for found in trials(method, [w], [own], [each])]
-    stack = torch.cat(list(weights))
-    lines, scale_n = lines_of(stack, stats[0], side, method.damping)
+    stack = stacked(weights, stats[0], side, method.damping)
+    lines = stack.lines()
     k = _atoms_for(method.keep, lines, method.ratio)
-    codes = _coded(method, lines, k)[0] / scale_n[:, None]
-    codes = (codes if side is Coded.OUTPUTS else codes.T).double()
-    atoms = best_dictionary(stack, codes, stats[0], side, method.damping)
-    product = (codes @ atoms if side is Coded.OUTPUTS else atoms @ codes).float()
+    codes = stack.codes(_coded(method, lines, k)[0], method.nonzeros(k), method.pattern)
+    if side is Coded.INPUTS:
+        codes = [each.T for each in codes]
+    atoms, together = stack.dictionary(codes), torch.cat(codes).double()
+    product = (together @ atoms if side is Coded.OUTPUTS else atoms @ together).float()
     lost = [max(lost_at(survey, k), NOTHING * survey.energy) for survey in surveys]
     if min(lost) <= 0:
         raise LayerError("it is zero, so no error of it can be measured; --exclude it")

@@ -38,7 +38,7 @@ class Share(enum.StrEnum):
     INPUTS = "inputs"
     """Those that read the same tensor (q, k and v; gate and up): one metric, one product with the dictionary."""
     DEPTH = "depth"
-    """Those, and their like in the blocks that follow: one dictionary in the mean of their metrics."""
+    """Those, and their like in the blocks that follow: one dictionary, found under all of their metrics."""
 
 
 class Spread(enum.StrEnum):
@@ -139,10 +139,14 @@ class AtomPlanner:
         return [part for group in groups.values() for part in self._parts(group)]
 
     def _parts(self, group: dict[str, LayerShape]) -> list[dict[str, LayerShape]]:
-        """Where the inputs are the more numerous their codes are cheaper, and those are not shared."""
-        if side_of(self.method, *_sides(group)) is Coded.INPUTS:
-            return [{name: layer} for name, layer in group.items()]
-        return [group]
+        """Where the inputs are the more numerous their codes are cheaper; those only layers of one place can share."""
+        if side_of(self.method, *_sides(group)) is not Coded.INPUTS:
+            return [group]
+        parts: dict[object, dict[str, LayerShape]] = {}
+        for name, layer in group.items():
+            place = block_and_place(name)[1] if self.method.spans_blocks else name
+            parts.setdefault((place, layer.shape), {})[name] = layer
+        return list(parts.values())
 
     def _settled(self, group: Mapping[str, LayerShape]) -> CoSpaDi:
         """With the dtypes and the side of layers that share a dictionary."""
@@ -170,9 +174,10 @@ def block_and_place(name: str) -> tuple[int, str]:
 
 
 def _sides(group: Mapping[str, LayerShape]) -> tuple[int, int]:
-    """The outputs of all, and the inputs, which are the same."""
+    """The outputs of all layers in a block, and the inputs, which are the same."""
     shapes = [layer.shape for layer in group.values()]
-    return sum(o for o, _ in shapes), shapes[0][1]
+    n_blocks = len({block_and_place(name)[0] for name in group})
+    return sum(o for o, _ in shapes) // n_blocks, shapes[0][1]
 
 
 def most_atoms(method: CoSpaDi, shapes: Sequence[tuple[int, int]], n_bytes: float) -> int:

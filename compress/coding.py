@@ -17,6 +17,7 @@ from __future__ import annotations
 import enum
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -198,21 +199,29 @@ class FreeLines(Lines):
 
 
 class CoupledLines(Lines):
-    """Lines that a Gram couples: R^T R = G (n, n), of lines scaled so that its diagonal is 1.
+    """Lines that Grams couple, those of one input each: R^T R = diag(G, ...), the lines scaled to diagonals of 1.
 
     The step of ADMM is exact: with G = Q diag(l) Q^T and A A^T = V diag(m) V^T it is a product with 1 / (l m^T + rho).
     """
 
     def __init__(
-        self, target_nd: Tensor, gram_nn: Tensor, eigen: tuple[Tensor, Tensor] | None = None
+        self,
+        target_nd: Tensor,
+        grams: Sequence[Tensor],
+        eigen: Sequence[tuple[Tensor, Tensor]] | None = None,
     ) -> None:
-        self._gram = gram_nn
+        """`grams`: one (n, n) for each input, in the order of the lines; `eigen`: their values and vectors."""
+        self._grams = grams
+        self._counts = [len(gram) for gram in grams]
         super().__init__(target_nd)
-        values, vectors = torch.linalg.eigh(gram_nn.double()) if eigen is None else eigen
-        self._values, self._vectors = values.clamp_min(0).float(), vectors.float()
+        found = [torch.linalg.eigh(gram.double()) for gram in grams] if eigen is None else eigen
+        self._eigen = [(values.clamp_min(0).float(), vectors.float()) for values, vectors in found]
 
     def weighted(self, matrix: Tensor) -> Tensor:  # noqa: D102
-        return self._gram @ matrix
+        parts = matrix.split(self._counts)
+        if len(parts) == 1:
+            return self._grams[0] @ matrix
+        return torch.cat([gram @ part for gram, part in zip(self._grams, parts, strict=True)])
 
     def code(  # noqa: D102
         self, atoms_kd: Tensor, codes_nk: Tensor, s: int, pattern: Pattern, n_steps: int = N_INNER
@@ -221,17 +230,18 @@ class CoupledLines(Lines):
         penalty = PENALTY * float(hessian.diagonal().mean())
         sizes, turn = torch.linalg.eigh(hessian.double())
         sizes, turn = sizes.clamp_min(0).float(), turn.float()
-        factors = 1 / (self._values[:, None] * sizes + penalty).clamp_min(TINY)
-        coded, dual, pull = torch.empty_like(codes_nk), torch.zeros_like(codes_nk), codes_nk
-        with rough_products():
-            goal = self._vectors.T @ (self.goal @ (atoms_kd.T @ turn))
-            for _ in range(n_steps):
-                turned = self._vectors.T @ (pull @ turn)
-                wanted = self._vectors @ (turned.mul_(penalty).add_(goal).mul_(factors) @ turn.T)
-                wanted += dual
-                largest_entries(wanted, s, pattern, out=coded)
-                dual = wanted.sub_(coded)
-                pull = coded - dual
+        coded = torch.empty_like(codes_nk)
+        split = (each.split(self._counts) for each in (self.goal, codes_nk, coded))
+        for (values, vectors), goal, old, new in zip(self._eigen, *split, strict=True):
+            factors = 1 / (values[:, None] * sizes + penalty).clamp_min(TINY)
+            with rough_products():
+                aim, pull, dual = vectors.T @ (goal @ (atoms_kd.T @ turn)), old, 0.0
+                for _ in range(n_steps):
+                    turned = (vectors.T @ (pull @ turn)).mul_(penalty).add_(aim).mul_(factors)
+                    wanted = (vectors @ (turned @ turn.T)).add_(dual)
+                    largest_entries(wanted, s, pattern, out=new)
+                    dual = wanted.sub_(new)
+                    pull = new - dual
         return coded
 
     def inner(self, one_nk: Tensor, other_nk: Tensor) -> Tensor:  # noqa: D102

@@ -34,10 +34,10 @@ def refuse_idle(method: CoSpaDi) -> None:
         raise RecipeError(
             f"method.ratio: {method.ratio} does nothing where two of every four are nonzero"
         )
-    if method.share is not Share.NONE and method.coded is Coded.INPUTS:
+    if method.share is Share.INPUTS and method.coded is Coded.INPUTS:
         raise RecipeError(
             "method.coded: inputs have a dictionary of outputs, which layers with one input cannot share; "
-            "give --share none"
+            "give --share none, or depth"
         )
     _refuse_idle_depth(method)
     if method.solver is Solver.ONESHOT and method.rounds is not None:

@@ -27,13 +27,16 @@ class _Memory:
 
 
 class Common(Form):
-    """A form that so many layers use, one of which stores it. Those that read one tensor share one product."""
+    """A form that several layers use, one of which stores it; those that read one tensor share one product.
+
+    `n_readers`: how many read one tensor.
+    """
 
     kind = "common"
 
-    def __init__(self, form: Form, n_users: int) -> None:
+    def __init__(self, form: Form, n_readers: int) -> None:
         super().__init__(form.shape)
-        self.form, self.n_users = form, n_users
+        self.form, self.n_readers = form, n_readers
         self._memory = _Memory()
 
     def dense(self) -> Tensor:  # noqa: D102
@@ -45,10 +48,10 @@ class Common(Form):
         Only where no gradients are recorded, as then neither the tensor nor the form changes in between unnoticed.
         """
         memory = self._memory
-        if torch.is_grad_enabled() or x.is_inference():
+        if self.n_readers == 1 or torch.is_grad_enabled() or x.is_inference():
             return self._product(x)
         if memory.read is None or memory.read() is not x or memory.version != x._version:
-            memory.product, memory.left = self._product(x), self.n_users
+            memory.product, memory.left = self._product(x), self.n_readers
             memory.read, memory.version = weakref.ref(x), x._version
         product = memory.product
         memory.left -= 1
@@ -62,13 +65,13 @@ class Common(Form):
         return product
 
     def spec(self) -> dict[str, Any]:  # noqa: D102
-        return {"form": self.kind, "users": self.n_users, "of": self.form.spec()}
+        return {"form": self.kind, "users": self.n_readers, "of": self.form.spec()}
 
     def unpacked(self, dtype: torch.dtype) -> Form:
         """The same one for all users, as long as one of them holds it."""
         twin = self._memory.twins.get(dtype)
         if twin is None:
-            twin = Common(self.form.unpacked(dtype), self.n_users)
+            twin = Common(self.form.unpacked(dtype), self.n_readers)
             self._memory.twins[dtype] = twin
         return twin
 

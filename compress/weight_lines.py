@@ -1,48 +1,167 @@
-"""From a weight and its inputs' Gram to lines that are coded, and from codes back to the best dictionary.
+"""From weights with one dictionary to the lines that are coded, and from codes back to the best dictionary.
 
-Shapes: o = out_features, i = in_features, n = lines, k = atoms.
+Weights of one input share its Gram. Those of several inputs, the like of one another in blocks in a row, are each
+measured by their own, in shares of what they put out, so that no block outweighs the others.
+
+Shapes: o = out_features, i = in_features, n = lines, k = atoms, b = inputs.
 """
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from calibration.stats import Gram, Statistics
-from compress.coding import Coded, CoupledLines, FreeLines, Lines, solved
-from compress.linalg import add_ridge_, cholesky
+from compress.coding import Coded, CoupledLines, FreeLines, Lines, Pattern, solved
+from compress.dictionary import lengths_of
+from compress.forms import Along
+from compress.linalg import add_ridge_, cholesky, output_energy
+
+RECODING_STEPS, POLISH_STEPS = 8, 15
+"""Of codes in their own metric, from those that the common one gave."""
+MOST_STEPS = 50
+"""Of conjugate gradients for atoms under several metrics: some ten do."""
+CLOSE = 1e-10
+"""Share of the first residual, squared in the preconditioner's metric, at which they end."""
 
 
-def lines_of(
-    weight_oi: Tensor, stats: Statistics, coded: Coded, damping: float
-) -> tuple[Lines, Tensor]:
-    """The problem, and what its lines were multiplied by: (n,).
+class Stacked(ABC):
+    """Weights that have one dictionary."""
 
-    Lines of inputs are scaled to inputs of one size, so that the penalty of ADMM suits all.
-    Raises LayerError for a Gram that is singular or zero.
-    """
-    if coded is Coded.OUTPUTS:
-        chol_ii = stats.once(
-            ("whitening", damping), lambda: cholesky(damped(stats, damping)).float()
-        )
-        return FreeLines(weight_oi @ chol_ii), weight_oi.new_ones(len(weight_oi))
-    gram, root_i, eigen = stats.once(("scaled gram", damping), lambda: _scaled(stats, damping))
-    return CoupledLines((weight_oi * root_i).T.contiguous(), gram, eigen), root_i
+    along: ClassVar[Along]
+
+    def __init__(self, weights: Sequence[Tensor], stats: Statistics, damping: float) -> None:
+        self.weights, self.damping = list(weights), damping
+        self.inputs = [(list(part), own) for part, own in stats.by_input(self.weights)]
+
+    def shares(self) -> list[float]:
+        """What a unit of squared error counts for each input: 1 if it is the only one."""
+        if len(self.inputs) == 1:
+            return [1.0]
+        energies = [
+            sum(output_energy(weight, own[Gram].mean_ii()) for weight in part)
+            for part, own in self.inputs
+        ]
+        mean = sum(energies) / len(energies)
+        return [mean / energy if energy > 0 else 1.0 for energy in energies]
+
+    def metrics(self) -> list[Tensor]:
+        """The damped Gram of each input, in its share: (i, i), fp64."""
+        grams = [
+            own.once(("damped gram", self.damping), partial(damped, own, self.damping))
+            for _, own in self.inputs
+        ]
+        return [share * gram for share, gram in zip(self.shares(), grams, strict=True)]
+
+    @abstractmethod
+    def lines(self) -> Lines:
+        """Of all weights. Raises LayerError for a Gram that is singular or zero."""
+
+    @abstractmethod
+    def codes(self, codes_nk: Tensor, s: int, pattern: Pattern) -> list[Tensor]:
+        """What was found for `lines`, for each weight: (o, k) or (i, k)."""
+
+    @abstractmethod
+    def dictionary(self, codes: Sequence[Tensor]) -> Tensor:
+        """The best one for every weight's codes as they are stored, (o, k) or (k, i): (k, i) or (o, k), fp64."""
 
 
-def best_dictionary(
-    weight_oi: Tensor, codes: Tensor, stats: Statistics, coded: Coded, damping: float
-) -> Tensor:
-    """For codes (o, k) or (k, i) as they are stored: (k, i) or (o, k), fp64.
+class OfOutputs(Stacked):
+    """A code for every output, W = Z D; the dictionary is in the space of the inputs."""
 
-    For codes of outputs the inputs drop out: (Z^T Z)^-1 Z^T W.
-    """
-    weight, codes = weight_oi.double(), codes.double()
-    if coded is Coded.OUTPUTS:
-        return solved(codes.T @ codes, codes.T @ weight)
-    gram_ii = stats.once(("damped gram", damping), lambda: damped(stats, damping))
-    image_ki = codes @ gram_ii
-    return solved(image_ki @ codes.T, image_ki @ weight.T).T
+    along = Along.ROWS
+
+    def lines(self) -> Lines:
+        """In the metric of the one input, or in the mean of all metrics."""
+        if len(self.inputs) == 1:
+            return FreeLines(torch.cat(self.weights) @ whitening(self.inputs[0][1], self.damping))
+        chol_ii = cholesky(sum(self.metrics()[1:], start=self.metrics()[0])).float()
+        return FreeLines(torch.cat(self.weights) @ chol_ii)
+
+    def codes(self, codes_nk: Tensor, s: int, pattern: Pattern) -> list[Tensor]:
+        """Of several inputs each weight's are found again, from there, in its own metric."""
+        parts = list(codes_nk.split([len(weight) for weight in self.weights]))
+        if len(self.inputs) == 1:
+            return parts
+        stack, codes = torch.cat(self.weights).double(), codes_nk.double()
+        atoms_ki = solved(codes.T @ codes, codes.T @ stack).float()
+        metrics = [whitening(own, self.damping) for part, own in self.inputs for _ in part]
+        return [
+            recoded(FreeLines(weight @ chol_ii), atoms_ki @ chol_ii, part, (s, pattern))
+            for weight, chol_ii, part in zip(self.weights, metrics, parts, strict=True)
+        ]
+
+    def dictionary(self, codes: Sequence[Tensor]) -> Tensor:
+        """Under one metric (Z^T Z)^-1 Z^T W: the inputs drop out."""
+        together, weight = torch.cat(list(codes)).double(), torch.cat(self.weights).double()
+        common = solved(together.T @ together, together.T @ weight)
+        if len(self.inputs) == 1:
+            return common
+        normals, rights = [], []
+        rest = list(codes)
+        for (part, _), gram_ii in zip(self.inputs, self.metrics(), strict=True):
+            own = torch.cat([rest.pop(0) for _ in part]).double()
+            normals.append(own.T @ own)
+            rights.append(own.T @ torch.cat(part).double() @ gram_ii)
+        return under_all(common, normals, self.metrics(), sum(rights[1:], start=rights[0]))
+
+
+class OfInputs(Stacked):
+    """A code for every input, W = D Z; each of the weights has an input of its own."""
+
+    along = Along.COLUMNS
+
+    def lines(self) -> Lines:
+        """Scaled to inputs of one size, so that the penalty of ADMM suits all."""
+        scaled = [self._scaled(own) for _, own in self.inputs]
+        target = torch.cat([(w * r).T for w, r in zip(self.weights, self._roots(), strict=True)])
+        return CoupledLines(target, [gram for gram, _, _ in scaled], [eig for _, _, eig in scaled])
+
+    def codes(self, codes_nk: Tensor, s: int, pattern: Pattern) -> list[Tensor]:  # noqa: ARG002
+        """Their lines' scale taken back."""
+        roots = self._roots()
+        parts = codes_nk.split([len(root) for root in roots])
+        return [part / root[:, None] for part, root in zip(parts, roots, strict=True)]
+
+    def dictionary(self, codes: Sequence[Tensor]) -> Tensor:
+        """(sum of Z G Z^T)^-1 (sum of Z G W^T), transposed."""
+        normal = right = torch.zeros((), dtype=torch.float64)
+        for weight, own, gram_ii in zip(self.weights, codes, self.metrics(), strict=True):
+            image_ki = own.double() @ gram_ii
+            normal, right = (
+                normal + image_ki @ own.double().T,
+                right + image_ki @ weight.double().T,
+            )
+        return solved(normal, right).T
+
+    def _roots(self) -> list[Tensor]:
+        """What the lines of each weight are multiplied by: (i,)."""
+        return [
+            share**0.5 * self._scaled(own)[1]
+            for share, (_, own) in zip(self.shares(), self.inputs, strict=True)
+        ]
+
+    def _scaled(self, stats: Statistics) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """The Gram with a diagonal of ones, the roots of the one it had, and its eigendecomposition."""
+
+        def make() -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+            gram_ii = damped(stats, self.damping)
+            root_i = gram_ii.diagonal().sqrt()
+            gram_ii /= root_i * root_i[:, None]
+            return gram_ii.float(), root_i.float(), torch.linalg.eigh(gram_ii)
+
+        return stats.once(("scaled gram", self.damping), make)
+
+
+def stacked(weights: Sequence[Tensor], stats: Statistics, coded: Coded, damping: float) -> Stacked:
+    """Weights (o, i) with one dictionary; coded by inputs, they have as many outputs and each its own input."""
+    kind = OfOutputs if coded is Coded.OUTPUTS else OfInputs
+    return kind(weights, stats, damping)
 
 
 def damped(stats: Statistics, damping: float) -> Tensor:
@@ -50,9 +169,52 @@ def damped(stats: Statistics, damping: float) -> Tensor:
     return add_ridge_(stats[Gram].mean_ii(), damping)
 
 
-def _scaled(stats: Statistics, damping: float) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """The Gram with a diagonal of ones, the roots of the one it had, and its eigendecomposition."""
-    gram_ii = damped(stats, damping)
-    root_i = gram_ii.diagonal().sqrt()
-    gram_ii /= root_i * root_i[:, None]
-    return gram_ii.float(), root_i.float(), torch.linalg.eigh(gram_ii)
+def whitening(stats: Statistics, damping: float) -> Tensor:
+    """L with L L^T the damped Gram: (i, i), fp32. Raises LayerError for a Gram that is singular or zero."""
+    return stats.once(("whitening", damping), lambda: cholesky(damped(stats, damping)).float())
+
+
+def recoded(
+    lines: FreeLines, atoms_kd: Tensor, codes_nk: Tensor, form: tuple[int, Pattern]
+) -> Tensor:
+    """Better codes (n, k) for given atoms, from codes that were found in another metric; those, if none are better."""
+    lengths = lengths_of(atoms_kd)
+    atoms, before = atoms_kd / lengths[:, None], codes_nk * lengths
+    codes = lines.code(atoms, before, *form, n_steps=RECODING_STEPS)
+    codes = lines.polished(atoms, codes, POLISH_STEPS)
+    better = lines.error(codes, atoms) < lines.error(before, atoms)
+    return codes / lengths if better else codes_nk
+
+
+def under_all(
+    start_kd: Tensor, normals: Sequence[Tensor], metrics: Sequence[Tensor], right_kd: Tensor
+) -> Tensor:
+    """D with sum_b H_b D G_b = R, the best atoms under several metrics: (k, d), fp64.
+
+    Conjugate gradients from what the mean metric gives, preconditioned by the mean of the H and of the G: the error
+    falls with every step. CoSpaDi (arXiv:2509.22075) takes the mean metric alone.
+    """
+    normal_kk, metric_dd = (sum(each[1:], start=each[0]) for each in (normals, metrics))
+    factor_dd = cholesky(metric_dd)
+
+    def image(atoms: Tensor) -> Tensor:
+        parts = [h @ atoms @ g for h, g in zip(normals, metrics, strict=True)]
+        return sum(parts[1:], start=parts[0])
+
+    def conditioned(residual: Tensor) -> Tensor:
+        return torch.cholesky_solve(solved(normal_kk, residual).T, factor_dd).T
+
+    atoms, residual = start_kd.clone(), right_kd - image(start_kd)
+    direction = guess = conditioned(residual)
+    square = first = float((residual * guess).sum())
+    for _ in range(MOST_STEPS):
+        if square <= CLOSE * first or first <= 0:
+            break
+        turned = image(direction)
+        step = square / float((direction * turned).sum())
+        atoms += step * direction
+        residual -= step * turned
+        guess = conditioned(residual)
+        before, square = square, float((residual * guess).sum())
+        direction = guess + square / before * direction
+    return atoms

@@ -4,7 +4,7 @@ import pytest
 import torch
 from problems import inputs, relative_output_error, statistics, weight
 
-from calibration.stats import Gram, Pooled, Statistics
+from calibration.stats import Gram, Pooled
 from compress.code_storage import CodeBits
 from compress.coding import Coded, CoupledLines, FreeLines, Lines, Pattern, largest
 from compress.compressor import LayerShape, Survey
@@ -13,7 +13,7 @@ from compress.dictionary_options import Solver
 from compress.errors import LayerError, RecipeError
 from compress.linalg import output_energy
 from compress.methods.cospadi import CoSpaDi
-from compress.weight_lines import lines_of
+from compress.weight_lines import OfOutputs, recoded, stacked, under_all, whitening
 
 SHAPES = {"wide": (48, 96), "tall": (96, 48)}
 
@@ -34,7 +34,7 @@ def error_of(method, w, x):
 
 def problem(coded, shape=(96, 48)):
     """Lines as the method makes them."""
-    lines, _ = lines_of(weight(*shape), statistics(inputs(shape[1])), coded, 0.01)
+    lines = stacked([weight(*shape)], statistics(inputs(shape[1])), coded, 0.01).lines()
     return lines
 
 
@@ -122,7 +122,7 @@ def test_coding_in_blocks_of_lines_changes_nothing(n_lines):
 
 def test_coupled_lines_under_a_gram_of_ones_on_the_diagonal_are_free():
     target = weight(40, 24)
-    free, coupled = FreeLines(target), CoupledLines(target, torch.eye(40))
+    free, coupled = FreeLines(target), CoupledLines(target, [torch.eye(40)])
     codes, atoms = oneshot(free, 16, 8, Pattern.FREE)
     torch.testing.assert_close(
         free.code(atoms, codes, 8, Pattern.FREE),
@@ -227,7 +227,6 @@ def test_more_bytes_lose_less_and_the_default_solver_beats_one_shot_by_half():
         ({"depth": 3}, r"method\.depth: 3 does nothing without --share depth"),
         ({"share": "depth", "depth": 1}, r"method\.depth: 1 blocks share nothing"),
         ({"share": "depth", "spread": "errors"}, r"method\.spread: errors are measured"),
-        ({"share": "depth", "coded": "inputs"}, r"method\.coded: inputs"),
         ({"solver": "ksvd", "pattern": "2:4"}, r"method\.pattern: 2:4 is nothing that ksvd"),
         ({"solver": "ksvd", "coded": "inputs", "share": "none"}, "ksvd codes outputs only"),
         ({"ratio": 3.0, "pattern": "2:4"}, r"method\.ratio: 3\.0 does nothing"),
@@ -299,20 +298,82 @@ def test_a_shared_dictionary_is_that_of_the_stacked_weight():
     torch.testing.assert_close(torch.cat([form.dense() for form in forms]), whole.dense())
 
 
-def test_a_dictionary_across_depth_is_that_of_the_stacked_weight_in_the_mean_of_the_metrics():
-    names = ["model.layers.2.up_proj", "model.layers.3.up_proj"]
-    survey = [LayerShape((24, 48), 24 * 48 * 4, survey=Survey(reads=name)) for name in names]
-    plan = CoSpaDi(share="depth").plan(dict(zip(names, survey, strict=True)))
-    weights, own = (
-        [weight(24, 48, seed=n) for n in (1, 2)],
-        [statistics(inputs(48, seed=n)) for n in (3, 4)],
-    )
-    forms = plan[names[0]].compress(weights, Pooled([(1, each) for each in own]))
-    assert torch.equal(forms[0].down.dense(), forms[1].down.dense())
-    mean = Statistics({Gram: own[0][Gram] + own[1][Gram]})
-    alone = planned((48, 48), atoms=plan[names[0]].atoms, coded="outputs")
-    [whole] = alone.compress([torch.cat(weights)], mean)
-    torch.testing.assert_close(torch.cat([form.dense() for form in forms]), whole.dense())
+def across_depth(shape, n_blocks=3, **options):
+    """Weights of so many blocks in a row, each with its own inputs; their pooled statistics, and their plan."""
+    names = [f"model.layers.{number}.up_proj" for number in range(n_blocks)]
+    layers = {
+        name: LayerShape(shape, shape[0] * shape[1] * 4, survey=Survey(reads=name))
+        for name in names
+    }
+    plan = CoSpaDi(share="depth", depth=n_blocks, **options).plan(layers)
+    weights = [weight(*shape, seed=number) for number in range(n_blocks)]
+    own = [statistics((number + 1) * inputs(shape[1], seed=number)) for number in range(n_blocks)]
+    return weights, own, Pooled([(1, each) for each in own]), plan[names[0]]
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (48, 96)], ids=["square", "wide"])
+def test_across_depth_one_dictionary_loses_less_than_one_each_in_the_same_bytes(shape):
+    weights, own, pooled, method = across_depth(shape)
+    forms = method.compress(weights, pooled)
+    alone = planned(shape)
+    lost = [[], []]
+    for w, stats, form in zip(weights, own, forms, strict=True):
+        gram = stats[Gram].mean_ii()
+        [single] = alone.compress([w], stats)
+        for found, one in zip(lost, (form, single), strict=True):
+            found.append(relative_output_error(w, one.dense(), gram))
+    assert sum(form.n_bytes() for form in forms) <= 0.8 * sum(4 * w.numel() for w in weights)
+    assert sum(lost[0]) < 0.95 * sum(lost[1])
+    dictionaries = [form.down if shape[0] >= shape[1] else form.up for form in forms]
+    assert all(torch.equal(each.dense(), dictionaries[0].dense()) for each in dictionaries)
+
+
+def test_atoms_under_several_metrics_solve_their_normal_equations():
+    halves = [torch.randn(3, 9, n, dtype=torch.float64) for n in (6, 5)]
+    normals, metrics = ([one @ one.T for one in each.transpose(1, 2)] for each in halves)
+    right = torch.randn(6, 5, dtype=torch.float64)
+    found = under_all(torch.zeros_like(right), normals, metrics, right)
+    system = sum(torch.kron(h, g) for h, g in zip(normals, metrics, strict=True))
+    expected = torch.linalg.solve(system, right.flatten()).view(6, 5)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_blocks_with_equal_inputs_have_the_dictionary_of_one_input():
+    [w, *_], own, _, method = across_depth((96, 48))
+    weights, pooled = [w] * 3, Pooled([(1, own[0])] * 3)
+    codes = [torch.randn(96, 20) for _ in weights]
+    several = stacked(weights, pooled, method.coded, 0.01).dictionary(codes)
+    one = stacked(weights, own[0], method.coded, 0.01).dictionary(codes)
+    torch.testing.assert_close(several, one, rtol=1e-6, atol=1e-8)
+
+
+def test_codes_found_again_in_their_own_metric_are_never_worse():
+    weights, own, pooled, method = across_depth((96, 48))
+    stack = stacked(weights, pooled, method.coded, 0.01)
+    assert isinstance(stack, OfOutputs)
+    first, atoms = oneshot(stack.lines(), 24, 10, Pattern.FREE)
+    back = torch.linalg.lstsq(first, torch.cat(weights)).solution
+    for w, stats, part in zip(weights, own, first.split(96), strict=True):
+        lines = FreeLines(w @ whitening(stats, 0.01))
+        seen = back @ whitening(stats, 0.01)
+        again = recoded(lines, seen, part, (10, Pattern.FREE))
+        assert lines.error(again, seen) < lines.error(part, seen)
+    assert atoms.shape == (24, 48)
+
+
+def test_lines_of_several_inputs_are_coded_as_those_of_each_alone():
+    shape = SHAPES["wide"]
+    weights, own, pooled, method = across_depth(shape)
+    assert method.coded is Coded.INPUTS
+    atoms = torch.nn.functional.normalize(torch.randn(24, 48), dim=1)
+    together = stacked(weights, pooled, method.coded, 0.01)
+    start = torch.zeros(3 * 96, 24)
+    found = together.lines().code(atoms, start, 10, Pattern.FREE).split(96)
+    for w, stats, share, codes in zip(weights, own, together.shares(), found, strict=True):
+        alone = stacked([w], stats, method.coded, 0.01).lines()
+        expected = alone.code(atoms, torch.zeros(96, 24), 10, Pattern.FREE)
+        # Lines in the share of their block: all codes of it are a multiple of what they were.
+        torch.testing.assert_close(codes, share**0.5 * expected, rtol=1e-3, atol=1e-4)
 
 
 def test_across_depth_only_like_layers_of_blocks_in_a_row_share():

@@ -32,11 +32,11 @@ from compress.compressor import Compressor, LayerShape, Survey, Trial, refuse_da
 from compress.dictionary import alternating, oneshot
 from compress.dictionary_options import ROUNDS, Solver, refuse_idle
 from compress.errors import LayerError, RecipeError
-from compress.forms import Along, Common, Form, Shared, Sparse
+from compress.forms import Common, Form, Shared, Sparse
 from compress.ksvd import ksvd
 from compress.quantities import parse_bytes
 from compress.ranks import Importance
-from compress.weight_lines import best_dictionary, lines_of
+from compress.weight_lines import stacked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,25 +228,19 @@ class CoSpaDi(Compressor, name="cospadi"):
             alone = (self._fitted([weight], stats) for weight in weights)
             return [joined(codes, dictionary) for [codes], dictionary in alone]
         codes, dictionary = self._fitted(weights, stats)
-        common = Common(dictionary, len(weights))
+        n_readers = max(len(part) for part, _ in stats.by_input(weights))
+        common = Common(dictionary, n_readers)
         readers = [Shared(common.shape, "", common) for _ in weights[1:]]
         return [joined(each, form) for each, form in zip(codes, [common, *readers], strict=True)]
 
     def _fitted(self, weights: Sequence[Tensor], stats: Statistics) -> tuple[list[Sparse], Form]:
         """Each weight's codes and the dictionary, as they are stored."""
-        k, stack = self.atoms or 0, torch.cat(list(weights))
+        k = self.atoms or 0
         s = self.nonzeros(k)
-        lines, scale_n = lines_of(stack, stats, self.coded, self.damping)
-        codes = self._solved(lines, k, s) / scale_n[:, None]
-        if self.coded is Coded.INPUTS:
-            stored = [self.storage.codes(codes, s, self.pattern, Along.COLUMNS)]
-        else:
-            stored = [
-                self.storage.codes(part, s, self.pattern, Along.ROWS)
-                for part in codes.split([len(weight) for weight in weights])
-            ]
-        fixed = torch.cat([each.dense() for each in stored])
-        dictionary = best_dictionary(stack, fixed, stats, self.coded, self.damping)
+        stack = stacked(weights, stats, self.coded, self.damping)
+        codes = stack.codes(self._solved(stack.lines(), k, s), s, self.pattern)
+        stored = [self.storage.codes(each, s, self.pattern, stack.along) for each in codes]
+        dictionary = stack.dictionary([each.dense() for each in stored])
         return stored, self.storage.dictionary(dictionary)
 
     def _solved(self, lines: Lines, k: int, s: int) -> Tensor:
