@@ -43,14 +43,18 @@ def add_ridge_(gram_ii: Tensor, damping: float) -> Tensor:
 
 def ridge(diagonal_i: Tensor, damping: float, what: str = "input channel") -> Tensor:
     """What `add_ridge_` adds to a diagonal (i,) of second moments. Raises LayerError if they are all zero."""
-    live = diagonal_i[diagonal_i > 0]
-    if live.numel() == 0:
+    refuse_dead(diagonal_i, what)
+    median = diagonal_i.median()
+    scale = median if median > 0 else diagonal_i[diagonal_i > 0].median()
+    return damping * (scale + OUTLIER_RIDGE * diagonal_i)
+
+
+def refuse_dead(sizes_i: Tensor, what: str = "input channel") -> None:
+    """Raises LayerError if all of these (i,) are zero: means of squares, or of magnitudes."""
+    if not bool((sizes_i > 0).any()):
         raise LayerError(
             f"every {what} is zero on the calibration text; use other text, or --exclude the layer"
         )
-    median = diagonal_i.median()
-    scale = median if median > 0 else live.median()
-    return damping * (scale + OUTLIER_RIDGE * diagonal_i)
 
 
 def cholesky(matrix_ii: Tensor, what: str = "the Gram of its inputs") -> Tensor:

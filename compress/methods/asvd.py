@@ -18,8 +18,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from calibration.stats import AbsMean, Statistic, Statistics
-from compress.errors import LayerError, RecipeError
+from compress.errors import RecipeError
 from compress.factors import Metric
+from compress.linalg import refuse_dead
 from compress.lowrank import Factorisation
 
 RIDGE = 1e-3
@@ -52,9 +53,6 @@ class ASVD(Factorisation, name="asvd"):
     ) -> Metric:
         """diag(E|x| + ridge)^(2 alpha)."""
         magnitude_i = stats[AbsMean].mean_i()
+        refuse_dead(magnitude_i)
         live = magnitude_i[magnitude_i > 0]
-        if live.numel() == 0:
-            raise LayerError(
-                "every input channel is zero on the calibration text; use other text, or --exclude the layer"
-            )
         return Metric.diagonal((magnitude_i + RIDGE * live.median()) ** self.alpha)

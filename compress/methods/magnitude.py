@@ -1,0 +1,34 @@
+"""Magnitude pruning: the largest weights of every row stay, as they are.
+
+Han et al. 2015, arXiv:1506.02626. The floor of pruning: the inputs do not count. Shapes: o = out_features,
+i = in_features.
+
+Differs from the paper: a threshold for each row, not for each layer, so that every row stores as many; no training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from calibration.stats import Statistics
+from compress.coding import largest
+from compress.pruner import Pruner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Magnitude(Pruner, name="magnitude"):
+    """Pruning by the size of the weights alone."""
+
+    paper: ClassVar[str] = "Han et al. 2015, arXiv:1506.02626"
+
+    def pruned(
+        self,
+        weight_oi: Tensor,
+        s: int,
+        stats: Statistics,  # noqa: ARG002  (the inputs do not count)
+    ) -> Tensor:
+        """The s largest of every row, or two of every four."""
+        return weight_oi * largest(weight_oi, s, self.pattern)
