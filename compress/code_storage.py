@@ -80,16 +80,18 @@ class CodeStorage:
         return self._value_bytes(n, s) + words_for(n * k, 1) * WORD_BYTES
 
     def _value_bytes(self, n: int, s: int) -> int:
-        match self.bits:
-            case CodeBits.SHORT_14 | CodeBits.SHORT_13:
-                return words_for(n * s, int(self.bits)) * WORD_BYTES
-            case CodeBits.INT_8 | CodeBits.INT_4:
-                return self._rounding.planned_bytes((n, s))
+        if self.rounding is not None:
+            return self.rounding.planned_bytes((n, s))
+        if self.bits in (CodeBits.SHORT_14, CodeBits.SHORT_13):
+            return words_for(n * s, int(self.bits)) * WORD_BYTES
         return n * s * self._float.itemsize
 
     @property
-    def _rounding(self) -> RTN:
-        return RTN(bits=int(self.bits), group_size=GROUP)
+    def rounding(self) -> RTN | None:
+        """What makes integers of the values of each line; None where they are floats."""
+        if self.bits in (CodeBits.INT_8, CodeBits.INT_4):
+            return RTN(bits=int(self.bits), group_size=GROUP)
+        return None
 
     @property
     def _float(self) -> torch.dtype:
@@ -105,14 +107,13 @@ class CodeStorage:
         return Sparse.from_lines(mask, self._stored(values), along)
 
     def _stored(self, values: Tensor) -> Form:
-        match self.bits:
-            case CodeBits.SHORT_14 | CodeBits.SHORT_13:
-                try:
-                    return Short.from_values(values, int(self.bits))
-                except ValueError as error:
-                    raise LayerError(f"its codes: {error}") from error
-            case CodeBits.INT_8 | CodeBits.INT_4:
-                return self._rounding.compress([values], _alike(values))[0]
+        if self.rounding is not None:
+            return self.rounding.compress([values], _alike(values))[0]
+        if self.bits in (CodeBits.SHORT_14, CodeBits.SHORT_13):
+            try:
+                return Short.from_values(values, int(self.bits))
+            except ValueError as error:
+                raise LayerError(f"its codes: {error}") from error
         return Dense(to_storage(values, self._float))
 
     def dictionary(self, atoms: Tensor) -> Form:

@@ -7,9 +7,10 @@ from compress.compressor import LayerShape
 from compress.errors import LayerError, RecipeError
 from compress.exports.gptq import gptq_tensors
 from compress.grid import Grid, ScaleSearch, Symmetry
-from compress.linalg import add_ridge_
-from compress.methods.gptq import GPTQ, Order, inverse_factor, refit_scales, sweep
+from compress.linalg import add_ridge_, inverse_factor
+from compress.methods.gptq import GPTQ, Order, sweep
 from compress.methods.rtn import RTN
+from compress.scale_refit import refit_scales
 
 SYMMETRIES = list(Symmetry)
 
@@ -124,7 +125,7 @@ def test_refitted_scales_never_lose_more_and_reach_least_squares():
     gram = add_ridge_(stats[Gram].mean_ii(), 0.01)
     codes, scales, zeros = swept(w, gram, Grid(3, Symmetry.SYMMETRIC, ScaleSearch.SEARCH), 32)
     steps = codes - zeros.repeat_interleave(32, 1)
-    refitted = refit_scales(w, steps, scales, gram, 32)
+    refitted = refit_scales(w, steps, scales, gram, [32, 32])
 
     def losses(s):
         difference = w.double() - s.double().repeat_interleave(32, 1) * steps.double()

@@ -23,12 +23,12 @@ from torch import Tensor
 from calibration.stats import Gram, Statistics
 from compress.compressor import refuse_damping
 from compress.forms import Form
-from compress.grid import Grid, to_fp16_values
-from compress.linalg import add_ridge_, cholesky
+from compress.grid import Grid
+from compress.linalg import add_ridge_, inverse_factor
 from compress.quantiser import Quantiser, stacked
+from compress.scale_refit import refit_scales
 
 COLUMNS_AT_ONCE = 64
-ROWS_AT_ONCE = 512
 
 
 class Order(enum.StrEnum):
@@ -76,7 +76,8 @@ class GPTQ(Quantiser, name="gptq"):
         codes, scales, zeros = sweep(weight_oi, upper_ii, importance_i, self.grid, size)
         del upper_ii
         steps = codes - _spread(zeros, size, codes.shape[1])
-        scales = refit_scales(weight_oi, steps, scales, self._metric(gram, order), size)
+        widths = [part.shape[0] for part in importance_i.split(size)]
+        scales = refit_scales(weight_oi, steps, scales, self._metric(gram, order), widths)
         groups = None
         if order is not None:
             back = order.argsort()
@@ -119,81 +120,6 @@ def sweep(
             errors_io[j - start] = error
         rest_io[stop:].addmm_(upper_ii[start:stop, stop:].T, errors_io, alpha=-1)
     return codes_io.T, torch.stack(scales, 1), torch.stack(zeros, 1)
-
-
-def inverse_factor(gram_ii: Tensor) -> Tensor:
-    """The upper Cholesky factor U of the inverse Gram, G^-1 = U^T U: (i, i) fp32, from a definite one in fp64.
-
-    With J the reversal of order and J G J = L L^T, U is J L^-1 J: the inverse itself is never formed.
-    """
-    reversed_ii = gram_ii.flip(0, 1)
-    del gram_ii  # where the caller gave its only reference, 254 MB at 5,632 inputs go
-    lower_ii = cholesky(reversed_ii)
-    del reversed_ii
-    inverse_ii = torch.eye(len(lower_ii), dtype=lower_ii.dtype, device=lower_ii.device).T
-    torch.linalg.solve_triangular(lower_ii, inverse_ii, upper=False, out=inverse_ii)
-    del lower_ii
-    return inverse_ii.float().flip(0, 1)
-
-
-def refit_scales(
-    weight_oi: Tensor, steps_oi: Tensor, scales_og: Tensor, gram_ii: Tensor, size: int
-) -> Tensor:
-    """For each row, the scales of all groups that minimise (w - S q) G (w - S q)^T for its codes minus zero, q.
-
-    A G x G least-squares problem a row. The new scales replace the old where, rounded to fp16, they lose less. Rows
-    have nothing to do with one another: some at a time, so that what they need in fp64 is small beside the Gram.
-    """
-    parts = [each.split(ROWS_AT_ONCE) for each in (weight_oi, steps_oi, scales_og)]
-    return torch.cat([_refit_rows(w, q, s, gram_ii, size) for w, q, s in zip(*parts, strict=True)])
-
-
-def _refit_rows(
-    weight_oi: Tensor, steps_oi: Tensor, scales_og: Tensor, gram_ii: Tensor, size: int
-) -> Tensor:
-    target_oi = weight_oi.double() @ gram_ii
-    grouped = _by_group(target_oi.mul_(steps_oi), size)
-    normal_ogg = _normal_matrices(steps_oi, gram_ii, size)
-    old = scales_og.double()
-    # A group whose codes are all the zero point has no say in its scale: pin it to the old one.
-    idle = normal_ogg.diagonal(dim1=1, dim2=2) == 0
-    normal_ogg.diagonal(dim1=1, dim2=2).add_(idle.double())
-    right = torch.where(idle, old, grouped)
-    solved, info = torch.linalg.solve_ex(normal_ogg, right)
-    usable = (info == 0)[:, None] & torch.isfinite(solved) & (solved != 0)
-    new = to_fp16_values(torch.where(usable, solved, old).float()).double()
-    better = _row_loss(new, normal_ogg, grouped) < _row_loss(old, normal_ogg, grouped)
-    return torch.where(better[:, None], new, old).float()
-
-
-def _normal_matrices(steps_oi: Tensor, gram_ii: Tensor, size: int) -> Tensor:
-    """q_g G_gh q_h^T for all groups g, h of every row: (o, G, G), symmetric, so half of it is computed.
-
-    In fp64: where one input channel outweighs the others a millionfold, fp32 would round away what they lose.
-    """
-    o, i = steps_oi.shape
-    steps = steps_oi.double()
-    n_groups = -(-i // size)
-    normal_ogg = torch.empty(o, n_groups, n_groups, dtype=torch.float64, device=steps_oi.device)
-    for group in range(n_groups):
-        start = group * size
-        members = slice(start, min(start + size, i))
-        product = (steps[:, members] @ gram_ii[members, start:]).mul_(steps[:, start:])
-        normal_ogg[:, group, group:] = _by_group(product, size)
-        normal_ogg[:, group:, group] = normal_ogg[:, group, group:]
-    return normal_ogg
-
-
-def _row_loss(scales_og: Tensor, normal_ogg: Tensor, right_og: Tensor) -> Tensor:
-    """The quadratic loss of each row, up to a constant: s N s - 2 s r."""
-    return (
-        (normal_ogg @ scales_og[:, :, None]).squeeze(2) * scales_og - 2 * right_og * scales_og
-    ).sum(1)
-
-
-def _by_group(values_oi: Tensor, size: int) -> Tensor:
-    """Sums over the entries of each group: (o, i) -> (o, G)."""
-    return torch.stack([part.sum(1) for part in values_oi.split(size, dim=1)], 1)
 
 
 def _spread(values_og: Tensor, size: int, n_inputs: int) -> Tensor:

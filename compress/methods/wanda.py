@@ -35,4 +35,5 @@ def _sizes(stats: Statistics) -> Tensor:
     """The root mean square of each input over the tokens: (i,) fp32."""
     moments_i = stats[Gram].mean_ii().diagonal()
     refuse_dead(moments_i)
-    return moments_i.sqrt().float()
+    sizes_i: Tensor = moments_i.sqrt().float()
+    return sizes_i
