@@ -16,7 +16,7 @@ from compress.coding import Pattern
 from compress.compressor import Compressor, LayerShape
 from compress.errors import RecipeError
 from compress.factors import FactorDtype, settled_dtype
-from compress.forms import Along, Form
+from compress.forms import Along, Form, Sparse
 
 SPARSITY = 0.5
 
@@ -84,9 +84,10 @@ class Pruner(Compressor, ABC):
 
         Raises RecipeError naming the layer whose bytes pay for none, or whose rows do not come in fours.
         """
-        return {name: self._settled(name, layer) for name, layer in layers.items()}
+        return {name: self.settled(name, layer) for name, layer in layers.items()}
 
-    def _settled(self, name: str, layer: LayerShape) -> Pruner:
+    def settled(self, name: str, layer: LayerShape) -> Pruner:
+        """What `plan` gives a layer."""
         dtype = settled_dtype(self.value_dtype, layer.dtype, "value_dtype")
         settled = replace(self, value_dtype=dtype, value_bits=self.value_bits.beside(dtype))
         return replace(settled, per_row=settled._row(name, layer), keep=None, sparsity=SPARSITY)
@@ -128,13 +129,18 @@ class Pruner(Compressor, ABC):
     def _bytes_of(self, shape: tuple[int, int], s: int) -> int:
         return self.storage.code_bytes(*shape, s)
 
+    @property
+    def rounds_as_it_prunes(self) -> bool:
+        """Whether what it stores is not what `pruned` gives, rounded."""
+        return False
+
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
         """Each weight by itself."""
-        s = self.per_row or 0
-        return [
-            self.storage.codes(self.pruned(weight, s, stats), s, self.pattern, Along.ROWS)
-            for weight in weights
-        ]
+        return [self.stored(self.pruned(weight, self.per_row or 0, stats)) for weight in weights]
+
+    def stored(self, pruned_oi: Tensor) -> Sparse:
+        """The form of a weight with no more nonzeros in a row than stay. Raises LayerError for what does not fit."""
+        return self.storage.codes(pruned_oi, self.per_row or 0, self.pattern, Along.ROWS)
 
     @abstractmethod
     def pruned(self, weight_oi: Tensor, s: int, stats: Statistics) -> Tensor:

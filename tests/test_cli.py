@@ -183,6 +183,15 @@ def test_run_hands_the_recipe_to_the_pipeline(ran: list[Recipe], tmp_path: Path)
     )
 
 
+def test_a_mask_is_improved_and_repaired_by_naming_a_base_of_a_base(ran: list[Recipe]) -> None:
+    names = ["--method", "eora", "--base", "dsnot", "--base.base", "sparsegpt"]
+    main(["run", *names, "--pattern", "2:4", "--cycles", "9", "--method.damping", "0.1"])
+    sparse = {"name": "sparsegpt", "pattern": "2:4"}
+    base = {"name": "dsnot", "cycles": 9, "base": sparse}
+    method = {"name": "eora", "damping": 0.1, "base": base}
+    assert ran == [Recipe.from_mapping({"method": method})]
+
+
 def test_an_expected_error_is_one_message_and_exit_code_two(
     ran: list[Recipe], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,6 +71,11 @@ class SparseGPT(Pruner, name="sparsegpt"):
             sweep.over(runs)
         return sweep.rest_io.T
 
+    @property
+    def rounds_as_it_prunes(self) -> bool:
+        """To integers."""
+        return self.value_bits in (CodeBits.INT_8, CodeBits.INT_4)
+
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
         """Each weight by itself."""
         rounding = self.storage.rounding
