@@ -263,7 +263,11 @@ def describe(form: Form) -> str:
         case "product":
             return f"rank {spec['rank']} in {describe(form.down)}"  # type: ignore[arg-type]
         case "sparse":
-            return f"{spec['per_line']} of {form.shape[1]} in a row"
+            dense = spec["values"]["form"] == "dense"
+            stored = "" if dense else f", {describe(form.values)}"  # type: ignore[arg-type]
+            return f"{spec['per_line']} of {form.shape[1]} in a row{stored}"
+        case "short":
+            return f"{spec['bits']}-bit floats"
         case other:
             return str(other)
 

@@ -14,6 +14,10 @@ from compress.compressor import LayerShape
 from compress.errors import RecipeError
 from compress.forms import Sparse
 from compress.methods.admm import ADMM
+from compress.methods.dsnot import DSnoT
+from compress.methods.eora import EoRA
+from compress.methods.sparsegpt import SparseGPT
+from compress.methods.wanda import Wanda
 from compress.verify import check
 
 
@@ -117,10 +121,19 @@ def test_layers_that_a_pattern_or_a_budget_does_not_fit_are_named():
         planned((24, 48), keep=0.01)
 
 
+CHECKPOINTS = {
+    "13 of 32 in a row": ADMM(sparsity=0.6),
+    "16 of 32 in a row, 13-bit floats": Wanda(pattern="2:4", value_bits="13"),
+    "16 of 32 in a row, 4-bit g64": SparseGPT(pattern="2:4", value_bits="4"),
+    "13 of 32 in a row + rank 4": EoRA(base=DSnoT(base=SparseGPT(sparsity=0.6)), rank=4),
+}
+
+
+@pytest.mark.parametrize("form", CHECKPOINTS)
 @pytest.mark.usefixtures("quick_verification")
-def test_a_pruned_checkpoint_is_smaller_verified_and_as_planned(workspace):
-    job = recipe(workspace, method=ADMM(sparsity=0.6))
+def test_a_pruned_checkpoint_is_smaller_verified_and_as_planned(workspace, form):
+    job = recipe(workspace, method=CHECKPOINTS[form])
     planned_bytes, report = compress.plan(job).plan.bytes_after, compress.run(job)
     assert planned_bytes == report.totals.tensor_bytes_after < report.totals.tensor_bytes_before
     assert check(job.folder, "cpu").passed
-    assert {layer.form for layer in report.layers} >= {"13 of 32 in a row"}
+    assert {layer.form for layer in report.layers} >= {form}
