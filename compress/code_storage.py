@@ -15,14 +15,14 @@ from compress.factors import FactorDtype
 from compress.forms import Along, Dense, Form, Product, Short, Sparse
 from compress.linalg import to_storage
 from compress.methods.rtn import RTN
-from compress.sparse import words_for
+from compress.sparse import Layout, words_for
 
 GROUP = 64
 """Values of a code, or entries of a dictionary's row, that share a scale where they are integers."""
 
 
 class CodeBits(enum.StrEnum):
-    """Bits of a nonzero; where it stands costs one more bit for every entry, zero or not."""
+    """Bits of a nonzero; where it stands costs a bit for every entry, zero or not, and 3/4 with 2:4."""
 
     AUTO = "auto"
     """As the dictionary."""
@@ -61,6 +61,11 @@ WORD_BYTES = 4
 ROUNDED_ATOMS = RTN(bits=8, group_size=GROUP)
 
 
+def layout_of(pattern: Pattern) -> Layout:
+    """What writes down the places of nonzeros in the fewest bits."""
+    return Layout.FOURS if pattern is Pattern.TWO_OF_FOUR else Layout.ENTRIES
+
+
 @dataclass(frozen=True)
 class CodeStorage:
     """Of dictionaries in a dtype and codes of a number of bits, both settled."""
@@ -75,9 +80,9 @@ class CodeStorage:
             return ROUNDED_ATOMS.planned_bytes(shape)
         return shape[0] * shape[1] * self.dtype.itemsize
 
-    def code_bytes(self, n: int, k: int, s: int) -> int:
+    def code_bytes(self, n: int, k: int, s: int, pattern: Pattern) -> int:
         """Of n lines with s nonzeros among k entries: values and mask."""
-        return self._value_bytes(n, s) + words_for(n * k, 1) * WORD_BYTES
+        return self._value_bytes(n, s) + layout_of(pattern).words(n * k) * WORD_BYTES
 
     def _value_bytes(self, n: int, s: int) -> int:
         if self.rounding is not None:
@@ -104,7 +109,7 @@ class CodeStorage:
         """As they are stored: s values of every line. Raises LayerError for what does not fit."""
         mask = largest(codes_nk, s, pattern)
         values = codes_nk[mask].view(len(codes_nk), -1)
-        return Sparse.from_lines(mask, self._stored(values), along)
+        return Sparse.from_lines(mask, self._stored(values), along, layout_of(pattern))
 
     def _stored(self, values: Tensor) -> Form:
         if self.rounding is not None:

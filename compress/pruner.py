@@ -127,7 +127,7 @@ class Pruner(Compressor, ABC):
         return self._bytes_of(shape, self.per_row or 0)
 
     def _bytes_of(self, shape: tuple[int, int], s: int) -> int:
-        return self.storage.code_bytes(*shape, s)
+        return self.storage.code_bytes(*shape, s, self.pattern)
 
     @property
     def rounds_as_it_prunes(self) -> bool:

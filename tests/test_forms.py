@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from compress.forms import (
     empty,
 )
 from compress.packing import pack, unpack
+from compress.sparse import Layout
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
@@ -165,6 +167,28 @@ def test_a_sparse_form_is_its_values_where_its_mask_has_ones(along, m):
     x = torch.randn(2, weight.shape[1])
     torch.testing.assert_close(form(x), x @ weight.T)
     torch.testing.assert_close(form.unpacked(torch.float32)(x), x @ weight.T)
+
+
+@pytest.mark.parametrize("along", Along)
+@pytest.mark.parametrize("n", [1, 6, 11])
+def test_two_of_every_four_take_three_bits_for_the_four(along, n):
+    every = torch.tensor([f for f in itertools.product([0, 1], repeat=4) if sum(f) == 2]).bool()
+    mask = torch.cat([every.roll(row, 0).view(1, 24) for row in range(n)])
+    lines = torch.randn(n, 24, generator=torch.Generator().manual_seed(1)) * mask
+    form = Sparse.from_lines(mask, Dense(lines[mask].view(n, 12)), along, Layout.FOURS)
+    weight = lines if along is Along.ROWS else lines.T
+    assert torch.equal(form.dense(), weight)
+    assert form.n_bytes() == -(-n * 6 // 32) * 3 * 4 + n * 12 * 4
+    again = empty(form.spec(), form.shape, torch.float32, None)
+    again.load_state_dict(form.state_dict())
+    assert torch.equal(again.dense(), weight)
+
+
+def test_fours_with_other_than_two_values_are_refused():
+    for of_row in ([1, 1, 1, 0, 1, 0, 0, 0], [1, 1, 0, 1, 0, 1]):
+        mask = torch.tensor([of_row]).bool()
+        with pytest.raises(ValueError, match="not every four entries of a line have two values"):
+            Sparse.from_lines(mask, Dense(torch.ones(1, 4)), Along.ROWS, Layout.FOURS)
 
 
 @pytest.mark.parametrize("along", Along)

@@ -220,7 +220,7 @@ class CoSpaDi(Compressor, name="cospadi"):
     def code_bytes(self, shape: tuple[int, int], k: int) -> int:
         """Of one layer's codes for k atoms."""
         n = shape[0 if self.coded is Coded.OUTPUTS else 1]
-        return self.storage.code_bytes(n, k, self.nonzeros(k))
+        return self.storage.code_bytes(n, k, self.nonzeros(k), self.pattern)
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
         """One dictionary for all weights, which the first form stores; or each weight's own."""

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from calibration.stats import Statistics
-from compress.code_storage import GROUP, CodeBits
+from compress.code_storage import GROUP, CodeBits, layout_of
 from compress.coding import Pattern, largest
 from compress.compressor import refuse_damping
 from compress.forms import Along, Form, Quantised, Sparse
@@ -102,7 +102,7 @@ class SparseGPT(Pruner, name="sparsegpt"):
         mask_oi = sweep.kept_io.T
         codes = (steps_oi + grid.middle)[mask_oi].view(o, s).to(torch.uint8)
         values = Quantised.from_codes(codes, scales_og, None, bits=grid.bits, group_size=GROUP)
-        return Sparse.from_lines(mask_oi, values, Along.ROWS)
+        return Sparse.from_lines(mask_oi, values, Along.ROWS, layout_of(self.pattern))
 
     def _factor(self, stats: Statistics) -> Tensor:
         return stats.once(
