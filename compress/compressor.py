@@ -79,12 +79,12 @@ class Compressor(ABC):
             METHODS[name] = cls
 
     def __post_init__(self) -> None:
-        """Take an enum option by its value too. Raises RecipeError listing the values there are."""
+        """Take an enum option by its value too, `value_bits=4` say. Raises RecipeError listing the values there are."""
         for entry in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             kind, value = type(entry.default), getattr(self, entry.name)
             if issubclass(kind, enum.StrEnum) and not isinstance(value, kind):
                 try:
-                    object.__setattr__(self, entry.name, kind(value))
+                    object.__setattr__(self, entry.name, kind(str(value)))
                 except ValueError:
                     raise RecipeError(
                         f"method.{entry.name}: {value!r} is none of {', '.join(member.value for member in kind)}"

@@ -84,8 +84,8 @@ def describe(hint: Any) -> str:
 def parse_leaf(hint: Any, value: object, path: str) -> Any:
     """`value` (of YAML, or the text of a flag) as the leaf type `hint`.
 
-    Lists may be written as one comma-separated text. A boolean is never read as a number. A path
-    may begin with ~, the user's home.
+    Lists may be written as one comma-separated text. A boolean is never read as a number, a number
+    is as a choice of that name. A path may begin with ~, the user's home.
 
     Raises:
         RecipeError: `value` is nothing that the type can hold.
@@ -95,6 +95,8 @@ def parse_leaf(hint: Any, value: object, path: str) -> Any:
         value = split_list(value)
     if isinstance(value, str) and types.NoneType in get_args(hint) and value.lower() == "none":
         return None
+    if isinstance(hint, type) and issubclass(hint, Enum) and type(value) is int:
+        value = str(value)  # a number to YAML, the name of a choice here: `value_bits: 4`
     try:
         if isinstance(value, bool):
             raise RecipeError(_wrong(path, given, hint))

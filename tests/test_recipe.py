@@ -133,6 +133,15 @@ def test_leaves_read_flags_and_yaml_alike() -> None:
     assert parse_leaf(Colour, "blue", "p") is Colour.BLUE
 
 
+def test_a_choice_that_is_a_number_may_be_written_as_one() -> None:
+    method = METHODS["sparsegpt"](value_bits=4)
+    recipe = Recipe.from_mapping({"method": {"name": "sparsegpt", "value_bits": 4}})
+    assert recipe.method == method
+    assert method.value_bits == "4"
+    with pytest.raises(RecipeError, match=r"value_bits: 5 does not fit; it takes one of auto, 32"):
+        Recipe.from_mapping({"method": {"name": "sparsegpt", "value_bits": 5}})
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", float("nan")])
 def test_numbers_that_are_none_are_refused(value: object) -> None:
     with pytest.raises(RecipeError, match=r"p: .* does not fit"):
