@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import ClassVar
 
 import torch
@@ -39,6 +39,7 @@ class Stacked(ABC):
         self.weights, self.damping = list(weights), damping
         self.inputs = [(list(part), own) for part, own in stats.by_input(self.weights)]
 
+    @cached_property
     def shares(self) -> list[float]:
         """What a unit of squared error counts for each input: 1 if it is the only one."""
         if len(self.inputs) == 1:
@@ -56,7 +57,7 @@ class Stacked(ABC):
             own.once(("damped gram", self.damping), partial(damped, own, self.damping))
             for _, own in self.inputs
         ]
-        return [share * gram for share, gram in zip(self.shares(), grams, strict=True)]
+        return [share * gram for share, gram in zip(self.shares, grams, strict=True)]
 
     @abstractmethod
     def lines(self) -> Lines:
@@ -143,7 +144,7 @@ class OfInputs(Stacked):
         """What the lines of each weight are multiplied by: (i,)."""
         return [
             share**0.5 * self._scaled(own)[1]
-            for share, (_, own) in zip(self.shares(), self.inputs, strict=True)
+            for share, (_, own) in zip(self.shares, self.inputs, strict=True)
         ]
 
     def _scaled(self, stats: Statistics) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:

@@ -369,7 +369,7 @@ def test_lines_of_several_inputs_are_coded_as_those_of_each_alone():
     together = stacked(weights, pooled, method.coded, 0.01)
     start = torch.zeros(3 * 96, 24)
     found = together.lines().code(atoms, start, 10, Pattern.FREE).split(96)
-    for w, stats, share, codes in zip(weights, own, together.shares(), found, strict=True):
+    for w, stats, share, codes in zip(weights, own, together.shares, found, strict=True):
         alone = stacked([w], stats, method.coded, 0.01).lines()
         expected = alone.code(atoms, torch.zeros(96, 24), 10, Pattern.FREE)
         # Lines in the share of their block: all codes of it are a multiple of what they were.
