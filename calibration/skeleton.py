@@ -8,7 +8,7 @@ tensors, so renamed keys, missing prefixes (GPT-2) and merged experts (Mixtral, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -131,13 +131,18 @@ class PartLoader:
                 "or remove these tensors from the checkpoint"
             )
 
-    def load(self, prefixes: Iterable[str], device: torch.device) -> None:
-        """Materialise every parameter whose name starts with one of the prefixes ("" is all)."""
+    def load(
+        self, prefixes: Iterable[str], device: torch.device, *, without: Collection[str] = ()
+    ) -> None:
+        """Materialise every parameter whose name starts with one of the prefixes ("" is all).
+
+        `without`: modules that something else has taken the place of.
+        """
         starts = tuple(prefixes)
         wanted = {
             key: self.tensors[key]
             for key, name in self.memory_names.items()
-            if name.startswith(starts)
+            if name.startswith(starts) and name.rpartition(".")[0] not in without
         }
         self._place(wanted, device)
 

@@ -25,7 +25,8 @@ from compress.errors import CheckpointError, LayerError, RecipeError
 from compress.flags import Flags, Parser
 from compress.options import closest
 from compress.progress import show_progress
-from compress.recipe import METHODS, Recipe, read_yaml
+from compress.recipe import METHODS, Recipe
+from compress.recipe_file import read_yaml
 from compress.report import Report
 from compress.summary import Row, comparison_rows, lines, rows, table
 from eval.errors import EvalError

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,12 +19,15 @@ from calibration.stats import Gram, Mean, Statistic, Statistics
 from calibration.store import Store
 from calibration.stream import Stream
 from calibration.walk import Block, Propagate, SharedInput, walk
+from compress.describing import describe
 from compress.errors import LayerError
 from compress.forms import CompressedLinear, Form
 from compress.groups import Group, Inputs, groups_of, inputs_in_turn, name_owners
 from compress.layers import bias_of, is_transposed, refuse_not_finite, weight_oi
 from compress.linalg import output_energy, shifted_energy
+from compress.on_base import OnBase, base_of, path_of
 from compress.plans import Plan, PlannedLayer
+from compress.repair import Repair
 from compress.report import LayerReport
 from compress.stopwatch import Stopwatch
 
@@ -66,6 +68,8 @@ class Job:
     dtype: torch.dtype
     gradients: Callable[[int], Mapping[str, Statistics]]
     """Statistics of a block's gradients by layer, for methods that read some."""
+    base: OnBase | None = None
+    """The compressed checkpoint that paths are added to; None: the methods make the forms."""
 
 
 def compress_blocks(job: Job, watch: Stopwatch, progress: Progress) -> Iterator[Finished]:
@@ -95,8 +99,14 @@ def compress_blocks(job: Job, watch: Stopwatch, progress: Progress) -> Iterator[
             trim()  # the next group's factors are larger than the pieces that this one left
         for layer in waiting.values():
             yield _left(
-                block, layer, _forgive(job, LayerError("it never saw a calibration token"), [layer])
+                job,
+                block,
+                layer,
+                _forgive(job, LayerError("it never saw a calibration token"), [layer]),
             )
+        if job.base is not None:
+            done = [name for name in planned if name not in block.layers]
+            job.base.install(block, done, job.device)
         for index in block.indices:
             job.probe.advance(index)
     progress("compress", job.plan.n_blocks, job.plan.n_blocks)
@@ -167,11 +177,11 @@ def _compress_group(job: Job, block: Block, group: Group) -> list[Finished]:
     layers = group.layers
     weights = [weight_oi(block.layers[layer.name]).float() for layer in layers]
     try:
-        forms = layers[0].compressor.compress(weights, group.stats)
+        forms = _solved(job, layers, weights, group.stats)
     except LayerError as error:
         if len(layers) > 1:
             return [one for alone in group.apart() for one in _compress_group(job, block, alone)]
-        return [_left(block, layers[0], _forgive(job, error, layers))]
+        return [_left(job, block, layers[0], _forgive(job, error, layers))]
     name_owners([layer.name for layer in layers], forms)
     seconds = (time.perf_counter() - started) / len(layers)
     found = []
@@ -180,6 +190,17 @@ def _compress_group(job: Job, block: Block, group: Group) -> list[Finished]:
         measured = (weight, gram, _lost(weight, form, gram, own), seconds)
         found.append(_finish(job, block, layer, form, measured))
     return found
+
+
+def _solved(
+    job: Job, layers: Sequence[PlannedLayer], weights: Sequence[Tensor], stats: Statistics
+) -> list[Form]:
+    """Forms of layers that are compressed, or repaired, together. Raises LayerError."""
+    method = layers[0].compressor
+    if job.base is None:
+        return method.compress(weights, stats)
+    assert isinstance(method, Repair)
+    return job.base.repaired([layer.name for layer in layers], weights, method, stats)
 
 
 def _lost(weight: Tensor, form: Form, gram: Tensor, stats: Statistics) -> float:
@@ -201,24 +222,34 @@ def _finish(
     module = block.layers[layer.name]
     energy = output_energy(weight, gram)
     dead = int((gram.diagonal() == 0).sum())
+    n_bytes, bias, base_error = form.n_bytes(), bias_of(module), None
+    if job.base is not None:
+        bare = output_energy(weight.double() - base_of(form).dense(), gram)
+        n_bytes = job.base.stored_bytes(layer.name) + path_of(form).n_bytes()
+        bias, base_error = job.base.bias(layer.name), _relative(bare, energy)
+        bias = None if bias is None else bias.to(job.device, job.dtype)
     report = LayerReport(
         name=layer.name,
         shape=layer.shape,
         method=layer.compressor.name,
         form=describe(form),
         bytes_before=layer.bytes_before,
-        bytes_after=form.n_bytes(),
-        bits_per_weight=8 * form.n_bytes() / weight.numel(),
-        relative_error=(max(lost, 0.0) / energy) ** 0.5 if energy > 0 else 0.0,
+        bytes_after=n_bytes,
+        bits_per_weight=8 * n_bytes / weight.numel(),
+        relative_error=_relative(lost, energy),
+        base_error=base_error,
         seconds=seconds,
         note=f"{dead} of {layer.shape[1]} input channels are zero on the calibration text"
         if dead
         else "",
     )
-    bias = bias_of(module)
     stand_in = form.unpacked(job.dtype).to(job.device)
     block.replace(layer.name, CompressedLinear(stand_in, bias))
     return Finished(layer, form, bias, is_transposed(module), report, (lost, energy))
+
+
+def _relative(lost: float, energy: float) -> float:
+    return (max(lost, 0.0) / energy) ** 0.5 if energy > 0 else 0.0
 
 
 def _forgive(job: Job, error: LayerError, group: Sequence[PlannedLayer]) -> LayerError:
@@ -228,54 +259,21 @@ def _forgive(job: Job, error: LayerError, group: Sequence[PlannedLayer]) -> Laye
     return error
 
 
-def _left(block: Block, layer: PlannedLayer, error: LayerError) -> Finished:
-    """A layer that stays as it was, and why."""
+def _left(job: Job, block: Block, layer: PlannedLayer, error: LayerError) -> Finished:
+    """A layer that stays as it was, or as the base checkpoint has it, and why."""
     n_weights = layer.shape[0] * layer.shape[1]
+    left = layer.bytes_before if job.base is None else job.base.stored_bytes(layer.name)
     report = LayerReport(
         name=layer.name,
         shape=layer.shape,
         method=layer.compressor.name,
-        form="left as it was",
+        form="left as it was" if job.base is None else "left as the base has it",
         bytes_before=layer.bytes_before,
-        bytes_after=layer.bytes_before,
-        bits_per_weight=8 * layer.bytes_before / n_weights,
+        bytes_after=left,
+        bits_per_weight=8 * left / n_weights,
         relative_error=None,
         seconds=0.0,
         note=f"not compressed: {error}",
     )
     module = block.layers[layer.name]
     return Finished(layer, None, bias_of(module), is_transposed(module), report, (0.0, 0.0))
-
-
-def describe(form: Form) -> str:
-    """A form in a few words: `4-bit g64 + rank 32`."""
-    spec = form.spec()
-    match spec["form"]:
-        case "sum":
-            return " + ".join(describe(term) for term in form.terms)  # type: ignore[union-attr]
-        case "quantised":
-            kind = "" if spec["symmetric"] else " asymmetric"
-            return f"{spec['bits']}-bit g{spec['group_size']}{kind}"
-        case "low_rank":
-            return f"rank {spec['rank']}"
-        case "product" if "sparse" in (spec["up"]["form"], spec["down"]["form"]):
-            return _described_codes(spec)
-        case "product":
-            return f"rank {spec['rank']} in {describe(form.down)}"  # type: ignore[arg-type]
-        case "sparse":
-            dense = spec["values"]["form"] == "dense"
-            stored = "" if dense else f", {describe(form.values)}"  # type: ignore[arg-type]
-            return f"{spec['per_line']} of {form.shape[1]} in a row{stored}"
-        case "short":
-            return f"{spec['bits']}-bit floats"
-        case other:
-            return str(other)
-
-
-def _described_codes(spec: Mapping[str, Any]) -> str:
-    """A dictionary and its codes: `614 atoms, shared, 307 an output`."""
-    inputs = spec["down"]["form"] == "sparse"
-    codes, dictionary = spec["down" if inputs else "up"], spec["up" if inputs else "down"]
-    shared = ", shared" if dictionary["form"] in ("common", "shared") else ""
-    side = "input" if inputs else "output"
-    return f"{spec['rank']} atoms{shared}, {codes['per_line']} an {side}"

@@ -101,6 +101,11 @@ class Compressor(ABC):
         return False
 
     @property
+    def saves_bytes(self) -> bool:
+        """Whether its forms are to be smaller than the weights, or else not planned."""
+        return True
+
+    @property
     def surveys(self) -> frozenset[type[Statistic]] | None:
         """Statistics of the original model that `survey` reads; None if the plan needs no survey."""
         return None

@@ -13,7 +13,7 @@ from calibration.data import Tokens
 from calibration.heads import AUTO_CLASSES, Head, head_of
 from compress.compressing import Progress
 from compress.devices import settle_device, settle_dtype
-from compress.exports.load import load_export, unpack
+from compress.exports.load import load_export, stored_in, unpack
 from compress.models import load_tokenizer, resolve_model
 from compress.preparing import Prepared
 from compress.recipe import Recipe
@@ -132,7 +132,8 @@ def _footprint(
     dtype = str(original.dtype).removeprefix("torch.")
     peak = peak_memory(folder, loader=loader, dtype=dtype, device=str(original.device))
     on_accelerator = peak.device_bytes if peak.device_bytes is not None else peak.peak_bytes
-    return measure(folder, model, n_parameters, peak_rss_bytes=on_accelerator, progress=progress)
+    stored = stored_in(folder)
+    return measure(stored, model, n_parameters, peak_rss_bytes=on_accelerator, progress=progress)
 
 
 def _fidelity(

@@ -15,9 +15,10 @@ from calibration.store import Store
 from calibration.stream import Stream
 from compress.compressing import Job, Progress, compress_blocks
 from compress.errors import LayerError
-from compress.exports import EXPORTS, Exporter, LayerExport
+from compress.exports import EXPORTS, ON_BASE, Exporter, LayerExport
 from compress.gradients import gradients_of_block
 from compress.layers import refuse_not_finite
+from compress.on_base import path_of
 from compress.originals import few_tokens
 from compress.preparing import Prepared
 from compress.recipe import OnFailure
@@ -47,12 +48,7 @@ def export(
 
     Raises LayerError, InputError, CheckpointError or OSError. Statistics of an unfinished run are removed.
     """
-    out = prepared.recipe.folder.name
-    exporters = [
-        # Where an adapter says that its base is: the folder as published, never a path of this machine.
-        EXPORTS[name](folder, prepared.source, out if len(folders) == 1 else f"{out}/{name}")
-        for name, folder in folders.items()
-    ]
+    exporters = _exporters(prepared, folders)
     store = prepared.store()
     saved = store if store is not None and store.complete else None
     saving = None if saved is not None else store
@@ -71,10 +67,31 @@ def export(
         _copy_rest(prepared, exporters, outcome.compressed, progress)
         for exporter in exporters:
             exporter.close()
-        prefix, _ = decoder_blocks(prepared.model)
-        prepared.loader.load_outside(f"{prefix}.", prepared.device)
+        _load_outside(prepared)
         _write_probes(job.probe, list(folders.values()), prepared.dtype)
     return outcome
+
+
+def _exporters(prepared: Prepared, folders: Mapping[str, Path]) -> list[Exporter]:
+    recipe, source, on_base = prepared.recipe, prepared.source, prepared.on_base
+    if on_base is not None:
+        reference, view = recipe.base_checkpoint, on_base.view
+        return [ON_BASE[name](path, source, reference, view) for name, path in folders.items()]
+    out = recipe.folder.name
+    return [
+        # Where an adapter says that its base is: the folder as published, never a path of this machine.
+        EXPORTS[name](folder, source, out if len(folders) == 1 else f"{out}/{name}")
+        for name, folder in folders.items()
+    ]
+
+
+def _load_outside(prepared: Prepared) -> None:
+    """What the compressed model has outside the blocks."""
+    if prepared.on_base is not None:
+        prepared.on_base.load_outside(prepared.device)
+        return
+    prefix, _ = decoder_blocks(prepared.model)
+    prepared.loader.load_outside(f"{prefix}.", prepared.device)
 
 
 def _job(prepared: Prepared, stores: tuple[Store | None, Store | None], watch: Stopwatch) -> Job:
@@ -89,6 +106,8 @@ def _job(prepared: Prepared, stores: tuple[Store | None, Store | None], watch: S
         stream = Stream(prepared.model, blocks, batches)
         if Anchor in prepared.needs:
             stream.keep_original()
+        if prepared.on_base is not None:
+            prepared.on_base.load_outside(prepared.device)
         probe = Stream(prepared.model, blocks, [few_tokens(prepared.tokens)])
         # The walk does without: a vocabulary of 256,000 takes more memory than many blocks.
         prepared.loader.unload_outside(f"{prefix}.")
@@ -105,6 +124,7 @@ def _job(prepared: Prepared, stores: tuple[Store | None, Store | None], watch: S
         device=prepared.device,
         dtype=prepared.dtype,
         gradients=partial(gradients_of_block, prepared),
+        base=prepared.on_base,
     )
 
 
@@ -125,9 +145,13 @@ def _export_layers(
             continue
         outcome.compressed.add(finished.planned.name)
         name = finished.planned.name
-        # The source's own bias: the model's may have been cast to the dtype it computes in.
-        bias = prepared.reader[keys[f"{name}.bias"][0]] if finished.bias is not None else None
-        layer = LayerExport(name, finished.form.cpu(), bias, finished.transposed)
+        bias, path, form = None, None, finished.form.cpu()
+        if prepared.on_base is not None:
+            bias, path = prepared.on_base.bias(name), path_of(form)
+        elif finished.bias is not None:
+            # The source's own bias: the model's may have been cast to the dtype it computes in.
+            bias = prepared.reader[keys[f"{name}.bias"][0]]
+        layer = LayerExport(name, form, bias, finished.transposed, path)
         with watch("write"):
             for exporter in exporters:
                 exporter.add_layer(layer)
@@ -136,18 +160,27 @@ def _export_layers(
 def _copy_rest(
     prepared: Prepared, exporters: Sequence[Exporter], compressed: set[str], progress: Progress
 ) -> None:
-    """Every tensor of the source that no compressed layer replaces, under the name the model knows it by."""
-    keys = prepared.loader.keys_of()
-    for done, (key, name) in enumerate(prepared.loader.memory_names.items()):
-        progress("copy the rest", done, len(prepared.loader.memory_names))
+    """Every tensor of the source, or of the base, that no compressed layer replaces, as the model calls it."""
+    on_base = prepared.on_base
+    loader = prepared.loader if on_base is None else on_base.loader
+    packed = {} if on_base is None else dict(on_base.packed_layers())
+    keys = loader.keys_of()
+    for done, (key, name) in enumerate(loader.memory_names.items()):
+        progress("copy the rest", done, len(loader.memory_names))
         module, _, leaf = name.rpartition(".")
         if module in compressed and leaf in ("weight", "bias"):
+            continue
+        if module in packed and leaf in ("weight", "bias"):
+            if leaf == "weight":
+                layer = packed[module]()
+                for exporter in exporters:
+                    exporter.add_layer(layer)
             continue
         # Tensors that are merged on loading (experts) keep the names that the merging expects.
         target = name if len(keys[name]) == 1 else key
         for exporter in exporters:
-            exporter.add_tensor(target, prepared.reader[key])
-    progress("copy the rest", len(prepared.loader.memory_names), len(prepared.loader.memory_names))
+            exporter.add_tensor(target, loader.tensors[key])
+    progress("copy the rest", len(loader.memory_names), len(loader.memory_names))
 
 
 def _write_probes(probe: Stream, folders: Sequence[Path], dtype: torch.dtype) -> None:

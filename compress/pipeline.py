@@ -25,6 +25,7 @@ from compress.errors import RecipeError
 from compress.evaluating import asks_for_evaluation, compare_with, original_of, resolve_original
 from compress.exporting import export
 from compress.exports.gptq import ADAPTER
+from compress.exports.load import stored_in
 from compress.gradients import with_gradients
 from compress.originals import original_blocks
 from compress.planning import seconds_of_forward
@@ -41,7 +42,6 @@ from compress.reporting import make_report
 from compress.stopwatch import Stopwatch
 from compress.surveying import surveyed
 from compress.verify import verify
-from eval.footprint import tensor_bytes
 
 RECIPE, REPORT, CARD = "recipe.yaml", "report.json", "README.md"
 VERIFIED, PARTIAL, UNFINISHED = ".verified", ".partial", ".unfinished"
@@ -168,8 +168,8 @@ def _clear_away(out: Path) -> None:
 
 
 def _export_folders(recipe: Recipe, folder: Path) -> dict[str, Path]:
-    """One export is the output folder itself; several have a folder each."""
-    if len(recipe.export) == 1:
+    """One export is the output folder itself; several have a folder each, and an adapter has in any case."""
+    if len(recipe.export) == 1 and recipe.export[0] != ADAPTER:
         return {recipe.export[0]: folder}
     folders = {name: folder / name for name in recipe.export}
     for path in folders.values():
@@ -182,12 +182,12 @@ def _verified(name: str, root: Path, device: str, progress: Progress) -> ExportR
     path = root / name if (root / name).is_dir() else root
     found = verify(path, device=device)
     progress(f"verify {name}", 1, 1)
-    adapter = path / ADAPTER
+    adapter = path if name == ADAPTER else path / ADAPTER
     return ExportReport(
         format=name,
         folder=str(path.relative_to(root)),
         adapter=str(adapter.relative_to(root)) if adapter.is_dir() else None,
-        tensor_bytes=tensor_bytes(path),
+        tensor_bytes=stored_in(path).tensor_bytes,
         loader=found.loader,
         relative_difference=found.relative_difference,
         max_abs_difference=found.max_abs_difference,
@@ -199,7 +199,7 @@ def _verified(name: str, root: Path, device: str, progress: Progress) -> ExportR
 def _describe(report: Report, folder: Path) -> None:
     """Report, recipe and a card of its own go with every export, so that each folder can be published as it is."""
     cards = {folder: model_card(report)}
-    if len(report.exports) > 1:
+    if any(export.folder != "." for export in report.exports):
         cards |= {folder / export.folder: model_card(report, export) for export in report.exports}
     for path, card in cards.items():
         (path / CARD).write_text(card, encoding="utf-8")

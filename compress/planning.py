@@ -46,7 +46,7 @@ def make_plan(
     """
     refuse_other_shapes(model, loader, reader)
     prefix, blocks = decoder_blocks(model)
-    linears = _linears(prefix, blocks)
+    linears = block_linears(prefix, blocks)
     keys = {name: found[0] for name, found in loader.keys_of().items() if len(found) == 1}
     reasons = select(linears, *patterns)
     chosen = {name: linears[name] for name, reason in reasons.items() if reason is None}
@@ -66,7 +66,7 @@ def make_plan(
     return Plan(layers, tuple(chosen), kept, len(blocks), *statistics, main_dtype(reader))
 
 
-def _linears(prefix: str, blocks: nn.ModuleList) -> dict[str, nn.Module]:
+def block_linears(prefix: str, blocks: nn.ModuleList) -> dict[str, nn.Module]:
     """The linear layers of the decoder blocks by name."""
     return {
         f"{prefix}.{index}.{part}": layer
@@ -120,7 +120,11 @@ def refuse_no_gain(layers: Sequence[PlannedLayer], shared_by: Mapping[str, objec
     saved: dict[object, int] = defaultdict(int)
     for layer in layers:
         saved[shared_by[layer.name]] += layer.bytes_before - layer.bytes_after
-    wasteful = [layer for layer in layers if saved[shared_by[layer.name]] <= 0]
+    wasteful = [
+        layer
+        for layer in layers
+        if saved[shared_by[layer.name]] <= 0 and layer.compressor.saves_bytes
+    ]
     if not wasteful:
         return
     layer, options = wasteful[0], []

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from compress.compressor import Compressor
+from compress.given import Given
 from compress.lowrank import Factorisation
 from compress.quantiser import Quantiser
 from compress.report import KeptTensor
@@ -31,6 +32,19 @@ class PlannedLayer:
     def rank(self) -> int | None:
         """Of its two factors; None for methods that do not replace the weight by two."""
         return self.compressor.rank if isinstance(self.compressor, Factorisation) else None
+
+    @property
+    def native_bytes(self) -> int:
+        """What its form takes, which stands for what a base checkpoint stores in another layout."""
+        base = getattr(self.compressor, "base", None)
+        more = base.native_difference if isinstance(base, Given) else 0
+        return self.bytes_after + more
+
+    @property
+    def path_bytes(self) -> int:
+        """Of what is added to a base checkpoint."""
+        base = getattr(self.compressor, "base", None)
+        return self.bytes_after - base.planned_bytes(self.shape) if base is not None else 0
 
     @property
     def gptq_bytes(self) -> int:
@@ -59,6 +73,10 @@ class Plan:
     """What holds most of the checkpoint; the dense export's weights are in it."""
     exports: tuple[str, ...] = ("native",)
     """Formats asked for."""
+    original_bytes: int | None = None
+    """Of the original, where what is kept is not its own but a base checkpoint's."""
+    base_bytes: int | None = None
+    """Of that base checkpoint, as stored."""
 
     @property
     def blocks_at_once(self) -> int:
@@ -68,6 +86,8 @@ class Plan:
     @property
     def bytes_before(self) -> int:
         """Tensor data of the checkpoint."""
+        if self.original_bytes is not None:
+            return self.original_bytes
         return sum(layer.bytes_before for layer in self.layers) + self.kept_bytes
 
     @property
@@ -76,15 +96,26 @@ class Plan:
         return self.export_bytes("native")
 
     def export_bytes(self, name: str) -> int:
-        """Tensor data of an export by its name. Raises KeyError for one that is not native, gptq or dense."""
+        """Tensor data of an export by its name, that of an adapter's base included.
+
+        Raises KeyError for one that is not native, gptq, dense or adapter.
+        """
+        if name == "adapter":
+            return self.written_bytes(name) + (self.base_bytes or 0)
         layers = {
-            "native": (layer.bytes_after for layer in self.layers),
+            "native": (layer.native_bytes for layer in self.layers),
             "gptq": (layer.gptq_bytes for layer in self.layers),
             "dense": (
                 layer.shape[0] * layer.shape[1] * self.dtype.itemsize for layer in self.layers
             ),
         }
         return sum(layers[name]) + self.kept_bytes
+
+    def written_bytes(self, name: str) -> int:
+        """The same without an adapter's base, which is where it is."""
+        if name == "adapter":
+            return sum(layer.path_bytes for layer in self.layers)
+        return self.export_bytes(name)
 
     @property
     def kept_bytes(self) -> int:
@@ -180,6 +211,8 @@ def _options(compressor: Compressor) -> str:
     """A compressor's options in one line."""
     parts = []
     for entry in fields(compressor):  # type: ignore[arg-type]  # every compressor is a dataclass
+        if not entry.repr:
+            continue
         value = getattr(compressor, entry.name)
         if isinstance(value, Compressor):
             parts.append(f"{entry.name}=({_options(value)})")

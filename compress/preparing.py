@@ -22,17 +22,20 @@ from calibration.skeleton import PartLoader, build_skeleton
 from calibration.stats import STATISTICS, Anchor, Gram, Statistic
 from calibration.store import Store
 from calibration.walk import Propagate
+from compress.base_checks import checked, open_named
 from compress.checkpoint import Reader
 from compress.compressing import Progress
 from compress.compressor import Survey
 from compress.devices import settle_device, settle_dtype
 from compress.environment import toolkit_version
 from compress.errors import RecipeError
-from compress.exports import EXPORTS
+from compress.exports import EXPORTS, ON_BASE
 from compress.models import SourceModel, load_tokenizer, resolve_model
+from compress.on_base import OnBase
 from compress.planning import make_plan, refuse_full_disk
 from compress.plans import Plan
 from compress.recipe import Recipe, StatisticsMode
+from compress.repair import Repair
 from compress.texts import (
     calibration_text,
     framing_for,
@@ -79,6 +82,8 @@ class Prepared:
     """Statistics of inputs that the walk observes."""
     gradients: Gradients | None = None
     """Statistics of gradients that the method reads."""
+    on_base: OnBase | None = None
+    """The compressed checkpoint that the method repairs, if it does not compress the model itself."""
 
     def original_store(self) -> Store | None:
         """Where the original model's statistics are kept, if the recipe wants any kept."""
@@ -124,6 +129,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     Raises RecipeError, CheckpointError, InputError or EvalError, naming the option and what would be right.
     """
     refuse_early(recipe)
+    base = None if recipe.base_checkpoint is None else open_named(recipe.base_checkpoint)
     device = settle_device(recipe.device)
     source = resolve_model(recipe.model, None, progress=progress)
     reader = Reader(source.folder)
@@ -134,8 +140,8 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     tokenizer = load_tokenizer(source.folder)
     model = build_skeleton(config, dtype)
     loader = PartLoader(model, reader)
-    plan = make_plan(model, loader, reader, recipe.method, (recipe.include, recipe.exclude))
-    refuse_unfit_exports(recipe, plan)
+    on_base = None if base is None else checked(base, loader, config)
+    plan = _plan(recipe, loader, reader, on_base)
     tokens = calibration_text(recipe, tokenizer, framing_for(config))
     windows = held_out_windows(recipe, tokenizer, framing_for(config))
     for option, text in (("calibration", tokens), ("eval_text", windows)):
@@ -155,7 +161,25 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
         device,
         dtype,
         _needs(recipe),
+        on_base=on_base,
     )
+
+
+def _plan(recipe: Recipe, loader: PartLoader, reader: Reader, on_base: OnBase | None) -> Plan:
+    """Raises RecipeError or CheckpointError."""
+    method, patterns = recipe.method, (recipe.include, recipe.exclude)
+    if on_base is None:
+        plan = make_plan(loader.model, loader, reader, method, patterns)
+        refuse_unfit_exports(recipe, plan)
+        return plan
+    assert isinstance(method, Repair)  # as the recipe has made sure
+    plan = make_plan(loader.model, loader, reader, on_base.method(method), patterns)
+    if not plan.layers:
+        raise RecipeError(
+            f"base_checkpoint: {recipe.base_checkpoint} holds the original's own weights in the layers that are "
+            "chosen, so there is nothing to repair; name the compressed checkpoint, or other layers"
+        )
+    return on_base.plan(plan, reader.total_bytes)
 
 
 def replanned(prepared: Prepared, found: Mapping[str, Survey]) -> Prepared:
@@ -183,9 +207,13 @@ def refuse_unfit_exports(recipe: Recipe, plan: Plan) -> None:
 
 def refuse_early(recipe: Recipe) -> None:
     """Raises for what the recipe alone can tell, the output folder aside."""
-    unknown = [name for name in recipe.export if name not in EXPORTS]
+    there = EXPORTS if recipe.base_checkpoint is None else ON_BASE
+    unknown = [name for name in recipe.export if name not in there]
     if unknown:
-        raise RecipeError(f"export: {unknown[0]!r} is no format; there are {', '.join(EXPORTS)}")
+        which = "" if recipe.base_checkpoint is None else " on a base checkpoint"
+        raise RecipeError(
+            f"export: {unknown[0]!r} is no format{which}; there are {', '.join(there)}"
+        )
     if Anchor in recipe.method.needs and recipe.propagate is not Propagate.BLOCK:
         raise RecipeError(
             f"method.anchor: dense fits layers to the original on inputs that the compressed blocks before them give, "
@@ -208,7 +236,7 @@ def refuse_existing_output(recipe: Recipe) -> None:
 
 def refuse_small_disks(prepared: Prepared) -> None:
     """Raises RecipeError if the output or the statistics do not fit their disks."""
-    sizes = [prepared.plan.export_bytes(name) for name in prepared.recipe.export]
+    sizes = [prepared.plan.written_bytes(name) for name in prepared.recipe.export]
     needed = sum(sizes) + min(SCRATCH_BYTES, max(sizes))
     refuse_full_disk(prepared.recipe.folder.absolute().parent, needed, "out")
     refuse_small_statistics_disk(prepared)

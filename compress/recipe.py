@@ -1,7 +1,7 @@
 """What a job is: one typed object that is the Python API, the YAML file and the command line."""
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +13,8 @@ from calibration.walk import Propagate
 from compress.compressor import Compressor, load_methods
 from compress.errors import RecipeError
 from compress.options import build, check_types, dump, name_of
+from compress.recipe_file import read_yaml
+from compress.repair import Repair
 
 METHODS = load_methods()
 
@@ -39,6 +41,9 @@ class OnFailure(StrEnum):
     RAISE = "raise"
     KEEP = "keep"
 
+
+AUTO = "auto"
+"""As the only export: native, or on a base checkpoint the adapter."""
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 """Others lack what is needed: mps has no float64, meta no numbers."""
@@ -81,6 +86,14 @@ class Recipe:
         default_factory=lambda: METHODS["eora"](),
         metadata=_about("method", "how layers are compressed; `compress methods` lists them"),
     )
+    base_checkpoint: str | None = field(
+        default=None,
+        metadata=_about(
+            "method",
+            "a compressed checkpoint of the model, whoever wrote it, which a repair (eora, svd_residual) is put on top "
+            "of: gptq, awq, compressed-tensors, native, or a folder of changed weights",
+        ),
+    )
     include: tuple[str, ...] = field(
         default=(),
         metadata=_about("general", "patterns of layer names to compress; empty: all in the blocks"),
@@ -89,8 +102,11 @@ class Recipe:
         default=(), metadata=_about("general", "patterns of layer names to leave as they are")
     )
     export: tuple[str, ...] = field(
-        default=("native",),
-        metadata=_about("general", "formats to write: native, gptq (with a PEFT adapter), dense"),
+        default=(AUTO,),
+        metadata=_about(
+            "general",
+            "formats to write: native, gptq (with a PEFT adapter), dense; on a base checkpoint adapter, native",
+        ),
     )
     device: str = field(
         default="auto",
@@ -171,7 +187,11 @@ class Recipe:
                 raise RecipeError(
                     f"{name}: {getattr(self, name)} is too small; it takes {minimum} or more"
                 )
+        if self.export == (AUTO,):
+            settled = ("native",) if self.base_checkpoint is None else ("adapter",)
+            object.__setattr__(self, "export", settled)
         _refuse_texts(self)
+        _refuse_bases(self)
 
     @classmethod
     def from_mapping(cls, values: object) -> Self:
@@ -180,6 +200,10 @@ class Recipe:
         Raises:
             RecipeError: the path of the option (`recipe.method.rnk`), the bad value, what is right.
         """
+        if isinstance(values, Mapping) and values.get("base_checkpoint") not in (None, "none"):
+            method = values.get("method")
+            if isinstance(method, Mapping) and "base" in method:
+                raise RecipeError(_TWO_BASES)
         return build(cls, values, "recipe", METHODS)
 
     @classmethod
@@ -193,7 +217,10 @@ class Recipe:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values (text, numbers, lists) from which `from_mapping` makes an equal recipe."""
-        return dump(self, METHODS)
+        values = dump(self, METHODS)
+        if self.base_checkpoint is not None:
+            del values["method"]["base"]  # not used
+        return values
 
     def to_yaml(self) -> str:
         """The recipe as the text of a YAML file with every option in it."""
@@ -207,11 +234,11 @@ class Recipe:
     @property
     def folder(self) -> Path:
         """Where the result goes: `out`, or "MODEL-METHOD-Nbit" in the current folder."""
-        return (
-            self.out
-            if self.out is not None
-            else Path(default_folder(self.model, self.method_name, self.method))
-        )
+        if self.out is not None:
+            return self.out
+        if self.base_checkpoint is not None:
+            return Path(default_folder(self.base_checkpoint, self.method_name, None))
+        return Path(default_folder(self.model, self.method_name, self.method))
 
 
 def _refuse_texts(recipe: Recipe) -> None:
@@ -230,6 +257,33 @@ def _refuse_texts(recipe: Recipe) -> None:
         raise RecipeError(f"device: {recipe.device!r} is none; it takes cpu, cuda, cuda:1 or auto")
 
 
+_TWO_BASES = (
+    "method.base, base_checkpoint: both say what is repaired; leave method.base and its options out to repair the "
+    "checkpoint, or base_checkpoint to compress the model anew"
+)
+
+
+def _refuse_bases(recipe: Recipe) -> None:
+    """What cannot be with a base checkpoint, whatever is in it; and what cannot be without one."""
+    if recipe.base_checkpoint is None:
+        if "adapter" in recipe.export:
+            raise RecipeError(
+                "export: adapter is for a repair of a base_checkpoint; gptq writes an adapter beside its checkpoint"
+            )
+        return
+    if not recipe.base_checkpoint.strip():
+        raise RecipeError("base_checkpoint: empty; name a folder, or leave the option out")
+    if not isinstance(recipe.method, Repair):
+        repairs = ", ".join(name for name, kind in METHODS.items() if issubclass(kind, Repair))
+        raise RecipeError(
+            f"base_checkpoint: {recipe.method.name} compresses the model itself and puts nothing on top of "
+            f"{recipe.base_checkpoint}; methods that do are {repairs}"
+        )
+    default = METHODS[recipe.method_name]()
+    if isinstance(default, Repair) and recipe.method.base != default.base:
+        raise RecipeError(_TWO_BASES)
+
+
 def default_folder(model: str, method_name: str, method: object) -> str:
     """Folder name from the last part of a model's path or id, the method and its bits, if any."""
     stem = Path(model).name.removesuffix(".gguf") or "model"
@@ -238,51 +292,3 @@ def default_folder(model: str, method_name: str, method: object) -> str:
         inner = getattr(inner, "base", None)
     bits = f"-{inner.bits}bit" if inner is not None and hasattr(inner, "bits") else ""
     return f"{stem}-{method_name}{bits}"
-
-
-def read_yaml(path: Path) -> Mapping[str, object]:
-    """The mapping in a YAML file; an empty file is an empty mapping.
-
-    Booleans and fractions stay texts, to be read by the type of their option: to YAML 1.1 `off` is
-    a boolean and 1e-2 a text. A key given twice is refused.
-
-    Raises:
-        RecipeError: no such file, not UTF-8 YAML, or not a mapping.
-    """
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read as a recipe: {error}") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, Mapping):
-        raise RecipeError(
-            f"{path}: holds {type(values).__name__}, not a mapping such as `model: demo`"
-        )
-    return values
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader without YAML 1.1's surprises: `off` and 1e-2 stay texts."""
-
-    def construct_mapping(
-        self,
-        node: yaml.MappingNode,
-        deep: bool = False,  # noqa: FBT001, FBT002 (yaml's signature)
-    ) -> dict[Hashable, Any]:
-        """A mapping whose keys differ; YAML would keep the last of two in silence."""
-        keys = [key.value for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"given more than once: {', '.join(twice)}", node.start_mark
-            )
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    letter: [(tag, test) for tag, test in tests if not tag.endswith((":bool", ":float"))]
-    for letter, tests in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}

@@ -19,6 +19,8 @@ from compress.quantities import parse_bytes
 
 RANK_STEP = 8
 FACTOR_BYTES = 2
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's --max-lora-rank may be; it computes with that many whatever an adapter has."""
 
 
 class FactorDtype(enum.StrEnum):
@@ -26,6 +28,13 @@ class FactorDtype(enum.StrEnum):
 
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
+
+
+class RanksFor(enum.StrEnum):
+    """Who is to serve the paths."""
+
+    ANY = "any"
+    VLLM = "vllm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +51,13 @@ class Repair(Compressor, ABC):
     )
     factor_dtype: FactorDtype = field(
         default=FactorDtype.FLOAT16, metadata={"help": "dtype of the stored factors"}
+    )
+    ranks_for: RanksFor = field(
+        default=RanksFor.ANY,
+        metadata={
+            "help": "vllm: the rank rounded up (a budget's: down) to one that vLLM serves: "
+            + ", ".join(map(str, VLLM_RANKS))
+        },
     )
 
     def __post_init__(self) -> None:
@@ -76,6 +92,11 @@ class Repair(Compressor, ABC):
     def surveys(self) -> frozenset[type[Statistic]] | None:
         """The base's."""
         return self.base.surveys
+
+    @property
+    def saves_bytes(self) -> bool:
+        """As its base."""
+        return self.base.saves_bytes
 
     @property
     def joins_layers(self) -> bool:
@@ -124,7 +145,7 @@ class Repair(Compressor, ABC):
         bases = self.base.plan(layers, rest_bytes)
         layers = {name: layer for name, layer in layers.items() if name in bases}
         rank = (
-            self.rank
+            self._served(self.rank)
             if self.budget is None
             else self._rank_for(parse_bytes(self.budget, "method.budget"), layers)
         )
@@ -136,6 +157,18 @@ class Repair(Compressor, ABC):
                 f"{layers[name].shape}; {smallest} is the most, or --exclude them"
             )
         return {name: replace(self, base=bases[name], rank=rank, budget=None) for name in layers}
+
+    def _served(self, rank: int) -> int:
+        """The rank, or the next one that is served. Raises RecipeError above the last of them."""
+        if self.ranks_for is RanksFor.ANY:
+            return rank
+        enough = [served for served in VLLM_RANKS if served >= rank]
+        if not enough:
+            raise RecipeError(
+                f"method.rank: {rank} is above {VLLM_RANKS[-1]}, the most that vLLM serves; lower it, or give "
+                "--ranks-for any"
+            )
+        return enough[0]
 
     def _rank_for(self, budget: int, layers: Mapping[str, LayerShape]) -> int:
         """The largest rank, a multiple of 8 or the full one, whose factors fit the budget in all layers together."""
@@ -151,6 +184,8 @@ class Repair(Compressor, ABC):
                 f"method.budget: {budget} bytes pay for rank {paid}, but the thinnest layer has at most rank {most}; "
                 f"give {most * a_rank} bytes or less, or --exclude thin layers"
             )
+        if self.ranks_for is RanksFor.VLLM:
+            return max(served for served in VLLM_RANKS if served <= max(paid, VLLM_RANKS[0]))
         return paid if paid == most else paid // RANK_STEP * RANK_STEP
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
@@ -163,7 +198,7 @@ class Repair(Compressor, ABC):
         residuals = [
             w.double() - base.dense().double() for w, base in zip(weights, bases, strict=True)
         ]
-        paths = [path for part, own in stats.by_input(residuals) for path in self.repair(part, own)]
+        paths = self.paths(residuals, stats)
         if self.shifts_outputs:
             mean_i = stats[Mean].mean_i()
             bases = [
@@ -171,6 +206,10 @@ class Repair(Compressor, ABC):
                 for base, residual, path in zip(bases, residuals, paths, strict=True)
             ]
         return [Sum([base, path]) for base, path in zip(bases, paths, strict=True)]
+
+    def paths(self, residuals: Sequence[Tensor], stats: Statistics) -> list[LowRank]:
+        """A path for each residual (o, i), fp64, by the statistics of the input that its layer reads."""
+        return [path for part, own in stats.by_input(residuals) for path in self.repair(part, own)]
 
     def moments(self, stats: Statistics) -> Tensor:
         """What an error of the path costs: E[x x^T], or the covariance where the mean is put back. (i, i), fp64."""

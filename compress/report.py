@@ -40,6 +40,25 @@ class LayerReport:
     """Time of the solver; layers that are solved together share it equally."""
     note: str
     """A fallback that was taken and why; empty if none was."""
+    base_error: float | None = field(default=None, metadata={"later": LATER})
+    """The relative error of a base checkpoint's layer without the path; None without such a checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseReport:
+    """The compressed checkpoint that paths were added to."""
+
+    checkpoint: str
+    """As the recipe names it."""
+    format: str
+    """"gptq, 4 bits, groups of 128"."""
+    producer: str | None
+    """The tool that wrote it, if it says so."""
+    fingerprint: str
+    """Sha256 of it."""
+    tensor_bytes: int
+    n_packed: int
+    """Layers that it holds as something else than their weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +134,8 @@ class Report:
     """None if nothing was evaluated."""
     timings: dict[str, float]
     """Seconds of each stage, in order."""
+    base: BaseReport | None = field(default=None, metadata={"later": LATER})
+    """None: the model itself was compressed."""
     head: str = field(default=Head.NEXT_TOKEN.value, metadata={"later": LATER})
     """What the model puts out: next token, classes or features."""
     notes: tuple[str, ...]

@@ -9,7 +9,7 @@ from calibration.heads import Head, head_of
 from compress.environment import describe_environment
 from compress.exporting import Outcome
 from compress.preparing import Prepared
-from compress.report import Comparison, ExportReport, LayerReport, Report, Totals
+from compress.report import BaseReport, Comparison, ExportReport, LayerReport, Report, Totals
 from compress.stopwatch import Stopwatch
 
 
@@ -34,8 +34,24 @@ def make_report(
         totals=_totals(prepared, outcome, exports),
         scores=scores,
         timings={stage: round(seconds, 3) for stage, seconds in watch.seconds.items()},
+        base=_base_report(prepared),
         head=str(head_of(prepared.config) or Head.NEXT_TOKEN),
         notes=_notes(prepared, outcome),
+    )
+
+
+def _base_report(prepared: Prepared) -> BaseReport | None:
+    on_base, named = prepared.on_base, prepared.recipe.base_checkpoint
+    if on_base is None or named is None:
+        return None
+    base = on_base.view.base
+    return BaseReport(
+        checkpoint=named,
+        format=base.description,
+        producer=base.producer,
+        fingerprint=on_base.fingerprint,
+        tensor_bytes=base.reader.total_bytes,
+        n_packed=len(base.layers),
     )
 
 
@@ -62,6 +78,8 @@ def _totals(prepared: Prepared, outcome: Outcome, exports: Sequence[ExportReport
 
 def _notes(prepared: Prepared, outcome: Outcome) -> tuple[str, ...]:
     notes = list(prepared.source.notes)
+    if prepared.on_base is not None:
+        notes.extend(prepared.on_base.notes)
     if outcome.reused is not None:
         notes.append(
             "statistics of an equal earlier run (same model, text and settings) were used again"

@@ -25,12 +25,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from calibration.heads import predictions
+from compress.bases import open_base
 from compress.checkpoint import Reader, read_json, some
 from compress.errors import CheckpointError, RecipeError
-from compress.exports.adapter import STEM
+from compress.exports.adapter import STEM, find_base
 from compress.exports.base import main_dtype
 from compress.exports.gptq import ADAPTER
-from compress.exports.load import load_export, loader_name
+from compress.exports.load import ADAPTED, PLAIN, load_export, loader_name
 
 PROBE = "probe.safetensors"
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
@@ -48,7 +49,7 @@ class Verification:
     """An export's logits beside those of the compressed model."""
 
     loader: str
-    """native, gptq or dense."""
+    """native, gptq, dense, adapter."""
     max_abs_difference: float
     relative_difference: float
     """L2 norm of the difference over that of the compressed model's logits."""
@@ -79,6 +80,7 @@ def write_probe(
     metadata = {
         "tensors": json.dumps(digests(folder)),
         "files": json.dumps(file_digests(folder)),
+        "base": json.dumps(base_digest(folder)),
     }
     if dtype is not None:
         metadata["dtype"] = str(dtype).removeprefix("torch.")
@@ -89,7 +91,8 @@ def write_probe(
 
 def digests(folder: Path) -> dict[str, str]:
     """A digest of dtype, shape and bytes of every tensor of an export, its adapter's too."""
-    found = {name: _digest(tensor) for name, tensor in Reader(folder).items()}
+    stem = STEM if loader_name(folder) == ADAPTED else "model"
+    found = {name: _digest(tensor) for name, tensor in Reader(folder, stem).items()}
     if (folder / ADAPTER).is_dir():
         adapter = Reader(folder / ADAPTER, STEM)
         found |= {f"{ADAPTER}/{name}": _digest(tensor) for name, tensor in adapter.items()}
@@ -104,6 +107,13 @@ def file_digests(folder: Path) -> dict[str, str]:
         for path in sorted(paths)
         if path.is_file() and path.name not in _FREE
     }
+
+
+def base_digest(folder: Path) -> dict[str, str]:
+    """Sha256 of the checkpoint that an adapter in a folder of its own belongs to; empty for what has none."""
+    if loader_name(folder) != ADAPTED:
+        return {}
+    return {"sha256": open_base(find_base(folder)).reader.fingerprint}
 
 
 def _digest(tensor: Tensor) -> str:
@@ -159,6 +169,7 @@ def check(folder: Path, device: str) -> Verification:
     input_ids, logits, positions = tensors
     _refuse_changes(folder, "files", file_digests(folder), json.loads(metadata["files"]))
     _refuse_changes(folder, "tensors", digests(folder), json.loads(metadata["tensors"]))
+    _refuse_changes(folder, "its base", base_digest(folder), json.loads(metadata.get("base", "{}")))
     dtype = getattr(torch, metadata["dtype"]) if "dtype" in metadata else None
     model = load_export(folder, dtype, device)
     with torch.inference_mode():
@@ -166,7 +177,7 @@ def check(folder: Path, device: str) -> Verification:
     found = output[0, positions.to(device)].double().cpu()
     difference, expected = found - logits.double(), logits.double()
     loader = loader_name(folder)
-    stored = main_dtype(Reader(folder)) if loader == "dense" else model.dtype
+    stored = main_dtype(Reader(folder)) if loader == PLAIN else model.dtype
     tolerances = [TOLERANCES.get(each, TOLERANCE_16_BIT) for each in (model.dtype, stored)]
     return Verification(
         loader=loader,

@@ -91,8 +91,16 @@ class PeakMemory:
     device_bytes: int | None
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What a checkpoint takes, for one that is more than its folder, or none."""
+
+    bytes_on_disk: int
+    tensor_bytes: int
+
+
 def measure(
-    folder: Path,
+    folder: Path | Stored,
     model: PreTrainedModel,
     n_parameters_reference: int,
     *,
@@ -102,19 +110,22 @@ def measure(
 ) -> Footprint:
     """Footprint of the checkpoint in `folder`; `model` is that checkpoint, loaded.
 
+    A checkpoint whose files are elsewhere too is told as what it takes there and here.
     `n_parameters_reference`: parameters of the *original*, whatever the checkpoint stores; see
     `n_elements`. `peak_rss_bytes`: from `peak_memory`, if it was measured.
 
     Raises:
         EvalError: no safetensors in `folder`, or a model with a context of less than 2 tokens.
     """
-    stored = tensor_bytes(folder)
+    stored = folder
+    if isinstance(stored, Path):
+        stored = Stored(bytes_on_disk(stored), tensor_bytes(stored))
     speed = measure_speed(model, timing, progress=progress)
     return Footprint(
-        bytes_on_disk=bytes_on_disk(folder),
-        tensor_bytes=stored,
+        bytes_on_disk=stored.bytes_on_disk,
+        tensor_bytes=stored.tensor_bytes,
         n_parameters_reference=n_parameters_reference,
-        bits_per_weight=8 * stored / n_parameters_reference,
+        bits_per_weight=8 * stored.tensor_bytes / n_parameters_reference,
         prefill_tokens_per_s=speed.prefill_tokens_per_s,
         decode_tokens_per_s=speed.decode_tokens_per_s,
         peak_rss_bytes=peak_rss_bytes,

@@ -11,13 +11,14 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from compress.bases import open_base
 from compress.checkpoint import Reader
 from compress.compressor import LayerShape
 from compress.errors import CheckpointError, RecipeError
 from compress.exports import EXPORTS, LayerExport
 from compress.exports.adapter import AdapterWriter, read_adapter
 from compress.exports.gptq import zeros_less_one
-from compress.exports.load import load_export, read_gptq, unpack
+from compress.exports.load import load_export, unpack
 from compress.forms import CompressedLinear, Dense, LowRank
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
@@ -336,7 +337,7 @@ def test_gptq_tensors_mean_the_weight_to_an_independent_reader(tmp_path, bits, z
     tensors, name = dict(Reader(folder).items()), "model.layers.0.mlp.down_proj"
     found = plain_dequantise(tensors, name, bits, 1 if config["sym"] else 0)
     torch.testing.assert_close(found, made.layers[name].form.dense().double())
-    assert torch.equal(read_gptq(folder)[name].dense(), made.layers[name].form.dense())
+    assert torch.equal(open_base(folder).form(name).dense(), made.layers[name].form.dense())
 
 
 def test_a_zero_of_nought_becomes_the_largest_code_and_back():
@@ -382,11 +383,11 @@ def test_checkpoints_of_other_tools_are_read_as_their_authors_meant_them(folder)
     if not (FOREIGN / folder).is_dir():
         pytest.skip("shared/data/foreign is not here")
     expected = load_file(FOREIGN / folder / "expected_dequantised.safetensors")
-    forms = read_gptq(FOREIGN / folder)
-    assert len(forms) == 7
+    base = open_base(FOREIGN / folder)
+    assert len(base.layers) == 7
     for key, weight in expected.items():
         torch.testing.assert_close(
-            forms[key.removesuffix(".weight")].dense(), weight, rtol=1e-6, atol=1e-8
+            base.form(key.removesuffix(".weight")).dense(), weight, rtol=1e-6, atol=1e-8
         )
     model = load_export(FOREIGN / folder, torch.float32)
     original = load_export(FOREIGN / "original", torch.float32)

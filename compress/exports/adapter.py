@@ -10,17 +10,22 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from compress.checkpoint import Reader, Writer, read_json, write_json
 from compress.errors import CheckpointError
-from compress.exports.base import LayerExport
+from compress.exports.base import Exporter, LayerExport
 from compress.forms import LowRank
+
+if TYPE_CHECKING:
+    from compress.bases import AsDense
+    from compress.models import SourceModel
 
 PREFIX = "base_model.model."
 STEM = "adapter_model"
+CONFIG = "adapter_config.json"
 _UNSUPPORTED = ("use_dora", "lora_bias", "modules_to_save")
 
 
@@ -28,8 +33,8 @@ class AdapterWriter:
     """Writes `adapter_config.json` and `adapter_model.safetensors` into a folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Make the folder."""
-        folder.mkdir()
+        """Make the folder, if it is not there."""
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.ranks: dict[str, int] = {}
         self._transposed: set[bool] = set()
@@ -74,8 +79,64 @@ class AdapterWriter:
             "use_rslora": False,
             "use_dora": False,
         }
-        write_json(self.folder / "adapter_config.json", config)
+        write_json(self.folder / CONFIG, config)
         self._writer.close()
+
+
+class AdapterExporter(Exporter):
+    """The paths alone, for the checkpoint that they were made for, which stays as it is."""
+
+    name = "adapter"
+
+    def __init__(
+        self,
+        folder: Path,
+        source: SourceModel,
+        base_reference: str | None = None,
+        base: AsDense | None = None,
+    ) -> None:
+        """As every export; the adapter names `base_reference` as its base model."""
+        super().__init__(folder, source, base_reference, base)
+        self._adapter = AdapterWriter(self.folder)
+        self._bare: set[str] = set()
+
+    def _write_layer(self, layer: LayerExport) -> None:
+        if layer.path is None:
+            self._bare.add(layer.name)
+        else:
+            self._adapter.add(layer, layer.path)
+
+    def add_tensor(self, name: str, tensor: Tensor) -> None:
+        """Nothing is copied; matrices are remembered, as the names of layers without a path."""
+        self._copied[name] = tuple(tensor.shape)
+        if tensor.ndim > 1 and name.endswith(".weight"):
+            self._bare.add(name.removesuffix(".weight"))
+
+    def close(self) -> None:
+        """Give the files their names. Raises CheckpointError if there is no path, or a tensor was lost on the way."""
+        self._refuse_lost()
+        if not self._adapter.ranks:
+            raise CheckpointError(f"{self.name} export: no path to write")
+        self._write_config()
+
+    def _write_config(self) -> None:
+        self._adapter.close(self._bare, self.base_reference)
+
+
+def find_base(folder: Path) -> Path:
+    """The checkpoint that an adapter in a folder of its own says it belongs to.
+
+    A relative path counts from the current folder, or else from the adapter's. Raises CheckpointError.
+    """
+    named = read_json(folder / CONFIG).get("base_model_name_or_path")
+    places = [Path(str(named)).expanduser(), folder / str(named)] if named else []
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        raise CheckpointError(
+            f"{folder}: its base_model_name_or_path, {named!r}, is no folder here; correct {CONFIG}, or call from "
+            "the folder that the path counts from"
+        )
+    return found
 
 
 def read_adapter(folder: Path) -> dict[str, LowRank]:
@@ -83,7 +144,7 @@ def read_adapter(folder: Path) -> dict[str, LowRank]:
 
     Raises CheckpointError for an adapter that is more than W + BA, or that contradicts itself.
     """
-    config, reader = read_json(folder / "adapter_config.json"), Reader(folder, STEM)
+    config, reader = read_json(folder / CONFIG), Reader(folder, STEM)
     odd = [key for key in _UNSUPPORTED if config.get(key)]
     if odd or config.get("peft_type") != "LORA":
         raise CheckpointError(f"{folder}: only plain LoRA adapters are read; found {odd or config}")

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from compress.bases import AsDense
 from compress.checkpoint import Reader, Writer, read_json, some
 from compress.compressor import Compressor
 from compress.errors import CheckpointError, RecipeError
-from compress.forms import Form
+from compress.forms import Form, LowRank
 
 if TYPE_CHECKING:
     from compress.models import SourceModel
@@ -46,6 +47,8 @@ class LayerExport:
     bias: Tensor | None
     transposed: bool
     """Whether the source stores the weight as (i, o): GPT-2's Conv1D."""
+    path: LowRank | None = None
+    """The part of the form that a base checkpoint has not, in a run on top of one; None for its own layers."""
 
 
 class Exporter(ABC):
@@ -57,19 +60,24 @@ class Exporter(ABC):
     name: ClassVar[str]
 
     def __init__(
-        self, folder: Path, source: SourceModel, base_reference: str | None = None
+        self,
+        folder: Path,
+        source: SourceModel,
+        base_reference: str | None = None,
+        base: AsDense | None = None,
     ) -> None:
-        """`folder` exists and is empty; `base_reference` is where the export will be found.
+        """`folder` exists and is empty; `base_reference` is where what an adapter belongs to will be found.
 
+        `base`: the compressed checkpoint that the layers are built on; what no layer replaces is its, not the source's.
         Raises CheckpointError if the source is already quantised.
         """
         self.folder, self.source, self.base_reference = Path(folder), source, base_reference
-        self.config = read_json(source.folder / "config.json")
+        self.config = read_json(source.folder / "config.json") if base is None else base.base.config
         if self.config.get("quantization_config"):
             raise CheckpointError(
                 f"{source.folder} is already quantised; compress the model that it was made from"
             )
-        self.reader = Reader(source.folder)
+        self.reader = Reader(source.folder) if base is None else base
         self.dtype = main_dtype(self.reader)
         self.writer = Writer(self.folder)
         self._replaced: set[str] = set()
@@ -165,7 +173,7 @@ def copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def main_dtype(reader: Reader) -> torch.dtype:
+def main_dtype(reader: Reader | AsDense) -> torch.dtype:
     """The floating dtype that holds most of a checkpoint's bytes; float32 if none does."""
     sizes: Counter[torch.dtype] = Counter()
     for name in reader:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from compress.bases import AsDense
 from compress.checkpoint import some, write_json
 from compress.compressor import Compressor
 from compress.errors import CheckpointError
@@ -43,10 +44,14 @@ class GptqExporter(Exporter):
     name = "gptq"
 
     def __init__(
-        self, folder: Path, source: SourceModel, base_reference: str | None = None
+        self,
+        folder: Path,
+        source: SourceModel,
+        base_reference: str | None = None,
+        base: AsDense | None = None,
     ) -> None:
         """As every export; the adapter names `base_reference` as its base model."""
-        super().__init__(folder, source, base_reference)
+        super().__init__(folder, source, base_reference, base)
         self._forms: dict[str, _Facts] = {}
         self._adapter: AdapterWriter | None = None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.bases import AsDense
 from compress.checkpoint import write_json
 from compress.exports.base import Exporter, LayerExport, copy
 from compress.loading import FORMAT, FORMAT_VERSION
@@ -39,10 +40,14 @@ class NativeExporter(Exporter):
     name = "native"
 
     def __init__(
-        self, folder: Path, source: SourceModel, base_reference: str | None = None
+        self,
+        folder: Path,
+        source: SourceModel,
+        base_reference: str | None = None,
+        base: AsDense | None = None,
     ) -> None:
         """As every export."""
-        super().__init__(folder, source, base_reference)
+        super().__init__(folder, source, base_reference, base)
         self._layers: dict[str, dict[str, Any]] = {}
 
     def _write_layer(self, layer: LayerExport) -> None:
@@ -59,6 +64,8 @@ class NativeExporter(Exporter):
     def _write_config(self) -> None:
         base = self.base_config()
         base.pop("auto_map", None)
+        if "lm_head" in self._layers:
+            base["tie_word_embeddings"] = False  # it has a form of its own
         for name in SHIPPED:
             copy(Path(__file__).parent.parent / name, self.folder / name)
         config = {

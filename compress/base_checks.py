@@ -1,0 +1,168 @@
+"""What speaks against building on a compressed checkpoint, found before any work: every layer of it is read once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
+
+from calibration.errors import InputError
+from calibration.skeleton import PartLoader, decoder_blocks
+from compress.bases import AsDense, Base, open_base
+from compress.errors import CheckpointError
+from compress.given import Held
+from compress.on_base import OnBase
+from compress.planning import block_linears
+
+EQUAL = 1e-2
+"""Relative L2 difference up to which tensors are the same but for the dtype that they are stored in."""
+UNCHANGED = 1e-3
+"""The same for a layer's weight: above it, there is something to repair."""
+_FREE = frozenset(
+    (
+        *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"),
+        *("quantization_config", "use_cache", "tie_word_embeddings", "model_type"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id"),
+        *("pretraining_tp", "_attn_implementation", "auto_map", "unk_token_id"),
+    )
+)
+"""What two configs of one architecture may differ in."""
+
+
+def open_named(spec: str) -> Base:
+    """The checkpoint that the option names. Raises CheckpointError saying what was found."""
+    try:
+        return open_base(Path(spec).expanduser())
+    except CheckpointError as error:
+        raise CheckpointError(f"base_checkpoint: {error}") from error
+
+
+def checked(base: Base, original: PartLoader, config: PretrainedConfig) -> OnBase:
+    """The base, ready to be built on.
+
+    Raises CheckpointError naming the tensor or the entry of config.json that does not belong to the original.
+    """
+    try:
+        _refuse_other_architecture(base, config)
+        view = AsDense(base, original.model)
+        loader = _loader(view, original.model)
+        _refuse_other_shapes(view, loader)
+        pair = _Pair(view, loader, original)
+        held = tuple(_held(pair))
+        packed = {key: view.form(key).n_bytes() for key in view if view.is_packed(key)}
+        notes = tuple(_changes(pair))
+    except CheckpointError as error:
+        raise CheckpointError(f"base_checkpoint: {error}") from error
+    return OnBase(view, loader, held, packed, notes)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The two checkpoints of one model."""
+
+    view: AsDense
+    loader: PartLoader
+    original: PartLoader
+
+    def tensors(self) -> Iterator[tuple[str, str, str]]:
+        """Of each parameter that both have as one tensor: its name, the base's and the original's name for it."""
+        theirs, ours = self.loader.keys_of(), self.original.keys_of()
+        for name, keys in theirs.items():
+            if len(keys) == len(ours.get(name, [])) == 1:
+                yield name, keys[0], ours[name][0]
+
+
+def _refuse_other_architecture(base: Base, config: PretrainedConfig) -> None:
+    kind = base.config.get("model_type")
+    if kind != config.model_type:
+        raise CheckpointError(
+            f"{base.folder}: its model_type is {kind!r}, the original's is {config.model_type!r}; name the model that "
+            "the checkpoint was made from"
+        )
+    ours, theirs = config.to_dict(), CONFIG_MAPPING[kind].from_dict(base.config).to_dict()
+    for key in sorted((set(ours) | set(theirs)) - _FREE):
+        if not _same(ours.get(key), theirs.get(key)):
+            raise CheckpointError(
+                f"{base.folder}: {key} in its config.json is {theirs.get(key)!r}, in the original's {ours.get(key)!r}; "
+                "name the model that the checkpoint was made from"
+            )
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-4)
+    return a == b
+
+
+def _loader(view: AsDense, model: PreTrainedModel) -> PartLoader:
+    try:
+        return PartLoader(model, view)
+    except InputError as error:
+        text = str(error).removeprefix("model: ")
+        raise CheckpointError(f"{view.base.folder}: {text}") from error
+
+
+def _refuse_other_shapes(view: AsDense, loader: PartLoader) -> None:
+    expected = loader.model.state_dict()
+    for name, keys in loader.keys_of().items():
+        if name not in expected or len(keys) > 1 or loader.is_converted(name):
+            continue
+        found, shape = tuple(view.shape(keys[0])), tuple(expected[name].shape)
+        if found != shape:
+            raise CheckpointError(
+                f"{view.base.folder}: {keys[0]} has the shape {found}, in the original it has {shape}; name the model "
+                "that the checkpoint was made from"
+            )
+
+
+def _held(pair: _Pair) -> Iterator[Held]:
+    """The linear layers of the blocks whose weight is not the original's any more."""
+    linears = block_linears(*decoder_blocks(pair.loader.model))
+    for name, key, own in pair.tensors():
+        layer = name.removesuffix(".weight")
+        if layer == name or layer not in linears:
+            continue
+        form = pair.view.form(key)
+        if not pair.view.is_packed(key):
+            _refuse_not_finite(pair.view, key)
+            if relative_difference(pair.view[key], pair.original.tensors[own]) <= UNCHANGED:
+                continue
+        yield Held(layer, pair.view.nbytes(key), form.n_bytes())
+
+
+def _changes(pair: _Pair) -> Iterator[str]:
+    """Of tensors that no path can repair.
+
+    Raises CheckpointError for those within the blocks, as the paths would be made for layers that read something else.
+    """
+    prefix, blocks = decoder_blocks(pair.loader.model)
+    linears = block_linears(prefix, blocks)
+    for name, key, own in pair.tensors():
+        if name.removesuffix(".weight") in linears or pair.view.is_packed(key):
+            continue
+        _refuse_not_finite(pair.view, key)
+        difference = relative_difference(pair.view[key], pair.original.tensors[own])
+        if difference <= EQUAL:
+            continue
+        if name.startswith(f"{prefix}.") and not name.endswith(".bias"):
+            raise CheckpointError(
+                f"{pair.view.base.folder}: {key} differs from the original's by {difference:.1%}, so the layers after "
+                "it read something else; name the model that the checkpoint was made from"
+            )
+        yield f"the base checkpoint's {key} differs from the original's by {difference:.1%}, and stays"
+
+
+def _refuse_not_finite(view: AsDense, key: str) -> None:
+    if not bool(torch.isfinite(view[key]).all()):
+        raise CheckpointError(f"{view.base.folder}: {key} holds NaN or infinity; get it again")
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    """||a - b|| / ||b||, Frobenius; 0 for two noughts."""
+    difference, size = float((a.float() - b.float()).norm()), float(b.float().norm())
+    return difference / size if size > 0 else float(difference > 0)

@@ -1,0 +1,180 @@
+"""What every compressed checkpoint is to us: layers that are stored as codes, and ordinary tensors.
+
+Shapes: o = out_features, i = in_features, G = number of groups of inputs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from compress.checkpoint import Reader, some
+from compress.errors import CheckpointError
+from compress.forms import Dense, Form, Quantised
+
+
+class Base(ABC):
+    """A compressed checkpoint on disk; each layer's form is made when it is asked for, and nothing is kept.
+
+    Layers go by the names that the checkpoint gives them.
+    """
+
+    format: ClassVar[str]
+    """What detection calls it: "gptq", "plain"."""
+    parts: ClassVar[tuple[str, ...]] = ()
+    """Last words of the names of the tensors that take the place of a weight; the first of them is always there."""
+
+    def __init__(
+        self,
+        folder: Path,
+        reader: Reader,
+        config: Mapping[str, Any],
+        settings: Mapping[str, Any],
+    ) -> None:
+        """`config` is the model's config.json without its quantisation, `settings` the latter.
+
+        Raises CheckpointError for tensors that belong to no layer, and for settings that are not read.
+        """
+        self.folder, self.reader = folder, reader
+        self.config, self.settings = dict(config), dict(settings)
+        self.layers = self._find_layers()
+
+    @property
+    def description(self) -> str:
+        """Format and what it says of its grid, in a few words, for people."""
+        return self.format
+
+    @property
+    def producer(self) -> str | None:
+        """The tool that wrote it, if it says so."""
+        return None
+
+    @abstractmethod
+    def form(self, name: str) -> Form:
+        """What stands for a layer's weight (o, i). Raises CheckpointError naming the tensor that cannot be."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, int]:
+        """(o, i) of a layer, from headers alone where these tell. Raises CheckpointError."""
+
+    def tensors_of(self, name: str) -> list[str]:
+        """Names of the tensors that stand for a layer's weight."""
+        return [f"{name}.{part}" for part in self.parts if f"{name}.{part}" in self.reader]
+
+    def stored_bytes(self, name: str) -> int:
+        """What a layer's weight takes in the checkpoint, its bias apart."""
+        return sum(self.reader.nbytes(tensor) for tensor in self.tensors_of(name))
+
+    @property
+    def plain(self) -> list[str]:
+        """Names of the tensors that are what they seem."""
+        taken = {tensor for name in self.layers for tensor in self.tensors_of(name)}
+        return [name for name in self.reader if name not in taken]
+
+    def _find_layers(self) -> tuple[str, ...]:
+        """Names of the layers that are stored as something else than their weight."""
+        if not self.parts:
+            return ()
+        first = f".{self.parts[0]}"
+        names = [key.removesuffix(first) for key in self.reader if key.endswith(first)]
+        if not names:
+            raise CheckpointError(
+                f"{self.folder}: its config says {self.format}, but no tensor's name ends in {first}; "
+                "the two do not belong together, get the checkpoint again"
+            )
+        known = set(names)
+        orphans = [
+            key
+            for key in self.reader
+            if key.rpartition(".")[2] in self.parts and key.rpartition(".")[0] not in known
+        ]
+        if orphans:
+            raise CheckpointError(
+                f"{self.folder}: {some(orphans)} without the {self.parts[0]} that belongs to it; "
+                "the checkpoint is incomplete, get it again"
+            )
+        return tuple(names)
+
+    def _tensor(self, name: str, part: str) -> Tensor:
+        """One of a layer's tensors. Raises CheckpointError if it is not there."""
+        if f"{name}.{part}" not in self.reader:
+            raise CheckpointError(
+                f"{self.folder}: {name}.{part} is missing, and {name}.{self.parts[0]} is there; "
+                "the checkpoint is incomplete, get it again"
+            )
+        return self.reader[f"{name}.{part}"]
+
+    def _shape_of(self, name: str, part: str) -> tuple[int, ...]:
+        if f"{name}.{part}" not in self.reader:
+            self._tensor(name, part)
+        return tuple(self.reader.shape(f"{name}.{part}"))
+
+    def _refuse_shape(self, name: str, part: str, expected: tuple[int, ...], why: str) -> None:
+        found = self._shape_of(name, part)
+        if found != expected:
+            raise CheckpointError(
+                f"{self.folder}: {name}.{part} has the shape {found}; {why} make it {expected}"
+            )
+
+
+def refuse_bad_scales(name: str, scales: Tensor) -> None:
+    """Raises CheckpointError naming the layer if a scale is no number."""
+    if not scales.dtype.is_floating_point or not bool(torch.isfinite(scales).all()):
+        raise CheckpointError(
+            f"{name}: its scales ({str(scales.dtype).removeprefix('torch.')}) are not all finite numbers; "
+            "the checkpoint is corrupt, get it again"
+        )
+
+
+def refuse_bad_groups(name: str, groups_i: Tensor, n_inputs: int, n_groups: int) -> None:
+    """Raises CheckpointError naming the layer if the groups of its inputs are not what its scales are for."""
+    if groups_i.shape != (n_inputs,):
+        raise CheckpointError(
+            f"{name}: g_idx has the shape {tuple(groups_i.shape)}; {n_inputs} inputs make it ({n_inputs},)"
+        )
+    low, high = int(groups_i.min()), int(groups_i.max())
+    if low < 0 or high >= n_groups:
+        raise CheckpointError(
+            f"{name}: g_idx names groups {low} to {high}; there are scales for 0 to {n_groups - 1}"
+        )
+
+
+def on_grid(
+    codes_oi: Tensor,
+    scales_og: Tensor,
+    zeros_og: Tensor,
+    *,
+    bits: int,
+    group_size: int,
+    groups_i: Tensor,
+) -> Form:
+    """Codes (o, i) on a grid as the form that is exact.
+
+    That is `Quantised` where fp16 holds the scales, else the dense weight as readers of the format compute it, in the
+    scales' dtype.
+    """
+    in_order = torch.arange(codes_oi.shape[1]) // group_size
+    ordered = torch.equal(groups_i.to(torch.int64), in_order)
+    if exact_in_fp16(scales_og):
+        symmetric = bool((zeros_og == 1 << (bits - 1)).all())
+        return Quantised.from_codes(
+            codes_oi,
+            scales_og,
+            None if symmetric else zeros_og,
+            bits=bits,
+            group_size=group_size,
+            groups_i=None if ordered else groups_i,
+        )
+    columns = groups_i.to(torch.int64)
+    steps_oi = codes_oi.float() - zeros_og.float()[:, columns]
+    return Dense((steps_oi * scales_og.float()[:, columns]).to(scales_og.dtype))
+
+
+def exact_in_fp16(scales: Tensor) -> bool:
+    """Whether fp16 holds every one of them."""
+    return torch.equal(scales.to(torch.float16).to(scales.dtype), scales)

@@ -1,0 +1,137 @@
+"""GPTQ checkpoints of gptqmodel, auto-gptq, auto-round and our own: v1 and v2, 2, 3, 4 and 8 bits.
+
+Tensors of a layer: qweight (i * bits / 32, o) int32, codes along the inputs; qzeros (G, o * bits / 32) int32, along the
+outputs, in v1 less one; scales (G, o); g_idx (i,) int32. The last group may be shorter.
+Shapes: o = out_features, i = in_features, G = number of groups of inputs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.bases.base import Base, exact_in_fp16, on_grid, refuse_bad_groups, refuse_bad_scales
+from compress.errors import CheckpointError
+from compress.forms import Form, Quantised
+from compress.packing import CODES_A_ROW, WORD, pack, unpack
+
+BITS = (2, 3, 4, 8)
+ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
+"""By checkpoint_format, what is to be added to a stored zero."""
+
+
+class GptqBase(Base):
+    """Layers as GPTQ's four tensors."""
+
+    format = "gptq"
+    parts = ("qweight", "scales", "qzeros", "g_idx")
+
+    @property
+    def description(self) -> str:
+        """As in "gptq, 4 bits, groups of 128"."""
+        size, kind = self.settings.get("group_size"), self.settings.get("checkpoint_format")
+        groups = "whole rows" if size == -1 else f"groups of {size}"
+        version = ", v2" if kind == "gptq_v2" else ""
+        order = ", by act-order" if self.settings.get("desc_act") else ""
+        return f"gptq, {self.settings.get('bits')} bits, {groups}{order}{version}"
+
+    @property
+    def producer(self) -> str | None:
+        """What gptqmodel, auto-round and we write of ourselves; auto-gptq writes nothing."""
+        meta = self.settings.get("meta")
+        quantizer = meta.get("quantizer") if isinstance(meta, Mapping) else None
+        if quantizer:
+            return ", ".join(map(str, quantizer)) if isinstance(quantizer, list) else str(quantizer)
+        if "autoround_version" in self.settings:
+            return f"auto-round:{self.settings['autoround_version']}"
+        return None
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """From the shape of qweight."""
+        settings = GptqSettings.for_layer(self.settings, name)
+        rows, *rest = self._shape_of(name, "qweight")
+        dtype = self.reader.dtype(f"{name}.qweight")
+        if len(rest) != 1 or dtype != torch.int32 or rows * WORD % settings.bits:
+            raise CheckpointError(
+                f"{self.folder}: {name}.qweight is {dtype} {(rows, *rest)}; {settings.bits} bits are packed in int32, "
+                f"(inputs * {settings.bits} / 32, outputs)"
+            )
+        return int(rest[0]), rows * WORD // settings.bits
+
+    def form(self, name: str) -> Form:
+        """Its codes as they are; only their zeros are unpacked, to see whether they are all the middle."""
+        settings = GptqSettings.for_layer(self.settings, name)
+        (o, i), bits = self.shape(name), settings.bits
+        size = i if settings.group_size == -1 else settings.group_size
+        n_groups = -(-i // size)
+        facts = f"{i} inputs in groups of {size}, {o} outputs and {bits} bits"
+        self._refuse_shape(name, "scales", (n_groups, o), facts)
+        self._refuse_shape(name, "qzeros", (n_groups, o * bits // WORD), facts)
+        if not settings.in_order or f"{name}.g_idx" in self.reader:
+            groups_i = self._tensor(name, "g_idx").to(torch.int64)
+        else:
+            groups_i = torch.arange(i) // size
+        refuse_bad_groups(name, groups_i, i, n_groups)
+        scales_go = self._tensor(name, "scales")
+        refuse_bad_scales(name, scales_go)
+        zeros_og = unpack(self._tensor(name, "qzeros").T.contiguous(), bits, o)
+        zeros_og = (zeros_og + settings.zero_offset) & ((1 << bits) - 1)
+        qweight = self._tensor(name, "qweight")
+        if i % CODES_A_ROW == 0 and exact_in_fp16(scales_go):
+            return _as_packed(qweight, scales_go, zeros_og, (bits, size), groups_i)
+        codes_oi = unpack(qweight, bits, i).T
+        grid = {"bits": bits, "group_size": size}
+        return on_grid(codes_oi, scales_go.T, zeros_og, **grid, groups_i=groups_i)
+
+
+def _as_packed(
+    qweight: Tensor, scales_go: Tensor, zeros_og: Tensor, grid: tuple[int, int], groups_i: Tensor
+) -> Quantised:
+    """The form whose layout of codes is GPTQ's own."""
+    bits, size = grid
+    tensors = {"qweight": qweight, "scales": scales_go.to(torch.float16)}
+    if not bool((zeros_og == 1 << (bits - 1)).all()):
+        tensors["qzeros"] = pack(zeros_og, bits).T.contiguous()
+    if not torch.equal(groups_i, torch.arange(len(groups_i)) // size):
+        tensors["g_idx"] = groups_i.to(torch.int32)
+    return Quantised((qweight.shape[1], len(groups_i)), bits, size, tensors)
+
+
+@dataclass(frozen=True)
+class GptqSettings:
+    """What a layer's configuration says that its tensors do not."""
+
+    bits: int
+    group_size: int
+    """-1: a whole row."""
+    zero_offset: int
+    """What is to be added to a stored zero: 1 in v1, 0 in v2."""
+    in_order: bool
+    """Whether g_idx may be absent."""
+
+    @classmethod
+    def for_layer(cls, config: Mapping[str, Any], name: str) -> GptqSettings:
+        """From a quantization_config and its `dynamic` overrides. Raises CheckpointError."""
+        settings = dict(config)
+        for rule, override in (config.get("dynamic") or {}).items():
+            if not rule.startswith("-:") and re.match(rule.removeprefix("+:"), name):
+                settings |= override
+        kind = settings.get("checkpoint_format") or settings.get("format") or "gptq"
+        if kind not in ZERO_OFFSETS:
+            raise CheckpointError(
+                f"{name}: checkpoint_format {kind!r} is not read; {' and '.join(ZERO_OFFSETS)} are"
+            )
+        bits, size = settings.get("bits"), settings.get("group_size", -1)
+        if bits not in BITS:
+            raise CheckpointError(
+                f"{name}: {bits!r} bits are not read; {', '.join(map(str, BITS))} are"
+            )
+        if not isinstance(size, int) or (size < 1 and size != -1):
+            raise CheckpointError(f"{name}: group_size {size!r} is none; it is -1, or 1 and more")
+        in_order = not settings.get("desc_act", False)
+        return cls(int(bits), size, ZERO_OFFSETS[kind], in_order)

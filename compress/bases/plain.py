@@ -1,0 +1,53 @@
+"""Ordinary checkpoints whose weights were pruned or otherwise changed: nothing in them is packed."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from compress.bases.base import Base
+from compress.checkpoint import some
+from compress.errors import CheckpointError
+from compress.forms import Form
+
+_NARROWEST = 2
+"""Bytes of a number; narrower ones are quantised."""
+
+
+class PlainBase(Base):
+    """Every weight is one tensor."""
+
+    format = "plain"
+
+    @property
+    def description(self) -> str:
+        """As people call it."""
+        return "ordinary weights"
+
+    def _find_layers(self) -> tuple[str, ...]:
+        odd = [
+            name
+            for name in self.reader
+            if len(self.reader.shape(name)) > 1
+            and (
+                not self.reader.dtype(name).is_floating_point
+                or self.reader.dtype(name).itemsize < _NARROWEST
+            )
+        ]
+        if odd:
+            dtype = str(self.reader.dtype(odd[0])).removeprefix("torch.")
+            raise CheckpointError(
+                f"{self.folder}: {some(odd)} are stored as {dtype}, so they are packed or quantised, but no "
+                "quantization_config says how; add the config that belongs to them"
+            )
+        return ()
+
+    def form(self, name: str) -> Form:
+        """There is none."""
+        self._refuse(name)
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """There is none."""
+        self._refuse(name)
+
+    def _refuse(self, name: str) -> NoReturn:
+        raise KeyError(f"{name}: no layer of an ordinary checkpoint is packed")

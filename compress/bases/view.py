@@ -1,0 +1,90 @@
+"""A compressed checkpoint seen as the ordinary one that it stands for, every tensor made when it is asked for.
+
+So that what finds, places and checks the weights of a model serves compressed checkpoints too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from compress.bases.base import Base
+from compress.forms import Dense, Form
+
+WEIGHT = ".weight"
+
+
+class AsDense(Mapping[str, Tensor]):
+    """The tensors that an ordinary checkpoint of this model has, from a compressed one.
+
+    A packed layer's weight is fp32, turned where the model stores it as (i, o). Biases that are nought where the model
+    has none are left out: old writers store them for every layer.
+    """
+
+    def __init__(self, base: Base, model: PreTrainedModel) -> None:
+        """`model` may be a skeleton."""
+        self.base = base
+        modules = dict(model.named_modules())
+        prefix = f"{model.base_model_prefix}."
+        self._modules = {**{n.removeprefix(prefix): m for n, m in modules.items()}, **modules}
+        self._packed = {f"{name}{WEIGHT}": name for name in base.layers}
+        self._plain = [name for name in base.plain if not self._is_idle_bias(name)]
+
+    def _is_idle_bias(self, name: str) -> bool:
+        layer, _, leaf = name.rpartition(".")
+        if leaf != "bias" or layer not in self.base.layers:
+            return False
+        has_none = getattr(self._modules.get(layer), "bias", 0) is None
+        return has_none and not bool(self.base.reader[name].any())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._packed:
+            return self.base.reader[name]
+        weight = self.base.form(self._packed[name]).dense().contiguous()
+        return weight.T.contiguous() if self._is_turned(self._packed[name]) else weight
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._plain
+        yield from self._packed
+
+    def __len__(self) -> int:
+        return len(self._plain) + len(self._packed)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._packed or name in self.base.reader
+
+    def is_packed(self, name: str) -> bool:
+        """Whether a tensor is made from others."""
+        return name in self._packed
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """As the model has it. Raises CheckpointError if the packed tensors do not tell."""
+        if name not in self._packed:
+            return self.base.reader.shape(name)
+        o, i = self.base.shape(self._packed[name])
+        return (i, o) if self._is_turned(self._packed[name]) else (o, i)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """As stored; int32 for codes."""
+        return torch.int32 if name in self._packed else self.base.reader.dtype(name)
+
+    def nbytes(self, name: str) -> int:
+        """As stored, scales and zeros included."""
+        if name in self._packed:
+            return self.base.stored_bytes(self._packed[name])
+        return self.base.reader.nbytes(name)
+
+    def form(self, name: str) -> Form:
+        """What stands for the weight (o, i) of this name."""
+        if name in self._packed:
+            return self.base.form(self._packed[name])
+        weight = self.base.reader[name]
+        turned = self._is_turned(name.removesuffix(WEIGHT))
+        return Dense(weight.T.contiguous() if turned else weight)
+
+    def _is_turned(self, layer: str) -> bool:
+        return isinstance(self._modules.get(layer), Conv1D)

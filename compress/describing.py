@@ -1,0 +1,45 @@
+"""Forms in a few words, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compress.forms import Form
+
+
+def describe(form: Form) -> str:
+    """A form in a few words: `4-bit g64 + rank 32`."""
+    spec = form.spec()
+    match spec["form"]:
+        case "sum":
+            return " + ".join(describe(term) for term in form.terms)  # type: ignore[union-attr]
+        case "quantised":
+            kind = "" if spec["symmetric"] else " asymmetric"
+            return f"{spec['bits']}-bit g{spec['group_size']}{kind}"
+        case "low_rank":
+            return f"rank {spec['rank']}"
+        case "product" if "sparse" in (spec["up"]["form"], spec["down"]["form"]):
+            return _described_codes(spec)
+        case "product":
+            return f"rank {spec['rank']} in {describe(form.down)}"  # type: ignore[arg-type]
+        case "dense":
+            bits = 8 * form.weight.element_size()  # type: ignore[operator]
+            return f"{bits}-bit dense"
+        case "sparse":
+            dense = spec["values"]["form"] == "dense"
+            stored = "" if dense else f", {describe(form.values)}"  # type: ignore[arg-type]
+            return f"{spec['per_line']} of {form.shape[1]} in a row{stored}"
+        case "short":
+            return f"{spec['bits']}-bit floats"
+        case other:
+            return str(other)
+
+
+def _described_codes(spec: Mapping[str, Any]) -> str:
+    """A dictionary and its codes: `614 atoms, shared, 307 an output`."""
+    inputs = spec["down"]["form"] == "sparse"
+    codes, dictionary = spec["down" if inputs else "up"], spec["up" if inputs else "down"]
+    shared = ", shared" if dictionary["form"] in ("common", "shared") else ""
+    side = "input" if inputs else "output"
+    return f"{spec['rank']} atoms{shared}, {codes['per_line']} an {side}"

@@ -1,0 +1,163 @@
+"""A run on top of a compressed checkpoint: its forms in the places of the model's layers, and paths added to them.
+
+Shapes: o = out_features, i = in_features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from calibration.skeleton import PartLoader, decoder_blocks
+from calibration.stats import Statistics
+from calibration.walk import Block, is_linear
+from compress.bases import AsDense
+from compress.exports import LayerExport
+from compress.forms import Form, LowRank, Sum
+from compress.given import Given, Held
+from compress.layers import is_transposed
+from compress.plans import Plan
+from compress.repair import Repair
+from compress.report import KeptTensor
+
+HEAD = "lm_head.weight"
+M = TypeVar("M", bound=Repair)
+
+
+@dataclass(frozen=True)
+class OnBase:
+    """A checked base checkpoint, and how what it holds gets into the model."""
+
+    view: AsDense
+    loader: PartLoader
+    """Of the view, into the model that the original is loaded into."""
+    held: tuple[Held, ...]
+    """Linear layers of the blocks that the base has changed: those that can be repaired."""
+    packed_bytes: Mapping[str, int]
+    """Of the form of every packed layer, by its weight's name in the view."""
+    notes: tuple[str, ...]
+    """What a reader of the report should know of it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 of its files."""
+        return self.view.base.reader.fingerprint
+
+    def method(self, method: M) -> M:
+        """The repair with what the checkpoint holds as its base."""
+        text = f"{self.view.base.description}, sha256 {self.fingerprint[:12]}"
+        return replace(method, base=Given(checkpoint=text, held=self.held))
+
+    def plan(self, plan: Plan, original_bytes: int) -> Plan:
+        """The plan with the base's own tensors among those that are kept."""
+        return replace(
+            plan,
+            kept=tuple(self._kept({layer.name for layer in plan.layers})),
+            original_bytes=original_bytes,
+            base_bytes=self.view.base.reader.total_bytes,
+        )
+
+    def _kept(self, planned: Collection[str]) -> Iterable[KeptTensor]:
+        prefix, _ = decoder_blocks(self.loader.model)
+        for key in self.view:
+            name = self.loader.memory_names[key]
+            if name.removesuffix(".weight") in planned:
+                continue
+            reason = "the base checkpoint's own"
+            if self.view.is_packed(key):
+                reason = "packed in the base checkpoint, without a path"
+            elif not name.startswith(f"{prefix}."):
+                reason = "outside the decoder blocks"
+            n_bytes = self.packed_bytes.get(key, self.view.nbytes(key))
+            yield KeptTensor(name=key, shape=self.view.shape(key), reason=reason, n_bytes=n_bytes)
+
+    def stored_bytes(self, name: str) -> int:
+        """Of a layer's weight in the base checkpoint."""
+        return self.view.nbytes(self._key(f"{name}.weight"))
+
+    def form(self, name: str, device: torch.device) -> Form:
+        """What stands for the weight of a layer, as the model calls it."""
+        return self.view.form(self._key(f"{name}.weight")).to(device)
+
+    def packed_layers(self) -> Iterator[tuple[str, Callable[[], LayerExport]]]:
+        """Packed linear layers, as the model calls them, each to be read when it is called for."""
+        modules = dict(self.loader.model.named_modules())
+        for key in self.view:
+            name = self.loader.memory_names[key].removesuffix(".weight")
+            if self.view.is_packed(key) and is_linear(modules.get(name, nn.Identity())):
+                yield name, partial(self._as_it_is, name)
+
+    def _as_it_is(self, name: str) -> LayerExport:
+        turned = is_transposed(self.loader.model.get_submodule(name))
+        return LayerExport(name, self.form(name, torch.device("cpu")), self.bias(name), turned)
+
+    def bias(self, name: str) -> Tensor | None:
+        """As stored; None if the layer has none."""
+        keys = self._keys.get(f"{name}.bias", [])
+        return self.view[keys[0]] if keys else None
+
+    def repaired(
+        self, names: Sequence[str], weights: Sequence[Tensor], method: Repair, stats: Statistics
+    ) -> list[Form]:
+        """The base's forms of these layers, each with a path for what it lost of the original's weight (o, i), fp32.
+
+        Raises LayerError for a path that cannot be had, CheckpointError for a layer that cannot be read.
+        """
+        forms = [self.form(name, weights[0].device) for name in names]
+        residuals = [
+            weight.double() - form.dense().double()
+            for weight, form in zip(weights, forms, strict=True)
+        ]
+        paths = method.paths(residuals, stats)
+        return [Sum([form, path]) for form, path in zip(forms, paths, strict=True)]
+
+    def install(self, block: Block, replaced: Collection[str], device: torch.device) -> None:
+        """Put everything else that the base has of a block in the original's place."""
+        prefix, _ = decoder_blocks(self.loader.model)
+        self.loader.load([f"{prefix}.{k}." for k in block.indices], device, without=replaced)
+
+    def load_outside(self, device: torch.device) -> None:
+        """Put what the base has outside the blocks in the original's place."""
+        model = self.loader.model
+        prefix, _ = decoder_blocks(model)
+        self.loader.load_outside(f"{prefix}.", device)
+        if (
+            self.has_own_head
+        ):  # which the original, whose config the model has, ties to its embeddings
+            weight = self.view[HEAD].to(device, model.dtype)
+            model.get_output_embeddings().weight = nn.Parameter(weight, requires_grad=False)
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether the base has untied a head that the original ties."""
+        tied = bool(self.view.base.config.get("tie_word_embeddings", True))
+        return HEAD in self.view and (not tied or self.view.is_packed(HEAD))
+
+    def _key(self, name: str) -> str:
+        """In the view, of one of the model's parameters."""
+        return self._keys[name][0]
+
+    @cached_property
+    def _keys(self) -> dict[str, list[str]]:
+        return self.loader.keys_of()
+
+
+def base_of(form: Form) -> Form:
+    """What `repaired` added a path to."""
+    assert isinstance(form, Sum)
+    base = form.terms[0]
+    assert isinstance(base, Form)
+    return base
+
+
+def path_of(form: Form) -> LowRank:
+    """What `repaired` added."""
+    assert isinstance(form, Sum)
+    path = form.terms[-1]
+    assert isinstance(path, LowRank)
+    return path
