@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compress.bases.awq import AwqBase
 from compress.bases.base import Base
 from compress.bases.gptq import GptqBase
+from compress.bases.native import NativeBase
+from compress.bases.packed import PackedBase
 from compress.bases.plain import PlainBase
 from compress.checkpoint import Reader, read_json
 from compress.errors import CheckpointError
+from compress.loading import FORMAT
 
-READERS: Mapping[str, type[Base]] = {kind.format: kind for kind in (GptqBase,)}
+READERS: Mapping[str, type[Base]] = {kind.format: kind for kind in (GptqBase, AwqBase, PackedBase)}
 """By quant_method."""
 _SIDE_FILES = ("quantize_config.json", "quant_config.json")
 """Where tools wrote their settings before config.json had a place for them."""
@@ -30,6 +34,8 @@ def open_base(folder: Path) -> Base:
             f"{folder}: no such folder; name one that holds config.json and safetensors"
         )
     config = read_json(folder / "config.json")
+    if config.get("model_type") == FORMAT:
+        return NativeBase(folder, open_reader(folder), config)
     settings = quantisation_of(folder, config)
     plain = {key: value for key, value in config.items() if key not in _CONFIG_KEYS}
     if settings is None:

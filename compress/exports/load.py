@@ -18,6 +18,7 @@ from calibration.heads import AUTO_CLASSES, Head, head_of
 from calibration.walk import is_linear
 from compress import loading
 from compress.bases import Base, open_base
+from compress.bases.plain import PlainBase
 from compress.checkpoint import Reader, read_json, some
 from compress.errors import CheckpointError
 from compress.exports.adapter import CONFIG, STEM, find_base, read_adapter
@@ -40,8 +41,8 @@ def loader_name(folder: Path) -> str:
         return ADAPTED
     if read_json(folder / "config.json").get("model_type") == loading.FORMAT:
         return "native"
-    base = open_base(folder)
-    return base.format if base.layers else PLAIN
+    kind = open_base(folder).format
+    return PLAIN if kind == PlainBase.format else kind
 
 
 def load_export(

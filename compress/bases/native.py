@@ -1,0 +1,102 @@
+"""The toolkit's own checkpoints, whose layers are forms already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.bases.base import Base
+from compress.checkpoint import Reader
+from compress.errors import CheckpointError
+from compress.forms import Form, empty
+from compress.loading import FORMAT, READ_VERSIONS
+
+_SHARED = ("shared", "common")
+
+
+class NativeBase(Base):
+    """Layers by the table in config.json."""
+
+    format = FORMAT
+
+    def __init__(self, folder: Path, reader: Reader, config: Mapping[str, Any]) -> None:
+        """`config` is the whole of config.json."""
+        version = config.get("format_version")
+        if version not in READ_VERSIONS:
+            raise CheckpointError(
+                f"{folder}: format_version {version!r} is not read; {', '.join(map(str, READ_VERSIONS))} are"
+            )
+        base = {**config["base_config"], "model_type": config["base_model_type"]}
+        super().__init__(folder, reader, base, {"layers": config["layers"]})
+
+    def _find_layers(self) -> tuple[str, ...]:
+        layers: Mapping[str, Any] = self.settings["layers"]
+        for name, layer in layers.items():
+            kinds = {spec["form"] for spec in _specs(layer["form"])}
+            if kinds & set(_SHARED):
+                raise CheckpointError(
+                    f"{self.folder}: {name} shares what it stores with other layers, and a path cannot be added to "
+                    "such a layer yet; compress the model anew with the method and a repair of it"
+                )
+            if any(spec.get("offset") for spec in _specs(layer["form"])):
+                raise CheckpointError(
+                    f"{self.folder}: {name} adds an offset to its outputs, which a path on top would count twice; "
+                    "compress the model anew with the method and a repair of it"
+                )
+        return tuple(layers)
+
+    @property
+    def description(self) -> str:
+        """Its kinds of forms."""
+        kinds = {layer["form"]["form"] for layer in self.settings["layers"].values()}
+        return f"native, {', '.join(sorted(kinds)).replace('_', ' ')}"
+
+    @property
+    def producer(self) -> str | None:
+        """Nobody else writes it."""
+        return "compress-llm"
+
+    def tensors_of(self, name: str) -> list[str]:
+        """Those of the form."""
+        return [f"{name}.form.{key}" for key in self._empty(name).state_dict()]
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """As the table says."""
+        o, i = self.settings["layers"][name]["shape"]
+        return int(o), int(i)
+
+    def form(self, name: str) -> Form:
+        """As it was written."""
+        form = self._empty(name)
+        state = {}
+        for key, tensor in form.state_dict().items():
+            stored = f"{name}.form.{key}"
+            if stored not in self.reader or self.reader.shape(stored) != tuple(tensor.shape):
+                found = self.reader.shape(stored) if stored in self.reader else "missing"
+                raise CheckpointError(
+                    f"{self.folder}: {stored} is {found}; config.json makes it {tuple(tensor.shape)}"
+                )
+            state[key] = self.reader[stored]
+        form.load_state_dict(state, assign=True)
+        return form
+
+    def _empty(self, name: str) -> Form:
+        spec = self.settings["layers"][name]["form"]
+        try:
+            return empty(spec, self.shape(name), torch.float32, "meta")
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.folder}: {name} has a form that cannot be read: {error}"
+            ) from error
+
+
+def _specs(spec: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A spec and those within it."""
+    yield spec
+    for value in spec.values():
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, Mapping) and "form" in part:
+                yield from _specs(part)

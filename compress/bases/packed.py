@@ -1,0 +1,188 @@
+"""compressed-tensors checkpoints (llm-compressor): pack-quantized, and dense ones that are described as sparse.
+
+Tensors of a layer: weight_packed (o, ceil(i / k)) int32, k = 32 // bits codes a word along the inputs, the first in the
+lowest bits, each with 2**(bits - 1) added; weight_scale (o, G); weight_shape (2,): o and i; weight_zero_point
+(ceil(o / k), G) int32, packed along the outputs likewise, absent from symmetric grids; weight_g_idx (i,), where
+activation order has mixed the groups.
+Facts: compressed-tensors' `pack_quantized` compressor; a zero point and its code are both shifted, so that the stored
+numbers can be subtracted as they are.
+Shapes: o = out_features, i = in_features, G = number of groups of inputs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.bases.base import Base, on_grid, refuse_bad_groups, refuse_bad_scales
+from compress.errors import CheckpointError
+from compress.forms import Form
+
+PACKED, DENSE = "pack-quantized", "dense"
+STRATEGIES = ("group", "channel")
+_WORD = 32
+_UNREAD = "compressed-tensors' pack-quantized and dense are read"
+
+
+class PackedBase(Base):
+    """Layers as words of codes, with their shape beside them."""
+
+    format = "compressed-tensors"
+    parts = (
+        *("weight_packed", "weight_scale", "weight_shape"),
+        *("weight_zero_point", "weight_g_idx"),
+    )
+
+    def _find_layers(self) -> tuple[str, ...]:
+        self._refuse_other_formats()
+        dense = not any(key.endswith(".weight_packed") for key in self.reader)
+        if dense and not self.settings.get("config_groups"):
+            return ()
+        return super()._find_layers()
+
+    def _refuse_other_formats(self) -> None:
+        formats = [self.settings.get("format")]
+        formats += [group.get("format") for group in self._groups()]
+        odd = [name for name in formats if name not in (None, PACKED, DENSE)]
+        sparsity = self.settings.get("sparsity_config") or {}
+        if sparsity.get("format") not in (None, DENSE):
+            odd.append(f"sparse {sparsity['format']}")
+        if self.settings.get("transform_config"):
+            odd.append("with transforms of the hidden states")
+        if odd:
+            raise CheckpointError(f"{self.folder}: format {odd[0]!r} is not read; {_UNREAD}")
+        for group in self._groups():
+            for what in ("input_activations", "output_activations"):
+                if group.get(what):
+                    raise CheckpointError(
+                        f"{self.folder}: {what} are quantised too, which no path on top can see; only checkpoints "
+                        "whose weights alone are quantised are read"
+                    )
+
+    def _groups(self) -> Iterator[Mapping[str, Any]]:
+        yield from (self.settings.get("config_groups") or {}).values()
+
+    @property
+    def description(self) -> str:
+        """As in "compressed-tensors, 4 bits, groups of 64"."""
+        kinds = {self._kind(group["weights"]) for group in self._groups() if group.get("weights")}
+        sparsity = (self.settings.get("sparsity_config") or {}).get("sparsity_structure")
+        return ", ".join(
+            [self.format, *sorted(kinds), *([f"sparse {sparsity}"] if sparsity else [])]
+        )
+
+    @staticmethod
+    def _kind(weights: Mapping[str, Any]) -> str:
+        size = weights.get("group_size")
+        return f"{weights.get('num_bits')} bits, {f'groups of {size}' if size else 'whole rows'}"
+
+    @property
+    def producer(self) -> str | None:
+        """The library's version, if it is said."""
+        version = self.settings.get("version")
+        return f"compressed-tensors:{version}" if version else None
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """As weight_shape says, which the words have to agree with."""
+        stored = self._tensor(name, "weight_shape")
+        if stored.shape != (2,) or stored.dtype.is_floating_point or int(stored.min()) < 1:
+            raise CheckpointError(
+                f"{self.folder}: {name}.weight_shape is {stored.tolist()}; it is [outputs, inputs]"
+            )
+        (o, i), bits = (int(n) for n in stored), self._bits(name)
+        columns = -(-i // (_WORD // bits))
+        self._refuse_shape(name, "weight_packed", (o, columns), f"({o}, {i}) and {bits} bits")
+        return o, i
+
+    def form(self, name: str) -> Form:
+        """Its codes, unpacked and packed again as ours are."""
+        (o, i), weights, bits = self.shape(name), self._weights(name), self._bits(name)
+        size = int(weights.get("group_size") or i)
+        if weights.get("strategy") == "channel" or size < 1:
+            size = i
+        n_groups = -(-i // size)
+        facts = f"{o} outputs and {i} inputs in groups of {size}"
+        self._refuse_shape(name, "weight_scale", (o, n_groups), facts)
+        scales_og = self._tensor(name, "weight_scale")
+        refuse_bad_scales(name, scales_og)
+        groups_i = self._groups_of_inputs(name, i, size)
+        refuse_bad_groups(name, groups_i, i, n_groups)
+        return on_grid(
+            fields(self._words(name, "weight_packed"), bits)[:, :i],
+            scales_og,
+            self._zeros(name, (o, n_groups), bits),
+            bits=bits,
+            group_size=size,
+            groups_i=groups_i,
+        )
+
+    def _zeros(self, name: str, shape: tuple[int, int], bits: int) -> Tensor:
+        (o, n_groups), part = shape, "weight_zero_point"
+        if f"{name}.{part}" not in self.reader:
+            if not self._weights(name).get("symmetric", True):
+                self._tensor(name, part)
+            return torch.full(shape, 1 << (bits - 1), dtype=torch.int32)
+        if (
+            self.reader.dtype(f"{name}.{part}") != torch.int32
+        ):  # of a symmetric grid: nought, unpacked
+            zeros = self._tensor(name, part)
+            self._refuse_shape(name, part, shape, "its scales")
+            return zeros.to(torch.int32) + (1 << (bits - 1))
+        rows = -(-o // (_WORD // bits))
+        self._refuse_shape(name, part, (rows, n_groups), f"{o} outputs and {bits} bits")
+        return fields(self._words(name, part).T, bits).T[:o]
+
+    def _groups_of_inputs(self, name: str, n_inputs: int, size: int) -> Tensor:
+        in_order = torch.arange(n_inputs) // size
+        if f"{name}.weight_g_idx" not in self.reader:
+            return in_order
+        found = self._tensor(name, "weight_g_idx").to(torch.int64)
+        return in_order if bool((found == -1).all()) else found  # -1: never set
+
+    def _words(self, name: str, part: str) -> Tensor:
+        words = self._tensor(name, part)
+        if words.dtype != torch.int32:
+            raise CheckpointError(
+                f"{self.folder}: {name}.{part} is stored as {str(words.dtype).removeprefix('torch.')}; codes are "
+                "packed in int32"
+            )
+        return words
+
+    def _bits(self, name: str) -> int:
+        bits = self._weights(name).get("num_bits")
+        if not isinstance(bits, int) or bits not in range(2, 9):
+            raise CheckpointError(f"{self.folder}: {name} has {bits!r} bits; 2 to 8 are read")
+        return bits
+
+    def _weights(self, name: str) -> Mapping[str, Any]:
+        """What the group says whose targets name the layer."""
+        for group in self._groups():
+            if any(_is_target(str(target), name) for target in group.get("targets") or ()):
+                weights = group.get("weights") or {}
+                if weights.get("strategy") in STRATEGIES and weights.get("type", "int") == "int":
+                    return weights
+                raise CheckpointError(
+                    f"{self.folder}: {name} is quantised by {weights.get('strategy')!r} to "
+                    f"{weights.get('type')!r}; integers by {' or '.join(STRATEGIES)} are read"
+                )
+        raise CheckpointError(
+            f"{self.folder}: no config_groups entry has {name}, which is packed, among its targets"
+        )
+
+
+def _is_target(target: str, name: str) -> bool:
+    """A target is a class of modules, a name or the end of one, or `re:` and a regular expression."""
+    if target.startswith("re:"):
+        return re.match(target.removeprefix("re:"), name) is not None
+    return target == "Linear" or name == target or name.endswith(f".{target}")
+
+
+def fields(words_nm: Tensor, bits: int) -> Tensor:
+    """The 32 // bits codes of every word, the lowest first: (n, m) int32 -> (n, m * (32 // bits)) int32."""
+    shifts = torch.arange(0, _WORD - bits + 1, bits, dtype=torch.int32)
+    codes = (words_nm[:, :, None] >> shifts) & ((1 << bits) - 1)
+    return codes.reshape(words_nm.shape[0], -1)
