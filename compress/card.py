@@ -7,13 +7,14 @@ that holds several has a card that tells them apart.
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from calibration.heads import AUTO_CLASSES, Head
-from compress.report import ExportReport, LayerReport, Report
+from calibration.heads import Head
+from compress.card_loading import loading
+from compress.report import BaseReport, ExportReport, LayerReport, Report
 from compress.summary import counted, evaluated, megabytes, rows
 
 _DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -27,12 +28,12 @@ def model_card(report: Report, export: ExportReport | None = None) -> str:
     `export` is the one whose folder the card goes into, to be published on its own; None is the
     output folder itself, which is an export too if there is only one.
     """
-    if export is None and len(report.exports) == 1:
+    if export is None and [each.folder for each in report.exports] == ["."]:
         export = report.exports[0]
     parts = [
-        "---\n" + yaml.safe_dump(_front_matter(report), sort_keys=False) + "---",
+        "---\n" + yaml.safe_dump(_front_matter(report, export), sort_keys=False) + "---",
         *_introduction(report, export),
-        *_loading(report, export),
+        *loading(report, export),
         *_scores(report, export),
         *_layers(report),
         *_calibration(report),
@@ -67,7 +68,7 @@ PIPELINES: Mapping[str, str] = {
 }
 
 
-def _front_matter(report: Report) -> dict[str, Any]:
+def _front_matter(report: Report, export: ExportReport | None) -> dict[str, Any]:
     names = method_text(report.recipe["method"]).split(" on ")
     matter: dict[str, Any] = {
         "library_name": "transformers",
@@ -75,13 +76,20 @@ def _front_matter(report: Report) -> dict[str, Any]:
         "license": report.licence or "other",
         "tags": ["compress", "compressed", *names],
     }
+    if export is not None and export.format == "adapter":
+        # What it adapts is a folder of somebody's: the original's id would be wrong.
+        return matter | {"library_name": "peft"}
     base = base_model(report)
     return matter | ({"base_model": base, "base_model_relation": "quantized"} if base else {})
 
 
 def _introduction(report: Report, export: ExportReport | None) -> Iterator[str]:
-    source = _source(report)
-    yield f"# {source.rpartition('/')[2]}, compressed with {method_text(report.recipe['method'])}"
+    source, method = _source(report), method_text(report.recipe["method"])
+    if report.base is not None:
+        yield f"# {Path(report.base.checkpoint).name}, repaired with {method}"
+        yield from _repaired(report, report.base, export)
+        return
+    yield f"# {source.rpartition('/')[2]}, compressed with {method}"
     if export is None:
         yield f"{_packed(report)}. Nothing was trained."
         yield "\n".join(["One folder for each format:", "", *_sizes(report)])
@@ -94,6 +102,26 @@ def _introduction(report: Report, export: ExportReport | None) -> Iterator[str]:
         )
     else:
         yield f"{_packed(report)}. {_size(report, export)} Nothing was trained."
+
+
+def _repaired(report: Report, base: BaseReport, export: ExportReport | None) -> Iterator[str]:
+    totals, writer = report.totals, f", written by {base.producer}" if base.producer else ""
+    yield (
+        f"`{Path(base.checkpoint).name}` is a compressed checkpoint of `{_source(report)}`: {base.format}{writer}, "
+        f"{megabytes(base.tensor_bytes)}, sha256 `{base.fingerprint}`. A low-rank path was added to "
+        f"{counted(totals.n_layers, 'linear layer')} of it, {_form_text(report)}, which takes "
+        f"{totals.layer_bits_per_weight:.2f} bits per weight in these layers, base and path together. The base itself "
+        "was not changed, and nothing was trained."
+    )
+    if export is None:
+        yield "\n".join(["One folder for each format:", "", *_sizes(report)])
+    elif export.format == "adapter":
+        yield (
+            f"This is the paths alone, {megabytes(export.tensor_bytes - base.tensor_bytes)}. With the base they take "
+            f"{megabytes(export.tensor_bytes)}; the original takes {megabytes(totals.tensor_bytes_before)}."
+        )
+    else:
+        yield f"This checkpoint holds base and paths. {_size(report, export)}"
 
 
 def _packed(report: Report) -> str:
@@ -122,7 +150,7 @@ def _sizes(report: Report) -> Iterator[str]:
     yield "| format | folder | whole checkpoint | weights |"
     yield "| --- | --- | ---: | --- |"
     for export in report.exports:
-        kind = "expanded to full precision" if export.format == "dense" else "packed"
+        kind = _WEIGHTS.get(export.format, "packed")
         size = megabytes(export.tensor_bytes)
         yield f"| {export.format} | `{export.folder}` | {size} | {kind} |"
     yield f"| original | | {megabytes(report.totals.tensor_bytes_before)} | |"
@@ -134,27 +162,6 @@ def _source(report: Report) -> str:
 
 def _forms(layers: tuple[LayerReport, ...]) -> list[tuple[str, int]]:
     return Counter(layer.form for layer in layers).most_common()
-
-
-def _loading(report: Report, own: ExportReport | None) -> Iterator[str]:
-    yield "## How to load it"
-    for export in report.exports if own is None else (own,):
-        root = "." if own is None else own.folder
-        folder = _folder(export.folder, root)
-        auto = AUTO_CLASSES[Head(report.head)].__name__
-        yield _LOADING.get(export.format, _LOAD_PLAIN).format(folder=folder, auto=auto).strip()
-        if export.adapter is not None:
-            yield _LOAD_ADAPTER.format(folder=_folder(export.adapter, root)).strip()
-        yield (
-            f"Loaded again in a fresh process, its logits differed from those of the compressed "
-            f"model by {export.relative_difference:.1e} (relative, tolerance "
-            f"{export.tolerance:.0e}) and agreed on {export.top1_agreement:.1%} of the top tokens."
-        )
-
-
-def _folder(folder: str, root: str) -> str:
-    """A folder of the output as seen from `root`, the folder of the output that has this card."""
-    return PurePosixPath("THIS_FOLDER", PurePosixPath(folder).relative_to(root)).as_posix()
 
 
 def _scores(report: Report, export: ExportReport | None) -> Iterator[str]:
@@ -191,9 +198,10 @@ def _layers(report: Report) -> Iterator[str]:
         "The relative error of a layer's outputs on the calibration tokens; the worst "
         f"{len(worst)} of {len(measured)} (all are in `report.json`):"
     )
+    alone = ("", "") if report.base is None else (" base alone |", " ---: |")
     head = [
-        "| layer | shape | form | bits per weight in it | error |",
-        "| --- | --- | --- | ---: | ---: |",
+        f"| layer | shape | form | bits per weight in it |{alone[0]} error |",
+        f"| --- | --- | --- | ---: |{alone[1]} ---: |",
     ]
     yield "\n".join([*head, *map(_layer_row, worst)])
 
@@ -201,6 +209,8 @@ def _layers(report: Report) -> Iterator[str]:
 def _layer_row(layer: LayerReport) -> str:
     shape = " x ".join(map(str, layer.shape))
     error = f"{layer.relative_error:.4f}"
+    if layer.base_error is not None:
+        error = f"{layer.base_error:.4f} | {error}"
     return f"| {layer.name} | {shape} | {layer.form} | {layer.bits_per_weight:.2f} | {error} |"
 
 
@@ -245,53 +255,7 @@ def _origin(report: Report) -> Iterator[str]:
     )
 
 
-_LOAD_NATIVE = """
-Packed, with the toolkit (compress-llm) installed:
-
-```python
-import compress  # registers the format
-from transformers import {auto}, AutoTokenizer
-
-model = {auto}.from_pretrained("{folder}")
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-```
-
-Without it, `from_pretrained("{folder}", trust_remote_code=True)` runs the code beside the weights.
-"""
-
-_LOAD_GPTQ = """
-As GPTQ, for transformers with gptqmodel, and for vLLM:
-
-```python
-from transformers import {auto}, AutoTokenizer
-
-model = {auto}.from_pretrained("{folder}", device_map="auto")
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-```
-"""
-
-_LOAD_ADAPTER = """
-The low-rank repair is a PEFT adapter beside it; without it the model is the unrepaired one:
-
-```python
-from peft import PeftModel
-
-model = PeftModel.from_pretrained(model, "{folder}")
-```
-"""
-
-_LOAD_PLAIN = """
-As ordinary weights in full precision, for every tool; not smaller than the original:
-
-```python
-from transformers import {auto}, AutoTokenizer
-
-model = {auto}.from_pretrained("{folder}")
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-```
-"""
-
-_LOADING: Mapping[str, str] = {"native": _LOAD_NATIVE, "gptq": _LOAD_GPTQ, "dense": _LOAD_PLAIN}
+_WEIGHTS = {"dense": "expanded to full precision", "adapter": "those of the base, with it"}
 
 _LIMITS = (
     "Compression changes what a model says, also where the scores above do not look; test it on "

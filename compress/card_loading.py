@@ -1,0 +1,99 @@
+"""How each export is loaded, as its model card says."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from calibration.heads import AUTO_CLASSES, Head
+from compress.report import ExportReport, Report
+
+_LOAD_NATIVE = """
+Packed, with the toolkit (compress-llm) installed:
+
+```python
+import compress  # registers the format
+from transformers import {auto}, AutoTokenizer
+
+model = {auto}.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+```
+
+Without it, `from_pretrained("{folder}", trust_remote_code=True)` runs the code beside the weights.
+"""
+
+_LOAD_GPTQ = """
+As GPTQ, for transformers with gptqmodel, and for vLLM:
+
+```python
+from transformers import {auto}, AutoTokenizer
+
+model = {auto}.from_pretrained("{folder}", device_map="auto")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+```
+"""
+
+_LOAD_BESIDE = """
+The low-rank repair is a PEFT adapter beside it; without it the model is the unrepaired one:
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(model, "{folder}")
+```
+"""
+
+_LOAD_PLAIN = """
+As ordinary weights in full precision, for every tool; not smaller than the original:
+
+```python
+from transformers import {auto}, AutoTokenizer
+
+model = {auto}.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+```
+"""
+
+_LOAD_ADAPTER = """
+A PEFT adapter for the checkpoint `{base}`, which is loaded as the tool that wrote it wants:
+
+```python
+from peft import PeftModel
+from transformers import {auto}
+
+model = {auto}.from_pretrained("{base}")
+model = PeftModel.from_pretrained(model, "{folder}")
+```
+
+For vLLM it is a LoRA that is always on: `--enable-lora --lora-modules repaired={folder}`, with `--max-lora-rank` not
+below its rank.
+"""
+
+_LOADING: Mapping[str, str] = {
+    "native": _LOAD_NATIVE,
+    "gptq": _LOAD_GPTQ,
+    "dense": _LOAD_PLAIN,
+    "adapter": _LOAD_ADAPTER,
+}
+
+
+def loading(report: Report, own: ExportReport | None) -> Iterator[str]:
+    """The section of the card; `own` is the export whose folder the card goes into, None the folder of several."""
+    yield "## How to load it"
+    for export in report.exports if own is None else (own,):
+        root = "." if own is None else own.folder
+        folder = _folder(export.folder, root)
+        auto = AUTO_CLASSES[Head(report.head)].__name__
+        base = Path(report.base.checkpoint).name if report.base else ""
+        text = _LOADING.get(export.format, _LOAD_PLAIN)
+        yield text.format(folder=folder, auto=auto, base=base).strip()
+        if export.adapter is not None and export.adapter != export.folder:
+            yield _LOAD_BESIDE.format(folder=_folder(export.adapter, root)).strip()
+        yield (
+            f"Loaded again in a fresh process, its logits differed from those of the compressed "
+            f"model by {export.relative_difference:.1e} (relative, tolerance "
+            f"{export.tolerance:.0e}) and agreed on {export.top1_agreement:.1%} of the top tokens."
+        )
+
+
+def _folder(folder: str, root: str) -> str:
+    """A folder of the output as seen from `root`, the folder of the output that has this card."""
+    return PurePosixPath("THIS_FOLDER", PurePosixPath(folder).relative_to(root)).as_posix()

@@ -1,0 +1,467 @@
+"""EoRA on top of compressed checkpoints: what comes out, and what is refused before any work."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import foreign
+import pytest
+import torch
+from families import save_tiny
+from foreign import change, change_config, gptq_layer, grid, packed_config, packed_layer, write
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from workspaces import recipe
+
+import compress
+from compress.bases import open_base
+from compress.errors import CheckpointError, LayerError, RecipeError
+from compress.exports.adapter import read_adapter
+from compress.exports.load import load_export
+from compress.methods.eora import EoRA
+from compress.methods.gptq import GPTQ
+from compress.methods.rtn import RTN
+from compress.methods.svd_residual import SVDResidual
+from compress.recipe import Recipe
+from compress.report import Report
+from compress.verify import verify
+
+pytestmark = pytest.mark.usefixtures("quick_verification")
+FOREIGN = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "foreign"
+IDS = torch.arange(3, 35)[None]
+DOWN = "model.layers.1.mlp.down_proj"
+
+
+def pruned(weight):
+    """Half of the weights, 2:4."""
+    return {
+        "weight": weight
+        * (weight.abs().reshape(-1, 4).argsort(1).argsort(1) > 1).reshape(weight.shape)
+    }
+
+
+MAKERS = {
+    "gptq": (foreign.GPTQ, lambda w: gptq_layer(grid(w, kind="asymmetric"))),
+    "ragged": ({**foreign.GPTQ, "group_size": 24}, lambda w: gptq_layer(grid(w, group_size=24))),
+    "awq": (foreign.AWQ, lambda w: foreign.awq_layer(grid(w, kind="asymmetric"))),
+    "packed": (packed_config(), lambda w: packed_layer(grid(w))),
+    "pruned": (None, pruned),
+}
+
+
+def base(workspace, kind="gptq"):
+    config, layer = MAKERS[kind]
+    folder = write(workspace / "model", workspace / "base", config or {}, layer)
+    if config is None:
+        change_config(folder, quantization_config=None)
+    return folder
+
+
+def on_base(workspace, **changes):
+    options = {"base_checkpoint": str(workspace / "base"), "method": EoRA(rank=4)}
+    return recipe(workspace, **{**options, **changes})
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model(input_ids=IDS).logits[0].float()
+
+
+def dense_base(workspace):
+    """The base with ordinary weights, by transformers alone."""
+    model = AutoModelForCausalLM.from_pretrained(workspace / "model")
+    read = open_base(workspace / "base")
+    for name in read.layers:
+        model.get_submodule(name).weight.data = read.form(name).dense()
+    if not read.layers:
+        model = AutoModelForCausalLM.from_pretrained(workspace / "base")
+    return model
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_path_on_every_layer_lowers_its_error_and_loads_in_peft(workspace, kind):
+    before = {path: path.read_bytes() for path in base(workspace, kind).iterdir()}
+    report = compress.run(on_base(workspace, export=("adapter", "native")))
+    assert len(report.layers) == 21
+    assert all(0 < layer.relative_error < layer.base_error for layer in report.layers)
+    assert [export.format for export in report.exports] == ["adapter", "native"]
+    assert {path: path.read_bytes() for path in (workspace / "base").iterdir()} == before
+    out = workspace / "out"
+    adapted = PeftModel.from_pretrained(dense_base(workspace), out / "adapter")
+    expected = logits(load_export(out / "native"))
+    torch.testing.assert_close(logits(adapted), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits(load_export(out / "adapter")), expected, rtol=0, atol=1e-5)
+    config = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(workspace / "base")
+    assert (config["r"], config["lora_alpha"]) == (4, 4)
+    assert not list(out.glob("adapter/model*"))
+
+
+def test_the_adapter_alone_is_the_default_and_a_fresh_process_reproduces_it(workspace):
+    base(workspace)
+    report = compress.run(on_base(workspace))
+    assert [(export.format, export.folder) for export in report.exports] == [("adapter", "adapter")]
+    found = verify(workspace / "out" / "adapter")
+    assert found.loader == "adapter"
+    assert found.relative_difference < 1e-5
+    assert Report.load(workspace / "out") == report
+
+
+def test_every_path_is_the_best_one_for_its_layer(workspace):
+    """The whole residual at full rank, so that base and path make the original's weight."""
+    base(workspace)
+    compress.run(on_base(workspace, method=EoRA(rank=32, damping=1e-6), include=(DOWN,)))
+    [(name, path)] = read_adapter(workspace / "out" / "adapter").items()
+    own = load_file(workspace / "model" / "model.safetensors")[f"{DOWN}.weight"]
+    made = open_base(workspace / "base").form(DOWN).dense() + path.dense()
+    assert name == DOWN
+    torch.testing.assert_close(made, own, rtol=0, atol=2e-3 * float(own.abs().max()))
+
+
+@pytest.mark.parametrize("propagate", ["none", "block", "sublayer"])
+def test_layers_without_a_path_stay_as_the_base_has_them(workspace, propagate):
+    base(workspace)
+    changes = {"include": ("k_proj",), "propagate": propagate, "export": ("adapter", "native")}
+    report = compress.run(on_base(workspace, **changes))
+    assert len(report.layers) == 3
+    native = load_export(workspace / "out" / "native")
+    layer = native.get_submodule(DOWN)
+    expected = open_base(workspace / "base").form(DOWN)
+    assert torch.equal(layer.form.dense(), expected.dense())
+    reasons = {tensor.reason for tensor in report.kept}
+    assert "packed in the base checkpoint, without a path" in reasons
+    config = json.loads((workspace / "out" / "adapter" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["k_proj"]
+
+
+def test_each_option_of_propagation_gives_another_adapter(workspace):
+    base(workspace)
+    found = []
+    for propagate in ("none", "block", "sublayer"):
+        compress.run(on_base(workspace, propagate=propagate, out=workspace / propagate))
+        paths = read_adapter(workspace / propagate / "adapter")
+        found.append(paths["model.layers.2.mlp.down_proj"].dense())
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[2])
+
+
+def test_saved_statistics_serve_the_same_base_and_no_other(workspace):
+    folder = base(workspace)
+    compress.run(on_base(workspace))
+    again = compress.run(on_base(workspace, out=workspace / "again"))
+    assert any("used again" in note for note in again.notes)
+    key = f"{DOWN}.scales"
+    change(folder, lambda tensors: tensors.update({key: tensors[key] * 1.001}))
+    other = compress.run(on_base(workspace, out=workspace / "other"))
+    assert not any("used again" in note for note in other.notes)
+
+
+@pytest.mark.parametrize("kind", ["gptq", "awq", "packed", "pruned"])
+def test_planned_bytes_are_those_on_disk_and_the_base_is_counted(workspace, kind):
+    base(workspace, kind)
+    job = on_base(workspace, export=("adapter", "native"), include=("mlp", "q_proj"))
+    plan = compress.plan(job).plan
+    report = compress.run(job)
+    for export in report.exports:
+        assert export.tensor_bytes == plan.export_bytes(export.format)
+    stored = open_base(workspace / "base").reader.total_bytes
+    written = load_file(workspace / "out" / "adapter" / "adapter_model.safetensors")
+    paths = sum(tensor.nbytes for tensor in written.values())
+    assert plan.export_bytes("adapter") == stored + paths
+    assert plan.written_bytes("adapter") == paths
+    assert report.totals.tensor_bytes_before == plan.bytes_before
+    assert report.totals.layer_bytes_after == sum(layer.bytes_after for layer in plan.layers)
+
+
+def test_report_and_card_say_what_the_base_is(workspace):
+    folder = base(workspace)
+    settings = {**foreign.GPTQ, "meta": {"quantizer": ["gptqmodel:7.7.0"]}}
+    change_config(folder, quantization_config=settings)
+    report = compress.run(on_base(workspace, eval_windows=2))
+    assert report.base.format == "gptq, 4 bits, groups of 16"
+    assert report.base.producer == "gptqmodel:7.7.0"
+    assert report.base.n_packed == 21
+    assert report.base.fingerprint == open_base(folder).reader.fingerprint
+    footprint = report.scores.after.footprint
+    assert footprint.tensor_bytes == report.exports[0].tensor_bytes
+    for card in (workspace / "out" / "README.md", workspace / "out" / "adapter" / "README.md"):
+        text = card.read_text()
+        assert "gptq, 4 bits, groups of 16" in text
+        assert "gptqmodel:7.7.0" in text
+        assert report.base.fingerprint in text
+        assert "PeftModel.from_pretrained" in text
+        assert 'AutoModelForCausalLM.from_pretrained("base")' in text
+    assert '(model, "THIS_FOLDER/adapter")' in (workspace / "out" / "README.md").read_text()
+    assert '(model, "THIS_FOLDER")' in (workspace / "out" / "adapter" / "README.md").read_text()
+
+
+def test_the_recipe_in_the_output_does_the_same_job_again(workspace):
+    base(workspace)
+    compress.run(on_base(workspace))
+    again = Recipe.from_yaml(workspace / "out" / "recipe.yaml")
+    assert again.base_checkpoint == str(workspace / "base")
+    compress.run(replace(again, out=workspace / "again"))
+    a, b = (
+        load_file(workspace / name / "adapter" / "adapter_model.safetensors")
+        for name in ("out", "again")
+    )
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_our_own_checkpoints_are_bases_and_a_repair_of_one_can_be_repaired(workspace):
+    method = EoRA(rank=2, base=RTN(bits=2, group_size=32))
+    compress.run(recipe(workspace, method=method, out=workspace / "base"))
+    report = compress.run(on_base(workspace, export=("adapter", "native")))
+    assert all(layer.relative_error < layer.base_error for layer in report.layers)
+    assert report.layers[0].form == "2-bit g32 + rank 2 + rank 4"
+    a, b = (logits(load_export(workspace / "out" / name)) for name in ("adapter", "native"))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_a_gptq_export_is_a_base_without_the_adapter_beside_it(workspace):
+    method = EoRA(rank=2, base=GPTQ(bits=3, group_size=32))
+    compress.run(recipe(workspace, method=method, export=("gptq",), out=workspace / "base"))
+    report = compress.run(on_base(workspace))
+    assert all(layer.form == "3-bit g32 + rank 4" for layer in report.layers)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_packed_head_is_the_bases_own(workspace, tied):
+    import shutil
+
+    shutil.rmtree(workspace / "model")
+    save_tiny(workspace / "model", num_key_value_heads=4, tie_word_embeddings=tied)
+    source = workspace / "model"
+    folder = write(
+        source, workspace / "base", {**foreign.GPTQ, "lm_head": True}, lambda w: gptq_layer(grid(w))
+    )
+    weights = load_file(source / "model.safetensors")
+    own = weights["model.embed_tokens.weight" if tied else "lm_head.weight"]
+
+    def pack_head(tensors):
+        tensors.pop("lm_head.weight", None)
+        tensors |= {f"lm_head.{part}": value for part, value in gptq_layer(grid(own)).items()}
+
+    change(folder, pack_head)
+    change_config(folder, tie_word_embeddings=False)
+    report = compress.run(on_base(workspace, export=("adapter", "native"), eval_windows=1))
+    assert all(export.relative_difference < 1e-5 for export in report.exports)
+    native = load_export(workspace / "out" / "native")
+    torch.testing.assert_close(native.lm_head.form.dense(), grid(own).dense())
+    assert torch.equal(native.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma3_text", "opt", "qwen3_moe"])
+@pytest.mark.parametrize("kind", ["native", "pruned"])
+def test_other_architectures_have_bases_too(workspace, family, kind):
+    import shutil
+
+    shutil.rmtree(workspace / "model")
+    save_tiny(workspace / "model", family)
+    if kind == "native":
+        method = RTN(bits=3, group_size=16)
+        compress.run(recipe(workspace, method=method, out=workspace / "base"))
+    else:
+        pattern = re.compile(r".*layers.*(proj|fc\d|fc_in|fc_out)\.weight|.*h\.\d+.*c_\w+\.weight")
+        folder = write(workspace / "model", workspace / "base", {}, pruned, layers=pattern)
+        change_config(folder, quantization_config=None)
+    report = compress.run(on_base(workspace, method=EoRA(rank=2), export=("adapter", "native")))
+    assert all(layer.relative_error < layer.base_error for layer in report.layers)
+    assert all(export.relative_difference < 1e-4 for export in report.exports)
+
+
+def test_a_gptq_checkpoint_of_gpt2_is_a_base(workspace):
+    import shutil
+
+    shutil.rmtree(workspace / "model")
+    save_tiny(workspace / "model", "gpt2")
+    method = RTN(bits=4, group_size=32)
+    compress.run(recipe(workspace, method=method, export=("gptq",), out=workspace / "base"))
+    report = compress.run(on_base(workspace, method=EoRA(rank=2), export=("adapter", "native")))
+    assert all(layer.relative_error < layer.base_error for layer in report.layers)
+
+
+def test_ranks_for_vllm_are_rounded_up(workspace):
+    base(workspace)
+    compress.run(on_base(workspace, method=EoRA(rank=9, ranks_for="vllm")))
+    config = json.loads((workspace / "out" / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["rank_pattern"]) == (16, {})
+
+
+def test_a_layer_that_fails_stays_as_the_base_has_it(workspace, monkeypatch):
+    base(workspace)
+    repair = EoRA.repair
+
+    def fail(self, residuals, stats):
+        if residuals[0].shape == (32, 64):
+            raise LayerError("no")
+        return repair(self, residuals, stats)
+
+    monkeypatch.setattr(EoRA, "repair", fail)
+    report = compress.run(on_base(workspace, on_failure="keep", export=("adapter", "native")))
+    left = [layer for layer in report.layers if layer.form == "left as the base has it"]
+    assert {layer.name.rpartition(".")[2] for layer in left} == {"down_proj"}
+    native = load_export(workspace / "out" / "native")
+    expected = open_base(workspace / "base").form(DOWN)
+    assert torch.equal(native.get_submodule(DOWN).form.dense(), expected.dense())
+
+
+def test_layers_that_the_base_left_alone_get_no_path(workspace):
+    config, layer = MAKERS["gptq"]
+    only = re.compile(r".*\.(gate|up|down)_proj\.weight")
+    write(workspace / "model", workspace / "base", config, layer, layers=only)
+    report = compress.run(on_base(workspace))
+    assert {name.name.rpartition(".")[2] for name in report.layers} == {
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    }
+
+
+def test_svd_residual_repairs_a_checkpoint_too(workspace):
+    base(workspace)
+    report = compress.run(on_base(workspace, method=SVDResidual(rank=8)))
+    assert all(layer.method == "svd_residual" for layer in report.layers)
+
+
+# Refused before work
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"export": ("gptq",)},
+            "export: 'gptq' is no format on a base checkpoint; .* adapter, native",
+        ),
+        ({"base_checkpoint": "no/such/folder"}, "base_checkpoint: no/such/folder: no such folder"),
+        ({"method": EoRA(rank=64)}, "rank: 64 is above"),
+        (
+            {"method": EoRA(rank=600, ranks_for="vllm")},
+            "600 is above 512, the most that vLLM serves",
+        ),
+    ],
+)
+def test_bad_options_are_refused_before_work(workspace, changes, message):
+    base(workspace)
+    with pytest.raises((RecipeError, CheckpointError), match=message):
+        compress.plan(on_base(workspace, **changes))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": {"name": "eora", "base": "rtn"}}, r"method\.base, base_checkpoint: both say"),
+        ({"method": {"name": "eora", "base": {"bits": 3}}}, r"method\.base, base_checkpoint: both"),
+        ({"method": "rtn"}, "base_checkpoint: rtn compresses the model itself.*eora, svd_residual"),
+        ({"method": "eora", "base_checkpoint": " "}, "base_checkpoint: empty"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(values, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_mapping({"base_checkpoint": "somewhere", **values})
+
+
+def test_a_base_given_in_python_and_a_checkpoint_exclude_each_other():
+    with pytest.raises(RecipeError, match=r"method\.base, base_checkpoint: both"):
+        Recipe(base_checkpoint="somewhere", method=EoRA(base=GPTQ(bits=3)))
+    with pytest.raises(RecipeError, match="adapter is for a repair of a base_checkpoint"):
+        Recipe(export=("adapter",))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"hidden_size": 64}, "hidden_size in its config.json is 64, in the original's 32"),
+        ({"num_hidden_layers": 4}, "num_hidden_layers in its config.json is 4"),
+        ({"model_type": "qwen2"}, "its model_type is 'qwen2', the original's is 'llama'"),
+        ({"rms_norm_eps": 0.1}, "rms_norm_eps"),
+    ],
+)
+def test_another_architecture_is_refused_by_the_entry_that_differs(workspace, config, message):
+    change_config(base(workspace), **config)
+    with pytest.raises(CheckpointError, match=f"base_checkpoint: .*{message}"):
+        compress.plan(on_base(workspace))
+
+
+def removed(name):
+    return lambda tensors: tensors.pop(name)
+
+
+def replaced(name, value):
+    return lambda tensors: tensors.update({name: value(tensors[name]).contiguous()})
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (removed("model.norm.weight"), r"lacks the weights model\.norm\.weight"),
+        (removed(f"{DOWN}.qzeros"), r"down_proj\.qzeros is missing"),
+        (
+            replaced("model.norm.weight", lambda t: t[1:]),
+            r"model\.norm\.weight has the shape \(31,\)",
+        ),
+        (
+            replaced(f"{DOWN}.qweight", lambda t: t[:, :16]),
+            r"down_proj\.weight has the shape \(16, 64\)",
+        ),
+        (replaced(f"{DOWN}.scales", lambda t: t[1:]), r"down_proj\.scales has the shape \(3, 32\)"),
+        (replaced("model.norm.weight", lambda t: t * torch.nan), r"model\.norm\.weight holds NaN"),
+        (
+            lambda tensors: tensors.update({"model.extra.weight": torch.ones(3)}),
+            r"no place .*model\.extra",
+        ),
+    ],
+)
+def test_tensors_that_do_not_belong_are_refused_by_name(workspace, edit, message):
+    change(base(workspace), edit)
+    with pytest.raises(CheckpointError, match=f"base_checkpoint: .*{message}"):
+        compress.plan(on_base(workspace))
+
+
+def test_the_original_itself_is_no_base(workspace):
+    with pytest.raises(RecipeError, match="holds the original's own weights"):
+        compress.plan(on_base(workspace, base_checkpoint=str(workspace / "model")))
+
+
+def test_embeddings_that_the_base_has_changed_stay_and_are_told(workspace):
+    folder = base(workspace)
+    name = "model.embed_tokens.weight"
+    change(folder, replaced(name, lambda t: t + 0.05 * t.roll(1, 0)))
+    report = compress.run(on_base(workspace, export=("native",)))
+    assert any(name in note and "stays" in note for note in report.notes)
+    written = load_file(workspace / "out" / "model.safetensors")
+    assert torch.equal(written[name], load_file(folder / "model.safetensors")[name])
+
+
+def test_an_adapter_does_not_verify_on_another_base(workspace):
+    folder = base(workspace)
+    compress.run(on_base(workspace))
+    change(folder, replaced(f"{DOWN}.scales", lambda t: t * 1.5))
+    with pytest.raises(CheckpointError, match="its base sha256 have changed"):
+        verify(workspace / "out" / "adapter")
+
+
+# Files of the tools themselves
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gptqmodel_w4_g128_ragged",
+        "autoround_w4_g64_negative_scales",
+        "compressed_tensors_w4_g64",
+        "sparsegpt_2of4_dense",
+    ],
+)
+def test_checkpoints_of_other_tools_are_repaired(workspace, name):
+    if not (FOREIGN / name).is_dir():
+        pytest.skip("shared/data/foreign is not here")
+    changes = {"model": str(FOREIGN / "original"), "dtype": "float32", "method": EoRA(rank=32)}
+    report = compress.run(on_base(workspace, base_checkpoint=str(FOREIGN / name), **changes))
+    assert len(report.layers) == 7
+    assert all(layer.relative_error < layer.base_error for layer in report.layers)
+    assert report.exports[0].relative_difference < 1e-4
