@@ -55,10 +55,18 @@ def checked(base: Base, original: PartLoader, config: PretrainedConfig) -> OnBas
         pair = _Pair(view, loader, original)
         held = tuple(_held(pair))
         packed = {key: view.form(key).n_bytes() for key in view if view.is_packed(key)}
-        notes = tuple(_changes(pair))
+        changes = dict(_changes(pair))
     except CheckpointError as error:
         raise CheckpointError(f"base_checkpoint: {error}") from error
-    return OnBase(view, loader, held, packed, notes)
+    prefix, blocks = decoder_blocks(original.model)
+    biases = {f"{layer}.bias" for layer in block_linears(prefix, blocks)}
+    read = tuple(n for n in changes if n.startswith(f"{prefix}.") and n not in biases)
+    notes = tuple(
+        f"the base checkpoint's {name} differs from the original's by {difference:.1%}, and stays"
+        for name, difference in changes.items()
+        if name not in (*read, *biases)
+    )
+    return OnBase(view, loader, held, packed, read, notes)
 
 
 @dataclass(frozen=True)
@@ -135,26 +143,16 @@ def _held(pair: _Pair) -> Iterator[Held]:
         yield Held(layer, pair.view.nbytes(key), form.n_bytes())
 
 
-def _changes(pair: _Pair) -> Iterator[str]:
-    """Of tensors that no path can repair.
-
-    Raises CheckpointError for those within the blocks, as the paths would be made for layers that read something else.
-    """
-    prefix, blocks = decoder_blocks(pair.loader.model)
-    linears = block_linears(prefix, blocks)
+def _changes(pair: _Pair) -> Iterator[tuple[str, float]]:
+    """Tensors that no path can repair and that are not the original's, by their names in the model, and by how much."""
+    linears = block_linears(*decoder_blocks(pair.loader.model))
     for name, key, own in pair.tensors():
         if name.removesuffix(".weight") in linears or pair.view.is_packed(key):
             continue
         _refuse_not_finite(pair.view, key)
         difference = relative_difference(pair.view[key], pair.original.tensors[own])
-        if difference <= EQUAL:
-            continue
-        if name.startswith(f"{prefix}.") and not name.endswith(".bias"):
-            raise CheckpointError(
-                f"{pair.view.base.folder}: {key} differs from the original's by {difference:.1%}, so the layers after "
-                "it read something else; name the model that the checkpoint was made from"
-            )
-        yield f"the base checkpoint's {key} differs from the original's by {difference:.1%}, and stays"
+        if difference > EQUAL:
+            yield name, difference
 
 
 def _refuse_not_finite(view: AsDense, key: str) -> None:

@@ -187,7 +187,7 @@ def _compress_group(job: Job, block: Block, group: Group) -> list[Finished]:
     found = []
     for layer, weight, form, own in zip(layers, weights, forms, group.own, strict=True):
         gram = own[Gram].mean_ii()
-        measured = (weight, gram, _lost(weight, form, gram, own), seconds)
+        measured = (weight, gram, _lost(weight, _dense(job, layer, form), form, own), seconds)
         found.append(_finish(job, block, layer, form, measured))
     return found
 
@@ -203,9 +203,14 @@ def _solved(
     return job.base.repaired([layer.name for layer in layers], weights, method, stats)
 
 
-def _lost(weight: Tensor, form: Form, gram: Tensor, stats: Statistics) -> float:
+def _dense(job: Job, layer: PlannedLayer, form: Form) -> Tensor:
+    """The weight that a form stands for, in the original's scale."""
+    return form.dense() if job.base is None else job.base.dense(layer.name, form)
+
+
+def _lost(weight: Tensor, dense: Tensor, form: Form, stats: Statistics) -> float:
     """The mean over tokens of ||W x - W' x - c||^2, c what the form adds to its outputs."""
-    error, offset = weight.double() - form.dense(), form.offset()
+    error, offset, gram = weight.double() - dense, form.offset(), stats[Gram].mean_ii()
     if offset is None:
         return output_energy(error, gram)
     return shifted_energy(error, offset, gram, stats[Mean].mean_i())
@@ -224,7 +229,7 @@ def _finish(
     dead = int((gram.diagonal() == 0).sum())
     n_bytes, bias, base_error = form.n_bytes(), bias_of(module), None
     if job.base is not None:
-        bare = output_energy(weight.double() - base_of(form).dense(), gram)
+        bare = output_energy(weight.double() - _dense(job, layer, base_of(form)), gram)
         n_bytes = job.base.stored_bytes(layer.name) + path_of(form).n_bytes()
         bias, base_error = job.base.bias(layer.name), _relative(bare, energy)
         bias = None if bias is None else bias.to(job.device, job.dtype)

@@ -19,11 +19,11 @@ from compress.exports import EXPORTS, ON_BASE, Exporter, LayerExport
 from compress.gradients import gradients_of_block
 from compress.layers import refuse_not_finite
 from compress.on_base import path_of
-from compress.originals import few_tokens
 from compress.preparing import Prepared
 from compress.recipe import OnFailure
 from compress.report import LayerReport
 from compress.stopwatch import Stopwatch
+from compress.texts import few_tokens
 from compress.verify import write_probe
 
 PROBE_POSITIONS = 8

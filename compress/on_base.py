@@ -6,7 +6,7 @@ Shapes: o = out_features, i = in_features.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TypeVar
 
@@ -21,12 +21,33 @@ from compress.exports import LayerExport
 from compress.forms import Form, LowRank, Sum
 from compress.given import Given, Held
 from compress.layers import is_transposed
+from compress.linalg import to_storage
 from compress.plans import Plan
 from compress.repair import Repair
 from compress.report import KeptTensor
 
 HEAD = "lm_head.weight"
 M = TypeVar("M", bound=Repair)
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """W_base ~ diag(rows) W diag(columns) for the weight W of the original: see `rescaling`."""
+
+    rows_o: Tensor
+    columns_i: Tensor
+
+    def as_original(self, weight_oi: Tensor) -> Tensor:
+        """A weight of the base, in the original's scale."""
+        return weight_oi / self.rows_o[:, None] / self.columns_i
+
+    def in_base(self, path: LowRank) -> LowRank:
+        """A path made in the original's scale, for the base's layer. Raises LayerError if a factor overflows."""
+        up, down = path.up.weight.detach(), path.down.weight.detach()
+        return LowRank.from_factors(
+            to_storage(up.float() * self.rows_o[:, None], up.dtype),
+            to_storage(down.float() * self.columns_i, down.dtype),
+        )
 
 
 @dataclass(frozen=True)
@@ -40,8 +61,12 @@ class OnBase:
     """Linear layers of the blocks that the base has changed: those that can be repaired."""
     packed_bytes: Mapping[str, int]
     """Of the form of every packed layer, by its weight's name in the view."""
+    changed: tuple[str, ...]
+    """Tensors within the blocks that no path repairs, and that are not the original's: norms."""
     notes: tuple[str, ...]
     """What a reader of the report should know of it."""
+    rescalings: Mapping[str, Rescaling] = field(default_factory=dict)
+    """Of layers that read, or put out, something rescaled."""
 
     @property
     def fingerprint(self) -> str:
@@ -110,11 +135,19 @@ class OnBase:
         """
         forms = [self.form(name, weights[0].device) for name in names]
         residuals = [
-            weight.double() - form.dense().double()
-            for weight, form in zip(weights, forms, strict=True)
+            weight.double() - self.dense(name, form).double()
+            for name, weight, form in zip(names, weights, forms, strict=True)
         ]
         paths = method.paths(residuals, stats)
-        return [Sum([form, path]) for form, path in zip(forms, paths, strict=True)]
+        return [
+            Sum([form, self.rescalings[name].in_base(path) if name in self.rescalings else path])
+            for name, form, path in zip(names, forms, paths, strict=True)
+        ]
+
+    def dense(self, name: str, form: Form) -> Tensor:
+        """The weight (o, i) that a form stands for in a layer's place, in the original's scale."""
+        rescaling = self.rescalings.get(name)
+        return form.dense() if rescaling is None else rescaling.as_original(form.dense())
 
     def install(self, block: Block, replaced: Collection[str], device: torch.device) -> None:
         """Put everything else that the base has of a block in the original's place."""

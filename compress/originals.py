@@ -11,8 +11,7 @@ from calibration.store import Store
 from calibration.stream import Stream
 from calibration.walk import Block, Propagate, SharedInput, walk
 from compress.preparing import Prepared
-
-FEW = 32
+from compress.texts import few_tokens
 
 
 def original_blocks(
@@ -46,14 +45,6 @@ def joined_blocks(prepared: Prepared) -> Iterator[tuple[Block, list[SharedInput]
     names = frozenset(prepared.plan.selected)
     for block in _walk(prepared, [few_tokens(prepared.tokens)]):
         yield block, block.observe(names, frozenset())
-
-
-def few_tokens(tokens: Tokens) -> Tokens:
-    """The first of the first sequence, none of them padding."""
-    ids = tokens.input_ids[:1]
-    if tokens.attention_mask is not None:
-        ids = ids[:, tokens.attention_mask[0].bool()]
-    return Tokens(input_ids=ids[:, :FEW], attention_mask=None, provenance={})
 
 
 def plain_blocks(prepared: Prepared) -> Iterator[Block]:

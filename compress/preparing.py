@@ -36,8 +36,10 @@ from compress.planning import make_plan, refuse_full_disk
 from compress.plans import Plan
 from compress.recipe import Recipe, StatisticsMode
 from compress.repair import Repair
+from compress.rescaling import with_rescalings
 from compress.texts import (
     calibration_text,
+    few_tokens,
     framing_for,
     held_out_windows,
     refuse_long_sequences,
@@ -147,6 +149,9 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     for option, text in (("calibration", tokens), ("eval_text", windows)):
         if text is not None:
             refuse_unknown_tokens(text, tokenizer, config, option)
+    if on_base is not None:
+        on_base = with_rescalings(on_base, loader, few_tokens(tokens), device)
+        refuse_rescaled_sublayers(recipe, on_base)
     return Prepared(
         recipe,
         source,
@@ -226,6 +231,15 @@ def refuse_early(recipe: Recipe) -> None:
         )
     if recipe.tasks:
         check_tasks(recipe.tasks, recipe.include_path)
+
+
+def refuse_rescaled_sublayers(recipe: Recipe, on_base: OnBase) -> None:
+    """Raises RecipeError if layers would have to be put among norms that are not yet the base's."""
+    if on_base.rescalings and recipe.propagate is Propagate.SUBLAYER:
+        raise RecipeError(
+            f"propagate: sublayer, but {recipe.base_checkpoint} has moved scales between its norms and its layers, "
+            "which come into a block together; use --propagate block"
+        )
 
 
 def refuse_existing_output(recipe: Recipe) -> None:

@@ -14,6 +14,9 @@ from compress.errors import RecipeError
 from compress.recipe import Recipe
 from eval.footprint import context_length
 
+FEW = 32
+"""Tokens that tell what a block does with any."""
+
 
 def refuse_long_sequences(recipe: Recipe, config: PretrainedConfig) -> None:
     """Raises RecipeError if the model does not take sequences of so many tokens."""
@@ -56,6 +59,11 @@ def settled_for(recipe: Recipe, config: PretrainedConfig) -> Recipe:
         raise RecipeError(
             f"model: its head has num_labels {config.num_labels} and problem_type {config.problem_type}; only "
             "classifiers of one class among two or more are compressed"
+        )
+    if recipe.base_checkpoint is not None:
+        raise RecipeError(
+            "base_checkpoint: only checkpoints of models that write text are repaired; compress this one with a "
+            "repair of a method (--method eora --base rtn)"
         )
     if "gptq" in recipe.export:
         raise RecipeError("export: gptq is for models that write text; choose native or dense")
@@ -124,3 +132,11 @@ def held_out_windows(recipe: Recipe, tokenizer: Any, framing: Framing) -> Tokens
             "use longer text, or a smaller seq_len"
         )
     return windows
+
+
+def few_tokens(tokens: Tokens) -> Tokens:
+    """The first of the first sequence, none of them padding."""
+    ids = tokens.input_ids[:1]
+    if tokens.attention_mask is not None:
+        ids = ids[:, tokens.attention_mask[0].bool()]
+    return Tokens(input_ids=ids[:, :FEW], attention_mask=None, provenance={})
