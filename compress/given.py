@@ -32,7 +32,7 @@ class Given(Compressor):
     name: ClassVar[str] = "checkpoint"
     paper: ClassVar[str] = ""
 
-    checkpoint: str = field(metadata={"help": "format and hash of the base checkpoint"})
+    stored_as: str = field(metadata={"help": "format and hash of the base checkpoint"})
     held: tuple[Held, ...] = field(repr=False, metadata={"help": "its layers that can be repaired"})
 
     @property

@@ -5,6 +5,7 @@ Shapes: o = out_features, i = in_features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -76,7 +77,7 @@ class OnBase:
     def method(self, method: M) -> M:
         """The repair with what the checkpoint holds as its base."""
         text = f"{self.view.base.description}, sha256 {self.fingerprint[:12]}"
-        return replace(method, base=Given(checkpoint=text, held=self.held))
+        return replace(method, base=Given(stored_as=text, held=self.held))
 
     def plan(self, plan: Plan, original_bytes: int) -> Plan:
         """The plan with the base's own tensors among those that are kept."""
@@ -89,6 +90,7 @@ class OnBase:
 
     def _kept(self, planned: Collection[str]) -> Iterable[KeptTensor]:
         prefix, _ = decoder_blocks(self.loader.model)
+        layers = dict(self.packed_layers())
         for key in self.view:
             name = self.loader.memory_names[key]
             if name.removesuffix(".weight") in planned:
@@ -98,8 +100,16 @@ class OnBase:
                 reason = "packed in the base checkpoint, without a path"
             elif not name.startswith(f"{prefix}."):
                 reason = "outside the decoder blocks"
-            n_bytes = self.packed_bytes.get(key, self.view.nbytes(key))
-            yield KeptTensor(name=key, shape=self.view.shape(key), reason=reason, n_bytes=n_bytes)
+            shape, n_bytes = self.view.shape(key), self._copied_bytes(key, layers)
+            yield KeptTensor(name=key, shape=shape, reason=reason, n_bytes=n_bytes)
+
+    def _copied_bytes(self, key: str, packed: Collection[str]) -> int:
+        """Of a tensor where it is copied to: codes stay codes in linear layers alone, elsewhere they are expanded."""
+        if not self.view.is_packed(key):
+            return self.view.nbytes(key)
+        if self.loader.memory_names[key].removesuffix(".weight") in packed:
+            return self.packed_bytes[key]
+        return math.prod(self.view.shape(key)) * torch.float32.itemsize
 
     def stored_bytes(self, name: str) -> int:
         """Of a layer's weight in the base checkpoint."""

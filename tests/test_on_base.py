@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,11 @@ def base(workspace, kind="gptq"):
     if config is None:
         change_config(folder, quantization_config=None)
     return folder
+
+
+def new_model(workspace, family, **changes):
+    shutil.rmtree(workspace / "model")
+    save_tiny(workspace / "model", family, **changes)
 
 
 def on_base(workspace, **changes):
@@ -229,10 +235,7 @@ def test_a_gptq_export_is_a_base_without_the_adapter_beside_it(workspace):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_packed_head_is_the_bases_own(workspace, tied):
-    import shutil
-
-    shutil.rmtree(workspace / "model")
-    save_tiny(workspace / "model", num_key_value_heads=4, tie_word_embeddings=tied)
+    new_model(workspace, "llama", num_key_value_heads=4, tie_word_embeddings=tied)
     source = workspace / "model"
     folder = write(
         source, workspace / "base", {**foreign.GPTQ, "lm_head": True}, lambda w: gptq_layer(grid(w))
@@ -256,10 +259,7 @@ def test_a_packed_head_is_the_bases_own(workspace, tied):
 @pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma3_text", "opt", "qwen3_moe"])
 @pytest.mark.parametrize("kind", ["native", "pruned"])
 def test_other_architectures_have_bases_too(workspace, family, kind):
-    import shutil
-
-    shutil.rmtree(workspace / "model")
-    save_tiny(workspace / "model", family)
+    new_model(workspace, family)
     if kind == "native":
         method = RTN(bits=3, group_size=16)
         compress.run(recipe(workspace, method=method, out=workspace / "base"))
@@ -272,11 +272,42 @@ def test_other_architectures_have_bases_too(workspace, family, kind):
     assert all(export.relative_difference < 1e-4 for export in report.exports)
 
 
-def test_a_gptq_checkpoint_of_gpt2_is_a_base(workspace):
-    import shutil
+def test_packed_experts_are_the_bases_own(workspace):
+    new_model(workspace, "qwen3_moe", num_key_value_heads=4)
+    config, layer = MAKERS["gptq"]
+    write(workspace / "model", workspace / "base", config, layer)
+    job = on_base(workspace, method=EoRA(rank=2), export=("adapter", "native"))
+    plan = compress.plan(job).plan
+    report = compress.run(job)
+    assert all(layer.relative_error < layer.base_error for layer in report.layers)
+    assert all(export.relative_difference < 1e-4 for export in report.exports)
+    assert all(export.tensor_bytes == plan.export_bytes(export.format) for export in report.exports)
 
-    shutil.rmtree(workspace / "model")
-    save_tiny(workspace / "model", "gpt2")
+
+def test_what_auto_gptq_writes_is_a_base(workspace):
+    """0.7.1: a file name of its own, settings beside config.json, no format, the tied head written twice."""
+    new_model(workspace, "llama", num_key_value_heads=4, tie_word_embeddings=True)
+    stem = "gptq_model-4bit-16g"
+    folder = write(
+        workspace / "model", workspace / "base", {}, lambda w: gptq_layer(grid(w)), stem=stem
+    )
+    change_config(folder, quantization_config=None)
+    settings = {key: value for key, value in foreign.GPTQ.items() if key != "quant_method"}
+    (folder / "quantize_config.json").write_text(json.dumps(settings))
+
+    def double(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        for name in ("q_proj", "o_proj"):
+            tensors[f"model.layers.0.self_attn.{name}.bias"] = torch.zeros(32)
+
+    change(folder, double, stem)
+    report = compress.run(on_base(workspace, export=("adapter", "native")))
+    assert all(layer.relative_error < layer.base_error for layer in report.layers)
+    assert all(export.relative_difference < 1e-5 for export in report.exports)
+
+
+def test_a_gptq_checkpoint_of_gpt2_is_a_base(workspace):
+    new_model(workspace, "gpt2")
     method = RTN(bits=4, group_size=32)
     compress.run(recipe(workspace, method=method, export=("gptq",), out=workspace / "base"))
     report = compress.run(on_base(workspace, method=EoRA(rank=2), export=("adapter", "native")))

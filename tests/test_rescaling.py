@@ -1,6 +1,7 @@
 """Bases that have moved scales between norms and layers, as AWQ does: repaired as if they had not."""
 
 import json
+import shutil
 
 import foreign
 import pytest
@@ -52,8 +53,6 @@ def moved(folder, tensors, *, biases=False):
 
 
 def awq_base(workspace, family="llama"):
-    import shutil
-
     shutil.rmtree(workspace / "model")
     save_tiny(workspace / "model", family, num_key_value_heads=4)
     tensors = load_file(workspace / "model" / "model.safetensors")
@@ -108,8 +107,6 @@ def test_norms_that_only_changed_are_made_up_for_by_the_paths(workspace):
 
 
 def test_changes_that_no_layer_makes_up_for_are_refused(workspace):
-    import shutil
-
     shutil.rmtree(workspace / "model")
     save_tiny(workspace / "model", "qwen3", num_key_value_heads=4)
     folder = write(

@@ -30,7 +30,8 @@ class AwqBase(Base):
     parts = ("qweight", "scales", "qzeros")
 
     def _find_layers(self) -> tuple[str, ...]:
-        version = str(self.settings.get("version", VERSIONS[0])).lower()
+        named = self.settings.get("version") or self.settings.get("format") or VERSIONS[0]
+        version = str(named).lower()
         bits = self.settings.get("bits", self.settings.get("w_bit"))
         if version not in VERSIONS:
             raise CheckpointError(

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from calibration.heads import AUTO_CLASSES, Head, head_of
+from calibration.skeleton import build_skeleton
 from calibration.walk import is_linear
 from compress import loading
 from compress.bases import Base, open_base
@@ -125,9 +127,15 @@ def _load_packed(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     base = open_base(folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     state = {name: base.reader[name] for name in base.plain}
+    modules = dict(
+        build_skeleton(AutoConfig.for_model(**base.config), torch.float32).named_modules()
+    )
     table = {}
     for name in base.layers:
         form = base.form(name)
+        if not is_linear(modules.get(name, nn.Identity())):
+            state[f"{name}.weight"] = form.dense().contiguous()  # an expert, merged with others
+            continue
         table[name] = {"shape": form.shape, "bias": f"{name}.bias" in state, "form": form.spec()}
         state |= {f"{name}.form.{key}": value for key, value in form.state_dict().items()}
     loading.register_quantizer()
