@@ -16,7 +16,7 @@ from calibration.skeleton import PartLoader, decoder_blocks
 from compress.bases import AsDense, Base, open_base
 from compress.errors import CheckpointError
 from compress.given import Held
-from compress.on_base import OnBase
+from compress.on_base import HEAD, OnBase
 from compress.planning import block_linears
 
 EQUAL = 1e-2
@@ -50,7 +50,7 @@ def checked(base: Base, original: PartLoader, config: PretrainedConfig) -> OnBas
     Raises CheckpointError naming the tensor or the entry of config.json that does not belong to the original.
     """
     try:
-        _refuse_other_architecture(base, config)
+        parsed = _parsed(base, config)
         view = AsDense(base, original.model)
         loader = _loader(view, original.model)
         _refuse_other_shapes(view, loader)
@@ -68,7 +68,8 @@ def checked(base: Base, original: PartLoader, config: PretrainedConfig) -> OnBas
         for name, difference in changes.items()
         if name not in (*read, *biases)
     )
-    return OnBase(view, loader, held, packed, read, notes)
+    own_head = HEAD in view and (view.is_packed(HEAD) or not parsed.tie_word_embeddings)
+    return OnBase(view, loader, held, packed, read, notes, own_head)
 
 
 @dataclass(frozen=True)
@@ -96,20 +97,23 @@ class _Pair:
         return relative_difference(found, self.original.tensors[own])
 
 
-def _refuse_other_architecture(base: Base, config: PretrainedConfig) -> None:
+def _parsed(base: Base, config: PretrainedConfig) -> PretrainedConfig:
+    """The base's config. Raises CheckpointError for another architecture than the original's."""
     kind = base.config.get("model_type")
     if kind != config.model_type:
         raise CheckpointError(
             f"{base.folder}: its model_type is {kind!r}, the original's is {config.model_type!r}; name the model that "
             "the checkpoint was made from"
         )
-    ours, theirs = config.to_dict(), CONFIG_MAPPING[kind].from_dict(base.config).to_dict()
+    parsed: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(dict(base.config))
+    ours, theirs = config.to_dict(), parsed.to_dict()
     for key in sorted((set(ours) | set(theirs)) - _FREE):
         if not _same(ours.get(key), theirs.get(key)):
             raise CheckpointError(
                 f"{base.folder}: {key} in its config.json is {theirs.get(key)!r}, in the original's {ours.get(key)!r}; "
                 "name the model that the checkpoint was made from"
             )
+    return parsed
 
 
 def _same(a: object, b: object) -> bool:

@@ -66,6 +66,8 @@ class OnBase:
     """Tensors within the blocks that no path repairs, and that are not the original's: norms."""
     notes: tuple[str, ...]
     """What a reader of the report should know of it."""
+    own_head: bool = False
+    """Whether it has a head that is not its embeddings."""
     rescalings: Mapping[str, Rescaling] = field(default_factory=dict)
     """Of layers that read, or put out, something rescaled."""
 
@@ -169,17 +171,9 @@ class OnBase:
         model = self.loader.model
         prefix, _ = decoder_blocks(model)
         self.loader.load_outside(f"{prefix}.", device)
-        if (
-            self.has_own_head
-        ):  # which the original, whose config the model has, ties to its embeddings
+        if self.own_head:  # which the original, whose config the model has, may tie
             weight = self.view[HEAD].to(device, model.dtype)
             model.get_output_embeddings().weight = nn.Parameter(weight, requires_grad=False)
-
-    @property
-    def has_own_head(self) -> bool:
-        """Whether the base has untied a head that the original ties."""
-        tied = bool(self.view.base.config.get("tie_word_embeddings", True))
-        return HEAD in self.view and (not tied or self.view.is_packed(HEAD))
 
     def _key(self, name: str) -> str:
         """In the view, of one of the model's parameters."""

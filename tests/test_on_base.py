@@ -18,6 +18,7 @@ from workspaces import recipe
 
 import compress
 from compress.bases import open_base
+from compress.cli import main
 from compress.errors import CheckpointError, LayerError, RecipeError
 from compress.exports.adapter import read_adapter
 from compress.exports.load import load_export
@@ -254,6 +255,58 @@ def test_a_packed_head_is_the_bases_own(workspace, tied):
     native = load_export(workspace / "out" / "native")
     torch.testing.assert_close(native.lm_head.form.dense(), grid(own).dense())
     assert torch.equal(native.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
+
+
+def test_a_head_that_the_base_has_untied_is_its_own(workspace):
+    new_model(workspace, "llama", num_key_value_heads=4, tie_word_embeddings=True)
+    folder = base(workspace)
+    embeddings = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    change(folder, lambda tensors: tensors.update({"lm_head.weight": embeddings * 1.5}))
+    change_config(folder, tie_word_embeddings=False)
+    report = compress.run(on_base(workspace, export=("adapter", "native")))
+    assert all(export.relative_difference < 1e-5 for export in report.exports)
+    native = load_export(workspace / "out" / "native")
+    assert torch.equal(native.lm_head.weight, embeddings * 1.5)
+
+
+def test_a_base_named_from_the_current_folder_is_found_from_there(workspace, monkeypatch):
+    base(workspace)
+    monkeypatch.chdir(workspace)
+    compress.run(on_base(workspace, base_checkpoint="base"))
+    load_export(workspace / "out" / "adapter")
+    (workspace / "elsewhere").mkdir()
+    monkeypatch.chdir(workspace / "elsewhere")
+    with pytest.raises(
+        CheckpointError, match=r"base_model_name_or_path, 'base', is no folder here"
+    ):
+        load_export(workspace / "out" / "adapter")
+
+
+def test_an_adapter_of_other_layers_does_not_load(workspace):
+    base(workspace)
+    compress.run(on_base(workspace))
+    adapter = workspace / "out" / "adapter"
+
+    def rename(tensors):
+        for part in ("lora_A", "lora_B"):
+            key = f"base_model.model.{DOWN}.{part}.weight"
+            tensors[key.replace("down_proj", "side_proj")] = tensors.pop(key)
+
+    change(adapter, rename, "adapter_model")
+    with pytest.raises(CheckpointError, match=r"factors for .*side_proj, which is no linear layer"):
+        load_export(adapter)
+
+
+def test_the_command_line_takes_a_base_and_refuses_two(workspace, capsys):
+    base(workspace)
+    text = str(workspace / "text.txt")
+    given = ["--method", "eora", "--base-checkpoint", str(workspace / "base"), "--rank", "4"]
+    given += ["--model", str(workspace / "model"), "--calibration", text, "--samples", "8"]
+    given += ["--seq-len", "32", "--eval-windows", "0", "--tasks"]
+    assert main(["plan", *given]) == 0
+    assert "whole checkpoint, adapter:" in capsys.readouterr().out
+    assert main(["plan", *given, "--bits", "3"]) == 2
+    assert "method.base, base_checkpoint: both say" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma3_text", "opt", "qwen3_moe"])

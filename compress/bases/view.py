@@ -32,7 +32,8 @@ class AsDense(Mapping[str, Tensor]):
         prefix = f"{model.base_model_prefix}."
         self._modules = {**{n.removeprefix(prefix): m for n, m in modules.items()}, **modules}
         self._packed = {f"{name}{WEIGHT}": name for name in base.layers}
-        self._plain = [name for name in base.plain if not self._is_idle_bias(name)]
+        # A dictionary keeps the order.
+        self._plain = dict.fromkeys(n for n in base.plain if not self._is_idle_bias(n))
 
     def _is_idle_bias(self, name: str) -> bool:
         layer, _, leaf = name.rpartition(".")
@@ -55,7 +56,7 @@ class AsDense(Mapping[str, Tensor]):
         return len(self._plain) + len(self._packed)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._packed or name in self.base.reader
+        return name in self._packed or name in self._plain
 
     def is_packed(self, name: str) -> bool:
         """Whether a tensor is made from others."""
