@@ -66,7 +66,7 @@ def checked(base: Base, original: PartLoader, config: PretrainedConfig) -> OnBas
     notes = tuple(
         f"the base checkpoint's {name} differs from the original's by {difference:.1%}, and stays"
         for name, difference in changes.items()
-        if name not in (*read, *biases)
+        if name not in read
     )
     own_head = HEAD in view and (view.is_packed(HEAD) or not parsed.tie_word_embeddings)
     return OnBase(view, loader, held, packed, read, notes, own_head)

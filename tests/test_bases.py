@@ -121,6 +121,7 @@ def test_native_layers_are_the_forms_that_were_written(tmp_path):
         assert torch.equal(base.form(name).dense(), layer.form.dense())
         assert base.stored_bytes(name) == layer.form.n_bytes()
     assert base.config["model_type"] == "llama"
+    assert base.description == "native, 4-bit g32, low rank"
 
 
 def test_scales_beyond_fp16_make_a_dense_weight_as_the_format_computes_it(source, tmp_path):
@@ -314,6 +315,14 @@ def test_a_native_tensor_of_another_shape_is_refused(tmp_path, part):
     change(folder, lambda tensors: tensors.update({key: tensors[key][1:]}))
     with pytest.raises(CheckpointError, match=rf"down_proj\.form\.{part} is \("):
         open_base(folder).form(LAYER)
+
+
+def test_a_native_config_without_its_table_is_refused(tmp_path):
+    made = compressed(tmp_path / "source", make_form=lambda _, w: quantised(w))
+    folder = export(made, tmp_path / "native", "native")
+    change_config(folder, layers=None)
+    with pytest.raises(CheckpointError, match=r"config\.json lacks layers"):
+        open_base(folder)
 
 
 # Files of the tools themselves

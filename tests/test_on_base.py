@@ -520,6 +520,17 @@ def test_embeddings_that_the_base_has_changed_stay_and_are_told(workspace):
     assert torch.equal(written[name], load_file(folder / "model.safetensors")[name])
 
 
+def test_biases_that_the_base_has_changed_stay_and_are_told(workspace):
+    new_model(workspace, "qwen2", num_key_value_heads=4)
+    folder = base(workspace)
+    name = "model.layers.1.self_attn.q_proj.bias"
+    change(folder, replaced(name, lambda t: t * 2))
+    report = compress.run(on_base(workspace, export=("native",)))
+    assert any(name in note and "stays" in note for note in report.notes)
+    written = load_file(workspace / "out" / "model.safetensors")
+    assert torch.equal(written[name], load_file(folder / "model.safetensors")[name])
+
+
 def test_an_adapter_does_not_verify_on_another_base(workspace):
     folder = base(workspace)
     compress.run(on_base(workspace))

@@ -29,6 +29,11 @@ class NativeBase(Base):
             raise CheckpointError(
                 f"{folder}: format_version {version!r} is not read; {', '.join(map(str, READ_VERSIONS))} are"
             )
+        absent = [k for k in ("base_config", "base_model_type", "layers") if k not in config]
+        if absent:
+            raise CheckpointError(
+                f"{folder}: config.json lacks {', '.join(absent)}; get the checkpoint again"
+            )
         base = {**config["base_config"], "model_type": config["base_model_type"]}
         super().__init__(folder, reader, base, {"layers": config["layers"]})
 
@@ -50,9 +55,10 @@ class NativeBase(Base):
 
     @property
     def description(self) -> str:
-        """Its kinds of forms."""
-        kinds = {layer["form"]["form"] for layer in self.settings["layers"].values()}
-        return f"native, {', '.join(sorted(kinds)).replace('_', ' ')}"
+        """As in "native, 4-bit g64, low rank"."""
+        layers = self.settings["layers"].values()
+        kinds = {_kind(spec) for layer in layers for spec in _specs(layer["form"])}
+        return ", ".join(["native", *sorted(kinds - {"sum", "product"})])
 
     @property
     def producer(self) -> str | None:
@@ -91,6 +97,12 @@ class NativeBase(Base):
             raise CheckpointError(
                 f"{self.folder}: {name} has a form that cannot be read: {error}"
             ) from error
+
+
+def _kind(spec: Mapping[str, Any]) -> str:
+    if spec["form"] == "quantised":
+        return f"{spec['bits']}-bit g{spec['group_size']}"
+    return str(spec["form"]).replace("_", " ")
 
 
 def _specs(spec: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
