@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from compress.compressor import Compressor, LayerShape
 from compress.errors import RecipeError
 from compress.factors import settled_dtype
 from compress.knapsack import BudgetError, Choice, knapsack
+from compress.layers import block_and_place
 from compress.weighing import cost_of_error
 
 if TYPE_CHECKING:
@@ -165,12 +165,6 @@ def shared_by(method: CoSpaDi, name: str, layer: LayerShape) -> object:
         return reads
     index, place = block_and_place(reads)
     return index // method.depth, place, layer.shape[1]
-
-
-def block_and_place(name: str) -> tuple[int, str]:
-    """The number of a layer's block, and what its name is within: `model.layers.3.mlp.up_proj` -> 3, `mlp.up_proj`."""
-    _, *found = re.split(r"\.(\d+)\.", name, maxsplit=1)
-    return (int(found[0]), found[1]) if found else (0, name)
 
 
 def _sides(group: Mapping[str, LayerShape]) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from compress.bases import AsDense, Base, open_base
 from compress.errors import CheckpointError
 from compress.given import Held
 from compress.on_base import HEAD, OnBase
-from compress.planning import block_linears
+from compress.planning import block_linears, other_shapes
 
 EQUAL = 1e-2
 """Relative L2 difference up to which tensors are the same but for the dtype that they are stored in."""
@@ -131,16 +131,11 @@ def _loader(view: AsDense, model: PreTrainedModel) -> PartLoader:
 
 
 def _refuse_other_shapes(view: AsDense, loader: PartLoader) -> None:
-    expected = loader.model.state_dict()
-    for name, keys in loader.keys_of().items():
-        if name not in expected or len(keys) > 1 or loader.is_converted(name):
-            continue
-        found, shape = tuple(view.shape(keys[0])), tuple(expected[name].shape)
-        if found != shape:
-            raise CheckpointError(
-                f"{view.base.folder}: {keys[0]} has the shape {found}, in the original it has {shape}; name the model "
-                "that the checkpoint was made from"
-            )
+    for key, found, shape in other_shapes(loader, view):
+        raise CheckpointError(
+            f"{view.base.folder}: {key} has the shape {found}, in the original it has {shape}; name the model "
+            "that the checkpoint was made from"
+        )
 
 
 def _held(pair: _Pair, packed: Mapping[str, int]) -> Iterator[Held]:

@@ -91,7 +91,7 @@ def compress_blocks(job: Job, watch: Stopwatch, progress: Progress) -> Iterator[
         waiting = {name: planned[name] for name in block.layers if name in planned}
         gradients = {k: v for index in block.indices for k, v in job.gradients(index).items()}
         found = watch.each("observe", _statistics(job, block, frozenset(waiting)))
-        for inputs in inputs_in_turn(found, waiting, block):
+        for inputs in inputs_in_turn(found, waiting, block.n_blocks):
             with watch("compress"):
                 finished = _compress_inputs(job, block, inputs, waiting, gradients)
             del inputs  # or the last group's Gram would live through the next block's observation

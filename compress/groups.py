@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from calibration.gradients import of_gradients
 from calibration.stats import Pooled, Statistics
-from calibration.walk import Block, SharedInput
+from calibration.walk import SharedInput
 from compress.compressor import Compressor
 from compress.forms import Form, Shared
+from compress.layers import block_and_place
 from compress.plans import PlannedLayer
 
 
@@ -33,7 +34,7 @@ Inputs = Sequence[SharedInput]
 
 
 def inputs_in_turn(
-    found: Iterable[SharedInput], waiting: Mapping[str, PlannedLayer], block: Block
+    found: Iterable[SharedInput], waiting: Mapping[str, PlannedLayer], n_blocks: int
 ) -> Iterator[Inputs]:
     """Inputs whose layers can be compressed: each alone, unless its layers share something with other blocks'.
 
@@ -44,17 +45,11 @@ def inputs_in_turn(
         if not any(waiting[n].compressor.spans_blocks for n in shared.names if n in waiting):
             yield [shared]
             continue
-        place = _place(shared.names[0], block)
+        _, place = block_and_place(shared.names[0])
         held.setdefault(place, []).append(shared)
-        if len(held[place]) == block.n_blocks:
+        if len(held[place]) == n_blocks:
             yield held.pop(place)
     yield from held.values()
-
-
-def _place(name: str, block: Block) -> str:
-    """Of a layer within its block."""
-    within = name.removeprefix(f"{block.name}.")
-    return within.partition(".")[2] if block.n_blocks > 1 else within
 
 
 def groups_of(

@@ -1,5 +1,6 @@
 """The border between a model's layers and the mathematics, which sees weights as (out, in) only."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -25,6 +26,12 @@ def bias_of(layer: nn.Module) -> Tensor | None:
     """The bias (out,), or None."""
     bias = layer.bias
     return bias.detach() if isinstance(bias, Tensor) else None
+
+
+def block_and_place(name: str) -> tuple[int, str]:
+    """The number of a layer's block, and what its name is within: `model.layers.3.mlp.up_proj` -> 3, `mlp.up_proj`."""
+    _, *found = re.split(r"\.(\d+)\.", name, maxsplit=1)
+    return (int(found[0]), found[1]) if found else (0, name)
 
 
 def refuse_not_finite(module: nn.Module, name: str, stored: torch.dtype | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,6 +18,7 @@ from calibration.skeleton import PartLoader, decoder_blocks
 from calibration.stats import STATISTICS
 from calibration.store import stored_bytes
 from calibration.walk import is_linear
+from compress.bases import AsDense
 from compress.checkpoint import Reader
 from compress.compressor import Compressor, LayerShape, Survey
 from compress.errors import CheckpointError, RecipeError
@@ -44,7 +45,7 @@ def make_plan(
     Raises RecipeError for patterns that match nothing, for layers that would not get smaller, and whatever the method
     refuses; CheckpointError for a tensor whose shape contradicts the configuration.
     """
-    refuse_other_shapes(model, loader, reader)
+    refuse_other_shapes(loader, reader)
     prefix, blocks = decoder_blocks(model)
     linears = block_linears(prefix, blocks)
     keys = {name: found[0] for name, found in loader.keys_of().items() if len(found) == 1}
@@ -95,21 +96,29 @@ def _planned(name: str, tensor: str, layer: LayerShape, compressor: Compressor) 
     return PlannedLayer(name, tensor, layer.shape, layer.n_bytes, planned, compressor, predicted)
 
 
-def refuse_other_shapes(model: PreTrainedModel, loader: PartLoader, reader: Reader) -> None:
-    """Raises CheckpointError naming the first tensor that is not shaped as the configuration says.
+def refuse_other_shapes(loader: PartLoader, reader: Reader) -> None:
+    """Raises CheckpointError naming the first tensor that is not shaped as the configuration says."""
+    for key, stored, shape in other_shapes(loader, reader):
+        raise CheckpointError(
+            f"{key}: its shape in the checkpoint is {stored}, but config.json makes it {shape}; "
+            "the two do not belong together, get the checkpoint again or correct config.json"
+        )
+
+
+def other_shapes(
+    loader: PartLoader, reader: Reader | AsDense
+) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """Tensors that the model has in another shape: name in the checkpoint, shape there, shape in the model.
 
     Tensors that are merged or split on loading are left to the loader.
     """
-    expected = model.state_dict()
+    expected = loader.model.state_dict()
     for name, found in loader.keys_of().items():
         if name not in expected or len(found) > 1 or loader.is_converted(name):
             continue
         stored, shape = tuple(reader.shape(found[0])), tuple(expected[name].shape)
         if stored != shape:
-            raise CheckpointError(
-                f"{found[0]}: its shape in the checkpoint is {stored}, but config.json makes it {shape}; "
-                "the two do not belong together, get the checkpoint again or correct config.json"
-            )
+            yield found[0], stored, shape
 
 
 def refuse_no_gain(layers: Sequence[PlannedLayer], shared_by: Mapping[str, object]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from typing import ClassVar
 
 import torch
@@ -81,7 +81,7 @@ class OfOutputs(Stacked):
         """In the metric of the one input, or in the mean of all metrics."""
         if len(self.inputs) == 1:
             return FreeLines(torch.cat(self.weights) @ whitening(self.inputs[0][1], self.damping))
-        chol_ii = cholesky(sum(self.metrics()[1:], start=self.metrics()[0])).float()
+        chol_ii = cholesky(total(self.metrics())).float()
         return FreeLines(torch.cat(self.weights) @ chol_ii)
 
     def codes(self, codes_nk: Tensor, s: int, pattern: Pattern) -> list[Tensor]:
@@ -103,13 +103,12 @@ class OfOutputs(Stacked):
         common = solved(together.T @ together, together.T @ weight)
         if len(self.inputs) == 1:
             return common
-        normals, rights = [], []
-        rest = list(codes)
-        for (part, _), gram_ii in zip(self.inputs, self.metrics(), strict=True):
-            own = torch.cat([rest.pop(0) for _ in part]).double()
+        normals, rights, metrics = [], [], self.metrics()
+        parts = together.split([sum(map(len, part)) for part, _ in self.inputs])
+        for (part, _), own, gram_ii in zip(self.inputs, parts, metrics, strict=True):
             normals.append(own.T @ own)
             rights.append(own.T @ torch.cat(part).double() @ gram_ii)
-        return under_all(common, normals, self.metrics(), sum(rights[1:], start=rights[0]))
+        return under_all(common, normals, metrics, total(rights))
 
 
 class OfInputs(Stacked):
@@ -131,14 +130,10 @@ class OfInputs(Stacked):
 
     def dictionary(self, codes: Sequence[Tensor]) -> Tensor:
         """(sum of Z G Z^T)^-1 (sum of Z G W^T), transposed."""
-        normal = right = torch.zeros((), dtype=torch.float64)
-        for weight, own, gram_ii in zip(self.weights, codes, self.metrics(), strict=True):
-            image_ki = own.double() @ gram_ii
-            normal, right = (
-                normal + image_ki @ own.double().T,
-                right + image_ki @ weight.double().T,
-            )
-        return solved(normal, right).T
+        images = [own.double() @ gram for own, gram in zip(codes, self.metrics(), strict=True)]
+        normals = [image @ own.double().T for image, own in zip(images, codes, strict=True)]
+        rights = [image @ w.double().T for image, w in zip(images, self.weights, strict=True)]
+        return solved(total(normals), total(rights)).T
 
     def _roots(self) -> list[Tensor]:
         """What the lines of each weight are multiplied by: (i,)."""
@@ -195,12 +190,10 @@ def under_all(
     Conjugate gradients from what the mean metric gives, preconditioned by the mean of the H and of the G: the error
     falls with every step. CoSpaDi (arXiv:2509.22075) takes the mean metric alone.
     """
-    normal_kk, metric_dd = (sum(each[1:], start=each[0]) for each in (normals, metrics))
-    factor_dd = cholesky(metric_dd)
+    normal_kk, factor_dd = total(normals), cholesky(total(metrics))
 
     def image(atoms: Tensor) -> Tensor:
-        parts = [h @ atoms @ g for h, g in zip(normals, metrics, strict=True)]
-        return sum(parts[1:], start=parts[0])
+        return total([h @ atoms @ g for h, g in zip(normals, metrics, strict=True)])
 
     def conditioned(residual: Tensor) -> Tensor:
         return torch.cholesky_solve(solved(normal_kk, residual).T, factor_dd).T
@@ -219,3 +212,8 @@ def under_all(
         before, square = square, float((residual * guess).sum())
         direction = guess + square / before * direction
     return atoms
+
+
+def total(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of one tensor or more, of one shape."""
+    return reduce(torch.add, tensors)

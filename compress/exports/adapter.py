@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -18,10 +18,6 @@ from compress.checkpoint import Reader, Writer, read_json, write_json
 from compress.errors import CheckpointError
 from compress.exports.base import Exporter, LayerExport
 from compress.forms import LowRank
-
-if TYPE_CHECKING:
-    from compress.bases import AsDense
-    from compress.models import SourceModel
 
 PREFIX = "base_model.model."
 STEM = "adapter_model"
@@ -88,15 +84,7 @@ class AdapterExporter(Exporter):
 
     name = "adapter"
 
-    def __init__(
-        self,
-        folder: Path,
-        source: SourceModel,
-        base_reference: str | None = None,
-        base: AsDense | None = None,
-    ) -> None:
-        """As every export; the adapter names `base_reference` as its base model."""
-        super().__init__(folder, source, base_reference, base)
+    def _begin(self) -> None:
         self._adapter = AdapterWriter(self.folder)
         self._bare: set[str] = set()
 

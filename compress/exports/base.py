@@ -82,6 +82,10 @@ class Exporter(ABC):
         self.writer = Writer(self.folder)
         self._replaced: set[str] = set()
         self._copied: dict[str, tuple[int, ...]] = {}
+        self._begin()
+
+    def _begin(self) -> None:  # noqa: B027  (most have something to note, not all)
+        """Make room for what a format notes of its layers."""
 
     @classmethod
     def check(

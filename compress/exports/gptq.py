@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from compress.bases import AsDense
 from compress.checkpoint import some, write_json
 from compress.compressor import Compressor
 from compress.errors import CheckpointError
@@ -29,9 +27,6 @@ from compress.exports.base import Exporter, LayerExport
 from compress.forms import Form, LowRank, Quantised, Sum
 from compress.packing import CODES_A_ROW, pack
 from compress.quantiser import Quantiser
-
-if TYPE_CHECKING:
-    from compress.models import SourceModel
 
 BITS = (2, 3, 4, 8)
 ADAPTER = "adapter"
@@ -43,15 +38,7 @@ class GptqExporter(Exporter):
 
     name = "gptq"
 
-    def __init__(
-        self,
-        folder: Path,
-        source: SourceModel,
-        base_reference: str | None = None,
-        base: AsDense | None = None,
-    ) -> None:
-        """As every export; the adapter names `base_reference` as its base model."""
-        super().__init__(folder, source, base_reference, base)
+    def _begin(self) -> None:
         self._forms: dict[str, _Facts] = {}
         self._adapter: AdapterWriter | None = None
 

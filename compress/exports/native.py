@@ -9,15 +9,11 @@ method, which transformers refuses for every model class.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from compress.bases import AsDense
 from compress.checkpoint import write_json
 from compress.exports.base import Exporter, LayerExport, copy
 from compress.loading import FORMAT, FORMAT_VERSION
-
-if TYPE_CHECKING:
-    from compress.models import SourceModel
 
 SHIPPED = (
     "packing.py",
@@ -39,15 +35,7 @@ class NativeExporter(Exporter):
 
     name = "native"
 
-    def __init__(
-        self,
-        folder: Path,
-        source: SourceModel,
-        base_reference: str | None = None,
-        base: AsDense | None = None,
-    ) -> None:
-        """As every export."""
-        super().__init__(folder, source, base_reference, base)
+    def _begin(self) -> None:
         self._layers: dict[str, dict[str, Any]] = {}
 
     def _write_layer(self, layer: LayerExport) -> None:
