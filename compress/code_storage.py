@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from calibration.stats import Gram, Statistics
-from compress.coding import Pattern, largest
 from compress.errors import LayerError
 from compress.factors import FactorDtype
 from compress.forms import Along, Dense, Form, Product, Short, Sparse
 from compress.linalg import to_storage
 from compress.methods.rtn import RTN
+from compress.patterns import Pattern, largest
 from compress.sparse import Layout, words_for
 
 GROUP = 64

@@ -18,17 +18,15 @@ import enum
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from compress.linalg import cholesky, rough_products
+from compress.patterns import Pattern, largest_entries
 
-PENALTY = 0.3
-"""ADMM's rho, as a share of the mean diagonal of the Hessian: .1 chooses too hastily, 1 is drawn to the start."""
-N_INNER = 3
-"""Steps of ADMM for each round: the atoms move too, so that many more of them do not pay."""
 RIDGE = {torch.float32: 1e-5, torch.float64: 1e-8}
 """On normal equations scaled to a diagonal of ones: above what rounding makes of zero."""
 BLOCK_ENTRIES = 1 << 24
@@ -49,32 +47,17 @@ class Coded(enum.StrEnum):
     """A code for every input."""
 
 
-class Pattern(enum.StrEnum):
-    """Which entries of a line may be nonzero."""
+@dataclass(frozen=True)
+class Steps:
+    """Of ADMM."""
 
-    FREE = "free"
-    """Any, of a given number."""
-    TWO_OF_FOUR = "2:4"
-    """Two of every four in a row, which sparse tensor cores read."""
-
-
-def largest(values_nk: Tensor, s: int, pattern: Pattern) -> Tensor:
-    """Where the s largest magnitudes of each line are, or the two of every four: (n, k), bool; exactly as many."""
-    n, k = values_nk.shape
-    if pattern is Pattern.TWO_OF_FOUR:
-        values_nk, s = values_nk.reshape(-1, 4), 2
-    places = values_nk.abs().topk(s, dim=1, sorted=False).indices
-    mask = torch.zeros(values_nk.shape, dtype=torch.bool, device=values_nk.device)
-    return mask.scatter_(1, places, value=True).view(n, k)
+    number: int = 2
+    """For a round, in which the atoms move too, many more of them do not pay."""
+    penalty: float = 0.2
+    """Its rho, as a share of the mean diagonal of the Hessian: .1 chooses too hastily, 1 is drawn to the start."""
 
 
-def largest_entries(values_nk: Tensor, s: int, pattern: Pattern, out: Tensor) -> Tensor:
-    """Into `out` (n, k), whose lines are contiguous: the entries that `largest` chooses, zeros elsewhere."""
-    fours = pattern is Pattern.TWO_OF_FOUR
-    values, kept, s = (values_nk.view(-1, 4), out.view(-1, 4), 2) if fours else (values_nk, out, s)
-    places = values.abs().topk(s, dim=1, sorted=False).indices
-    kept.zero_().scatter_(1, places, values.gather(1, places))
-    return out
+SOME = Steps()
 
 
 class Lines(ABC):
@@ -93,9 +76,18 @@ class Lines(ABC):
 
     @abstractmethod
     def code(
-        self, atoms_kd: Tensor, codes_nk: Tensor, s: int, pattern: Pattern, n_steps: int = N_INNER
+        self,
+        atoms_kd: Tensor,
+        codes_nk: Tensor,
+        s: int,
+        pattern: Pattern,
+        steps: Steps = SOME,
+        dual_nk: Tensor | None = None,
     ) -> Tensor:
-        """So many steps of ADMM from these codes, for these atoms: the new codes."""
+        """So many steps of ADMM from these codes, for these atoms: the new codes.
+
+        `dual_nk` is where the steps begin, zeros unless given; where they end is written into it.
+        """
 
     @abstractmethod
     def inner(self, one_nk: Tensor, other_nk: Tensor) -> Tensor:
@@ -169,29 +161,31 @@ class FreeLines(Lines):
         return matrix
 
     def code(  # noqa: D102
-        self, atoms_kd: Tensor, codes_nk: Tensor, s: int, pattern: Pattern, n_steps: int = N_INNER
+        self,
+        atoms_kd: Tensor,
+        codes_nk: Tensor,
+        s: int,
+        pattern: Pattern,
+        steps: Steps = SOME,
+        dual_nk: Tensor | None = None,
     ) -> Tensor:
         hessian = atoms_kd @ atoms_kd.T
-        penalty = PENALTY * float(hessian.diagonal().mean())
+        penalty = steps.penalty * float(hessian.diagonal().mean())
         hessian.diagonal().add_(penalty)
         inverse = torch.cholesky_inverse(cholesky(hessian, "the Gram of its atoms"))
         to_codes = atoms_kd.T @ inverse  # (d, k): M A^T (H + rho I)^-1 in one product
+        dual_nk = torch.zeros_like(codes_nk) if dual_nk is None else dual_nk
         coded = torch.empty_like(codes_nk)
         n_lines = max(1, self._block_entries // len(atoms_kd))
-        for lines, old, new in zip(
-            self.target.split(n_lines),
-            codes_nk.split(n_lines),
-            coded.split(n_lines),
-            strict=True,
-        ):
+        split = (each.split(n_lines) for each in (self.target, codes_nk, dual_nk, coded))
+        for lines, old, dual, new in zip(*split, strict=True):
             with rough_products():
-                still, chosen = lines @ to_codes, old
-                dual, wanted, pull = torch.zeros_like(old), torch.empty_like(old), old.clone()
-                for _ in range(n_steps):
+                still, wanted, pull = lines @ to_codes, torch.empty_like(old), old - dual
+                for _ in range(steps.number):
                     torch.add(still, dual, out=wanted).addmm_(pull, inverse, alpha=penalty)
-                    chosen = largest_entries(wanted, s, pattern, out=new)
-                    torch.sub(wanted, chosen, out=dual)
-                    torch.sub(chosen, dual, out=pull)
+                    largest_entries(wanted, s, pattern, out=new)
+                    torch.sub(wanted, new, out=dual)
+                    torch.sub(new, dual, out=pull)
         return coded
 
     def inner(self, one_nk: Tensor, other_nk: Tensor) -> Tensor:  # noqa: D102
@@ -224,24 +218,31 @@ class CoupledLines(Lines):
         return torch.cat([gram @ part for gram, part in zip(self._grams, parts, strict=True)])
 
     def code(  # noqa: D102
-        self, atoms_kd: Tensor, codes_nk: Tensor, s: int, pattern: Pattern, n_steps: int = N_INNER
+        self,
+        atoms_kd: Tensor,
+        codes_nk: Tensor,
+        s: int,
+        pattern: Pattern,
+        steps: Steps = SOME,
+        dual_nk: Tensor | None = None,
     ) -> Tensor:
         hessian = atoms_kd @ atoms_kd.T
-        penalty = PENALTY * float(hessian.diagonal().mean())
-        sizes, turn = torch.linalg.eigh(hessian.double())
-        sizes, turn = sizes.clamp_min(0).float(), turn.float()
+        penalty = steps.penalty * float(hessian.diagonal().mean())
+        sizes, turn = torch.linalg.eigh(hessian)  # beside the penalty what fp32 loses is nothing
+        sizes = sizes.clamp_min(0)
+        dual_nk = torch.zeros_like(codes_nk) if dual_nk is None else dual_nk
         coded = torch.empty_like(codes_nk)
-        split = (each.split(self._counts) for each in (self.goal, codes_nk, coded))
-        for (values, vectors), goal, old, new in zip(self._eigen, *split, strict=True):
+        split = (each.split(self._counts) for each in (self.goal, codes_nk, dual_nk, coded))
+        for (values, vectors), goal, old, dual, new in zip(self._eigen, *split, strict=True):
             factors = 1 / (values[:, None] * sizes + penalty).clamp_min(TINY)
             with rough_products():
-                aim, pull, dual = vectors.T @ (goal @ (atoms_kd.T @ turn)), old, 0.0
-                for _ in range(n_steps):
+                aim, pull = vectors.T @ (goal @ (atoms_kd.T @ turn)), old - dual
+                for _ in range(steps.number):
                     turned = (vectors.T @ (pull @ turn)).mul_(penalty).add_(aim).mul_(factors)
                     wanted = (vectors @ (turned @ turn.T)).add_(dual)
                     largest_entries(wanted, s, pattern, out=new)
-                    dual = wanted.sub_(new)
-                    pull = new - dual
+                    torch.sub(wanted, new, out=dual)
+                    torch.sub(new, dual, out=pull)
         return coded
 
     def inner(self, one_nk: Tensor, other_nk: Tensor) -> Tensor:  # noqa: D102

@@ -10,11 +10,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from compress.coding import Lines, Pattern, largest
+from compress.coding import Lines
+from compress.linalg import rough_products
+from compress.patterns import Pattern, largest
 
 EXTRAPOLATION = 0.8
-N_POLISHES = 2
-POLISH_STEPS = 10
+CARRIED = 0.5
+"""Share of ADMM's dual variable that goes into the next round: without it two steps a round are too few, and all of it
+belongs to atoms that are no more. With it 12 rounds of two steps reach what 12 of three reached, in 0.8 of the time."""
+POLISH_STEPS = 6
 LEAST_USE = 2
 """Lines that must use an atom; one that fewer use is dead."""
 
@@ -48,9 +52,9 @@ def alternating(
     fitted, error = lines.fit(codes)
     if not bool(codes.any()):  # a weight of zeros
         return codes, fitted
-    best = (error, codes, fitted)
+    best, dual = (error, codes, fitted), torch.zeros_like(codes)
     for number in range(1, n_rounds + 1):
-        codes = lines.code(extrapolated, codes, s, pattern)
+        codes = lines.code(extrapolated, codes, s, pattern, dual_nk=dual)
         before = atoms
         atoms, error = lines.fit(codes)
         watch(number, error)
@@ -59,19 +63,17 @@ def alternating(
         codes, atoms = revived(lines, codes, atoms)
         lengths = lengths_of(atoms)
         atoms, codes = atoms / lengths[:, None], codes * lengths
+        dual.mul_(CARRIED * lengths)
         step = EXTRAPOLATION * (atoms - before) if number > 1 else 0
         extrapolated = unit(atoms + step)
     return _polished(lines, *best)
 
 
 def _polished(lines: Lines, error: float, codes: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
-    for _ in range(N_POLISHES):
+    with rough_products():
         finer = lines.polished(atoms, codes, POLISH_STEPS)
-        fitted, reached = lines.fit(finer)
-        if not reached < error:
-            break
-        error, codes, atoms = reached, finer, fitted
-    return codes, atoms
+    fitted, reached = lines.fit(finer)
+    return (finer, fitted) if reached < error else (codes, atoms)
 
 
 def _first_codes(lines: Lines, atoms: Tensor, s: int, pattern: Pattern) -> Tensor:

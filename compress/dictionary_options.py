@@ -6,8 +6,9 @@ import enum
 from typing import TYPE_CHECKING
 
 from compress.atom_plan import DEPTH, Share, Spread
-from compress.coding import Coded, Pattern
+from compress.coding import Coded
 from compress.errors import RecipeError
+from compress.patterns import Pattern
 from compress.ranks import Importance
 
 if TYPE_CHECKING:

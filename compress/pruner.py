@@ -12,11 +12,11 @@ from torch import Tensor
 from calibration.stats import Statistics
 from compress.budget import refuse_share
 from compress.code_storage import CodeBits, CodeStorage
-from compress.coding import Pattern
 from compress.compressor import Compressor, LayerShape
 from compress.errors import RecipeError
 from compress.factors import FactorDtype, settled_dtype
 from compress.forms import Along, Form, Sparse
+from compress.patterns import Pattern
 
 SPARSITY = 0.5
 

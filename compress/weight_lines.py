@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from calibration.stats import Gram, Statistics
-from compress.coding import Coded, CoupledLines, FreeLines, Lines, Pattern, solved
+from compress.coding import Coded, CoupledLines, FreeLines, Lines, Steps, solved
 from compress.dictionary import lengths_of
 from compress.forms import Along
 from compress.linalg import add_ridge_, cholesky, output_energy
+from compress.patterns import Pattern
 
-RECODING_STEPS, POLISH_STEPS = 8, 15
+RECODING, POLISH_STEPS = Steps(8), 15
 """Of codes in their own metric, from those that the common one gave."""
 MOST_STEPS = 50
 """Of conjugate gradients for atoms under several metrics: some ten do."""
@@ -176,7 +177,7 @@ def recoded(
     """Better codes (n, k) for given atoms, from codes that were found in another metric; those, if none are better."""
     lengths = lengths_of(atoms_kd)
     atoms, before = atoms_kd / lengths[:, None], codes_nk * lengths
-    codes = lines.code(atoms, before, *form, n_steps=RECODING_STEPS)
+    codes = lines.code(atoms, before, *form, RECODING)
     codes = lines.polished(atoms, codes, POLISH_STEPS)
     better = lines.error(codes, atoms) < lines.error(before, atoms)
     return codes / lengths if better else codes_nk

@@ -6,13 +6,14 @@ from problems import inputs, relative_output_error, statistics, weight
 
 from calibration.stats import Gram, Pooled
 from compress.code_storage import CodeBits
-from compress.coding import Coded, CoupledLines, FreeLines, Lines, Pattern, largest
+from compress.coding import Coded, CoupledLines, FreeLines, Lines
 from compress.compressor import LayerShape, Survey
 from compress.dictionary import alternating, oneshot, revived
 from compress.dictionary_options import Solver
 from compress.errors import LayerError, RecipeError
 from compress.linalg import output_energy
 from compress.methods.cospadi import CoSpaDi
+from compress.patterns import Pattern, largest
 from compress.weight_lines import OfOutputs, recoded, stacked, under_all, whitening
 
 SHAPES = {"wide": (48, 96), "tall": (96, 48)}

@@ -6,13 +6,13 @@ from problems import inputs, statistics, weight
 from test_masks import PATTERNS, PRUNERS, error_of, planned, pruned, with_gram
 
 from calibration.stats import Gram, Mean
-from compress.coding import Pattern
 from compress.errors import RecipeError
 from compress.methods.dsnot import Criterion, DSnoT
 from compress.methods.eora import EoRA
 from compress.methods.magnitude import Magnitude
 from compress.methods.sparsegpt import SparseGPT
 from compress.methods.wanda import Wanda
+from compress.patterns import Pattern
 
 CYCLES = 4
 

@@ -9,7 +9,6 @@ from workspaces import recipe
 
 import compress
 from calibration.stats import Gram
-from compress.coding import Pattern, largest
 from compress.compressor import LayerShape
 from compress.errors import RecipeError
 from compress.forms import Sparse
@@ -18,6 +17,7 @@ from compress.methods.dsnot import DSnoT
 from compress.methods.eora import EoRA
 from compress.methods.sparsegpt import SparseGPT
 from compress.methods.wanda import Wanda
+from compress.patterns import Pattern, largest
 from compress.verify import check
 
 

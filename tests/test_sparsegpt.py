@@ -6,13 +6,13 @@ from problems import inputs, statistics, weight
 from test_masks import PATTERNS, error_of, kept_by, planned, pruned
 
 from calibration.stats import Gram
-from compress.coding import Pattern
 from compress.errors import LayerError, RecipeError
 from compress.grid import Grid, ScaleSearch, Symmetry
 from compress.linalg import add_ridge_
 from compress.methods.magnitude import Magnitude
 from compress.methods.sparsegpt import SparseGPT, scale_groups
 from compress.methods.wanda import Wanda
+from compress.patterns import Pattern
 
 FOURS_OF_200 = [(start, start + 4, 2) for start in range(0, 200, 4)]
 CASES = {

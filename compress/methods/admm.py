@@ -3,10 +3,10 @@
 Boza 2024, arXiv:2401.02938 ("Fast and effective weight update for pruned large language models"). Needs: Gram. For
 every row of W (o, i) it looks for s nonzeros with the least ||(W - W') L||, L L^T = G: ADMM, whose steps are a product
 with (G + rho I)^-1 and the s largest entries, then conjugate gradients on the weights that stay. Cost: one Cholesky
-factor and one inverse of G (i^3) for each distinct input, and 30 + 40 products of o x i by i x i for each weight.
+factor of G for each distinct input; for each weight 10 inverses (i^3) and some 40 products of o x i by i x i.
 
-Differs from the authors' code: G is scaled to a diagonal of ones and damped by its median; the number of zeros does not
-grow step by step; the last step is conjugate gradients (theirs: more of ADMM's own).
+Differs from the authors' code: G is scaled to a diagonal of ones and damped by its median; rho grows tenfold (theirs
+stays, and the number of zeros grows); the last step is conjugate gradients (theirs: more of ADMM's own).
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from calibration.stats import Statistics
-from compress.coding import FreeLines, largest
+from compress.coding import FreeLines, Steps
 from compress.compressor import refuse_damping
 from compress.linalg import cholesky
+from compress.patterns import largest
 from compress.pruner import Pruner
 from compress.weight_lines import damped
 
-N_STEPS = 30
-POLISH_STEPS = 40
+PENALTIES = [0.1 * 10 ** (level / 9) for level in range(10)]
+"""Small at first, so that the mask can change, then so large that weights and mask agree. Squared errors of the demo
+model's layers against 30 steps at one penalty: 0.95 times those at 1, 0.7 at .3."""
+STEPS, POLISH_STEPS = 3, 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +50,12 @@ class ADMM(Pruner, name="admm"):
         factor_ii, root_i = stats.once(("scaled factor", self.damping), lambda: self._scaled(stats))
         scaled = weight_oi * root_i
         lines = FreeLines(scaled @ factor_ii)
-        first = scaled * largest(scaled, s, self.pattern)
-        found = lines.code(factor_ii, first, s, self.pattern, N_STEPS)
-        polished = lines.polished(factor_ii, found, POLISH_STEPS)
-        return polished / root_i
+        found, dual = scaled * largest(scaled, s, self.pattern), torch.zeros_like(scaled)
+        for penalty, following in zip(PENALTIES, [*PENALTIES[1:], 1.0], strict=True):
+            steps = Steps(STEPS, penalty)
+            found = lines.code(factor_ii, found, s, self.pattern, steps, dual)
+            dual *= penalty / following
+        return lines.polished(factor_ii, found, POLISH_STEPS) / root_i
 
     def _scaled(self, stats: Statistics) -> tuple[Tensor, Tensor]:
         """The Cholesky factor of the Gram with a diagonal of ones, and the roots of the one it had."""

@@ -27,13 +27,14 @@ from compress.atom_curves import curves, lost_at, trials
 from compress.atom_plan import DEPTH, AtomPlanner, Share, Spread, shared_by
 from compress.budget import refuse_share
 from compress.code_storage import AtomDtype, CodeBits, CodeStorage, joined
-from compress.coding import Coded, FreeLines, Lines, Pattern
+from compress.coding import Coded, FreeLines, Lines
 from compress.compressor import Compressor, LayerShape, Survey, Trial, refuse_damping
 from compress.dictionary import alternating, oneshot
 from compress.dictionary_options import ROUNDS, Solver, refuse_idle
 from compress.errors import LayerError, RecipeError
 from compress.forms import Common, Form, Shared, Sparse
 from compress.ksvd import ksvd
+from compress.patterns import Pattern
 from compress.quantities import parse_bytes
 from compress.ranks import Importance
 from compress.weight_lines import stacked

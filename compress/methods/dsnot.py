@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from calibration.stats import Gram, Mean, Statistic, Statistics
-from compress.coding import Pattern, largest
 from compress.compressor import Compressor, LayerShape
 from compress.errors import RecipeError
 from compress.forms import Form
 from compress.methods.wanda import Wanda
+from compress.patterns import Pattern, largest
 from compress.pruner import Pruner
 
 ROWS_AT_ONCE = 512

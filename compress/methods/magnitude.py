@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from calibration.stats import Statistics
-from compress.coding import largest
+from compress.patterns import largest
 from compress.pruner import Pruner
 
 

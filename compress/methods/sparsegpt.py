@@ -30,11 +30,11 @@ from torch import Tensor
 
 from calibration.stats import Statistics
 from compress.code_storage import GROUP, CodeBits, layout_of
-from compress.coding import Pattern, largest
 from compress.compressor import refuse_damping
 from compress.forms import Along, Form, Quantised, Sparse
 from compress.grid import Grid
 from compress.linalg import inverse_factor
+from compress.patterns import Pattern, largest
 from compress.pruner import Pruner
 from compress.scale_refit import refit_scales
 from compress.weight_lines import damped

@@ -14,8 +14,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from calibration.stats import Gram, Statistics
-from compress.coding import largest
 from compress.linalg import refuse_dead
+from compress.patterns import largest
 from compress.pruner import Pruner
 
 
