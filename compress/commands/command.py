@@ -1,0 +1,58 @@
+"""What a command is, and what several need: progress, tables, the exports in a folder and their recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers.utils import logging
+
+from compress.errors import CheckpointError
+from compress.progress import show_progress
+from compress.recipe_file import read_yaml
+from compress.summary import Row, lines, table
+
+RECIPE_NAME = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: what it does, and one line about it."""
+
+    call: Callable[[list[str]], None]
+    about: str
+
+
+@contextmanager
+def shown_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Our progress on stderr, and no bars of transformers in between."""
+    logging.disable_progress_bar()
+    with show_progress(Console(stderr=True)) as progress:
+        yield progress
+
+
+def show(result: list[Row], title: str) -> None:
+    """A table of rows: drawn for a terminal, aligned text for a log."""
+    console = Console()
+    if console.is_terminal:
+        console.print(table(result, title))
+    else:
+        print("\n".join([title, *lines(result)]))
+
+
+def recipe_of(folder: Path) -> Mapping[str, Any]:
+    """The recipe in an export's folder, or beside it; empty if there is none."""
+    files = [folder / RECIPE_NAME, folder.parent / RECIPE_NAME]
+    return next((read_yaml(file) for file in files if file.is_file()), {})
+
+
+def exports(folder: Path) -> list[Path]:
+    """`folder` itself if it is an export, or the exports in it."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    found = [path.parent for path in sorted(folder.glob("*/probe.safetensors"))]
+    return [folder] if (folder / "probe.safetensors").is_file() or not found else found
