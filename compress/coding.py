@@ -188,6 +188,14 @@ class FreeLines(Lines):
                     torch.sub(new, dual, out=pull)
         return coded
 
+    def polished(self, atoms_kd: Tensor, codes_nk: Tensor, n_steps: int) -> Tensor:  # noqa: D102
+        n_lines = max(1, self._block_entries // len(atoms_kd))
+        if len(codes_nk) <= n_lines:
+            return super().polished(atoms_kd, codes_nk, n_steps)
+        parts = zip(self.target.split(n_lines), codes_nk.split(n_lines), strict=True)
+        some = (FreeLines(lines).polished(atoms_kd, codes, n_steps) for lines, codes in parts)
+        return torch.cat(list(some))
+
     def inner(self, one_nk: Tensor, other_nk: Tensor) -> Tensor:  # noqa: D102
         return (one_nk * other_nk).sum(1, keepdim=True)
 

@@ -112,13 +112,14 @@ def test_a_polish_solves_for_the_nonzeros_exactly_and_keeps_their_places(coded):
 
 
 @pytest.mark.parametrize("n_lines", [1, 7, 96])
-def test_coding_in_blocks_of_lines_changes_nothing(n_lines):
+def test_coding_and_polishing_in_blocks_of_lines_change_nothing(n_lines):
     whole = problem(Coded.OUTPUTS)
     parts = FreeLines(whole.target, block_entries=24 * n_lines)
     codes, atoms = oneshot(whole, 24, 12, Pattern.FREE)
     torch.testing.assert_close(
         parts.code(atoms, codes, 12, Pattern.FREE), whole.code(atoms, codes, 12, Pattern.FREE)
     )
+    torch.testing.assert_close(parts.polished(atoms, codes, 5), whole.polished(atoms, codes, 5))
 
 
 def test_coupled_lines_under_a_gram_of_ones_on_the_diagonal_are_free():
