@@ -1,8 +1,8 @@
 """Post-training compression of language models.
 
 After `import compress`, transformers' AutoModelForCausalLM.from_pretrained loads the checkpoints
-that this toolkit writes. What users need is here: run, plan, calibrate, load_export, Recipe,
-Report, the errors, and every method by name in METHODS.
+that this toolkit writes. What users need is here: run, plan, calibrate, load_export,
+load_unpacked, Recipe, Report, the errors, and every method by name in METHODS.
 
 Registering the format costs the import of torch and transformers, about two seconds, also for
 `compress --help`: a checkpoint that loads only after the right import, or an import hook inside
@@ -21,7 +21,7 @@ from compress import loading as _loading  # noqa: E402, F401 (registers the nati
 if TYPE_CHECKING:
     from compress.compressor import METHODS
     from compress.errors import CheckpointError, LayerError, RecipeError
-    from compress.exports.load import load_export
+    from compress.exports.load import load_export, load_unpacked
     from compress.pipeline import calibrate, evaluate, plan, run
     from compress.recipe import Recipe
     from compress.report import Report
@@ -37,6 +37,7 @@ _HOMES = {
     "calibrate": "compress.pipeline",
     "evaluate": "compress.pipeline",
     "load_export": "compress.exports.load",
+    "load_unpacked": "compress.exports.load",
     "plan": "compress.pipeline",
     "run": "compress.pipeline",
     "save_trained": "compress.training",
@@ -53,6 +54,7 @@ __all__ = [
     "calibrate",
     "evaluate",
     "load_export",
+    "load_unpacked",
     "plan",
     "run",
     "save_trained",

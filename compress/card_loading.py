@@ -17,7 +17,10 @@ model = {auto}.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 
-Without it, `from_pretrained("{folder}", trust_remote_code=True)` runs the code beside the weights.
+Codes stay packed in memory and are expanded for every product. `compress.load_unpacked("{folder}")` expands them once:
+faster, in as much memory as dense weights or factors take.
+
+Without the toolkit, `from_pretrained("{folder}", trust_remote_code=True)` runs the code beside the weights.
 """
 
 _LOAD_GPTQ = """

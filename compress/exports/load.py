@@ -48,7 +48,7 @@ def loader_name(folder: Path) -> str:
 
 
 def load_export(
-    folder: Path, dtype: torch.dtype | None = None, device: Device = "cpu"
+    folder: Path | str, dtype: torch.dtype | None = None, device: Device = "cpu"
 ) -> PreTrainedModel:
     """The model of an export in eval mode; `dtype` None is the one that its config names.
 
@@ -90,9 +90,9 @@ def stored_in(folder: Path) -> Stored:
 
 
 def load_unpacked(
-    folder: Path, dtype: torch.dtype | None = None, device: Device = "cpu"
+    folder: Path | str, dtype: torch.dtype | None = None, device: Device = "cpu"
 ) -> PreTrainedModel:
-    """The same with its codes expanded."""
+    """The same with its codes expanded once: faster, in as much memory as dense weights or factors take."""
     model = load_export(folder, dtype, device)
     unpack(model)
     return model
