@@ -439,7 +439,10 @@ def test_bad_options_are_refused_before_work(workspace, changes, message):
     [
         ({"method": {"name": "eora", "base": "rtn"}}, r"method\.base, base_checkpoint: both say"),
         ({"method": {"name": "eora", "base": {"bits": 3}}}, r"method\.base, base_checkpoint: both"),
-        ({"method": "rtn"}, "base_checkpoint: rtn compresses the model itself.*eora, svd_residual"),
+        (
+            {"method": "rtn"},
+            "base_checkpoint: rtn compresses the model itself.*eora, lqer, svd_residual",
+        ),
         ({"method": "eora", "base_checkpoint": " "}, "base_checkpoint: empty"),
     ],
 )

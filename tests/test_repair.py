@@ -17,6 +17,7 @@ from compress.linalg import (
 )
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
+from compress.methods.lqer import LQER, Scale
 from compress.methods.rtn import RTN
 from compress.methods.svd_residual import SVDResidual
 from compress.planning import refuse_no_gain
@@ -101,6 +102,35 @@ def test_eora_beats_plain_svd_which_beats_no_repair(base, shape):
     plain = output_energy(w - SVDResidual(base=base, rank=8).compress([w], stats)[0].dense(), gram)
     eora = output_energy(w - EoRA(base=base, rank=8).compress([w], stats)[0].dense(), gram)
     assert eora < plain < bare
+
+
+@pytest.mark.parametrize("base", [RTN(bits=3, group_size=32), GPTQ(bits=3, group_size=32)])
+@pytest.mark.parametrize("scale", Scale)
+def test_scaling_inputs_one_by_one_lies_between_ignoring_and_knowing_them(base, scale):
+    x = inputs(128) * torch.logspace(-1, 1, 128)
+    w, stats = weight(96, 128), statistics(x)
+    gram = stats[Gram].mean_ii()
+    plain, diagonal, eora = (
+        output_energy(w - method.compress([w], stats)[0].dense(), gram)
+        for method in (
+            SVDResidual(base=base, rank=8),
+            LQER(base=base, rank=8, scale=scale),
+            EoRA(base=base, rank=8),
+        )
+    )
+    assert eora < diagonal < plain
+
+
+def test_where_inputs_are_uncorrelated_their_scales_are_all_there_is_to_know():
+    x = torch.diag(torch.logspace(-1, 1, 64)).repeat(8, 1)  # one input at a time is active
+    w, stats = weight(48, 64), statistics(x)
+    base = RTN(bits=3, group_size=32)
+    [scaled] = LQER(base=base, rank=4).compress([w], stats)
+    [exact] = EoRA(base=base, rank=4, damping=1e-6).compress([w], stats)
+    gram = stats[Gram].mean_ii()
+    assert output_energy(w - scaled.dense(), gram) == pytest.approx(
+        output_energy(w - exact.dense(), gram), rel=2e-3
+    )
 
 
 def test_stored_factors_reach_the_optimum_to_16_bit_accuracy():

@@ -1,0 +1,70 @@
+"""LQER: low-rank repair of a compressed weight with each input scaled by how large it is.
+
+Zhang et al. 2024 (LQER), arXiv:2402.02446, section 3.2; with `--scale rms` the closed form for uncorrelated inputs of
+Zhang et al. 2024 (QERA-approx), arXiv:2410.06040, theorem 2. Needs: Gram, or the mean of |x|, and what its base needs.
+Cost: one symmetric eigenproblem of min(o, i) for each weight. Between the plain SVD of the error, which does not look
+at the inputs, and EoRA, which knows how they go together.
+
+Differs from the authors' codes: every token weighs the same (LQER takes the largest mean magnitude of any sample);
+channels that were never active count a little (theirs are cut off at 1e-4, whatever the scale); factors are balanced
+before they are rounded to 16 bits, and after rounding A, B is refitted.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from calibration.stats import AbsMean, Statistic, Statistics
+from compress.compressor import Compressor
+from compress.factors import Metric, best_low_rank
+from compress.forms import LowRank
+from compress.linalg import refuse_dead
+from compress.methods.gptq import GPTQ
+from compress.repair import Repair
+
+RIDGE = 1e-3
+
+
+class Scale(enum.StrEnum):
+    """How large an input is."""
+
+    RMS = "rms"
+    """The root of its mean square: the optimum where inputs are uncorrelated (QERA-approx)."""
+    MEAN_ABS = "mean-abs"
+    """Its mean magnitude, as in LQER."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LQER(Repair, name="lqer"):
+    """The low-rank repair of what a base method lost, inputs weighted by their size one by one."""
+
+    paper: ClassVar[str] = "Zhang et al. 2024 (LQER), arXiv:2402.02446"
+
+    base: Compressor = field(
+        default_factory=GPTQ, metadata={"help": "method whose error is repaired"}
+    )
+    scale: Scale = field(default=Scale.RMS, metadata={"help": "what an input's size is"})
+
+    @property
+    def needs(self) -> frozenset[type[Statistic]]:
+        """A repair's, and the mean magnitudes if they are the scale."""
+        return super().needs | ({AbsMean} if self.scale is Scale.MEAN_ABS else set())
+
+    def repair(self, residuals: Sequence[Tensor], stats: Statistics) -> list[LowRank]:
+        """EoRA's computation with a diagonal in the place of the Gram."""
+        size_i = self._sizes(stats)
+        refuse_dead(size_i)
+        metric = Metric.diagonal(size_i + RIDGE * size_i[size_i > 0].median())
+        return [best_low_rank(one, metric, self.rank, self.storage) for one in residuals]
+
+    def _sizes(self, stats: Statistics) -> Tensor:
+        """Of each input: (i,), fp64."""
+        if self.scale is Scale.MEAN_ABS:
+            size_i: Tensor = stats[AbsMean].mean_i()
+            return size_i
+        return self.moments(stats).diagonal().sqrt()
