@@ -90,8 +90,8 @@ class Recipe:
         default=None,
         metadata=_about(
             "method",
-            "a compressed checkpoint of the model, whoever wrote it, which a repair (eora, lqer, svd_residual) is put on "
-            "top of: gptq, awq, compressed-tensors, native, or a folder of changed weights",
+            "a compressed checkpoint of the model, whoever wrote it, which a repair (eora, lqer, svd_residual) is put "
+            "on top of: gptq, awq, compressed-tensors, native, or a folder of changed weights",
         ),
     )
     include: tuple[str, ...] = field(
