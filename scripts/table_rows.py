@@ -1,0 +1,151 @@
+"""The rows of `scripts/table`: what is compressed how, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from compress.atom_plan import Share, Spread
+from compress.code_storage import AtomDtype, CodeBits
+from compress.compressor import Compressor
+from compress.dictionary_options import Solver
+from compress.factors import FactorDtype
+from compress.methods.admm import ADMM
+from compress.methods.cospadi import CoSpaDi
+from compress.methods.dsnot import DSnoT
+from compress.methods.eora import EoRA
+from compress.methods.fwsvd import FWSVD, FisherMetric
+from compress.methods.gptq import GPTQ
+from compress.methods.lqer import LQER
+from compress.methods.rtn import RTN
+from compress.methods.sparsegpt import SparseGPT
+from compress.methods.svd_llm import SVDLLM
+from compress.methods.svd_residual import SVDResidual
+from compress.methods.wanda import Wanda
+from compress.patterns import Pattern
+from compress.ranks import Allocation, Importance
+from compress.recipe import METHODS
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """A repair of another row's checkpoint."""
+
+    base_name: str
+    base: Compressor
+    method: Compressor
+
+
+Row = Compressor | Repaired | None
+"""None is the original."""
+
+EQUAL_BYTES = {(4, 32): (5, 24), (4, 64): (6, 16), (3, 32): (4, 24), (3, 64): (6, 96)}
+"""For (bits, rank) at group 64: bits and group of plain GPTQ that take the same bytes, to 3 %."""
+
+
+def quantised() -> dict[str, Row]:
+    """Rows by name; None is the original."""
+    rows: dict[str, Row] = {"fp32": None}
+    for bits in (4, 3):
+        base = GPTQ(bits=bits, group_size=64)
+        rows[f"{bits}-bit RTN"] = RTN(bits=bits, group_size=64)
+        rows[f"{bits}-bit GPTQ"] = base
+        for rank in (32, 64):
+            rows[f"{bits}-bit GPTQ + SVD {rank}"] = SVDResidual(base=base, rank=rank)
+            rows[f"{bits}-bit GPTQ + EoRA {rank}"] = EoRA(base=base, rank=rank)
+            more, group = EQUAL_BYTES[bits, rank]
+            name = f"{more}-bit GPTQ g{group} (bytes of {bits}-bit + {rank})"
+            rows[name] = GPTQ(bits=more, group_size=group)
+    return rows
+
+
+def lowrank() -> dict[str, Row]:
+    """The same for factorisations; the share is of the linear layers' bytes, kept."""
+    rows: dict[str, Row] = {"fp32": None}
+    for keep in (0.9, 0.8, 0.7, 0.6):
+        every: dict[str, Compressor] = {
+            name: METHODS[name](keep=keep)
+            for name in ("svd", "asvd", "fwsvd", "svd_llm", "lord", "welore")
+        }
+        every["fwsvd kronecker"] = FWSVD(keep=keep, metric=FisherMetric.KRONECKER)
+        for allocation in (Allocation.BY_TYPE, Allocation.WELORE):
+            every[f"svd_llm {allocation}"] = SVDLLM(keep=keep, allocation=allocation)
+        for importance in Importance:
+            every[f"svd_llm spectrum {importance}"] = SVDLLM(
+                keep=keep, allocation=Allocation.SPECTRUM, importance=importance
+            )
+        rows |= {f"{name}, {keep} kept": method for name, method in every.items()}
+    return rows | {"4-bit GPTQ": GPTQ(bits=4, group_size=64)}
+
+
+def dictionaries() -> dict[str, Row]:
+    """Rows by name: everything in 16 bits, shares of what the linear layers take in 16 bits, the mask counted."""
+    rows: dict[str, Row] = {"fp32": None}
+    for keep in (0.8, 0.7, 0.6):
+        half = {"keep": keep * 16 / 32}  # the demo's weights are stored in 32 bits
+        stored = {**half, "dictionary_dtype": AtomDtype.BFLOAT16}
+        plan = {"spread": Spread.ERRORS}
+        every: dict[str, Compressor] = {
+            "svd_llm": SVDLLM(**half, factor_dtype=FactorDtype.BFLOAT16),
+            "the weight pruned (admm)": ADMM(**half, value_dtype=FactorDtype.BFLOAT16),
+            "cospadi oneshot, each its own": CoSpaDi(
+                **stored, solver=Solver.ONESHOT, share=Share.NONE
+            ),
+            "cospadi each its own": CoSpaDi(**stored, share=Share.NONE),
+            "cospadi": CoSpaDi(**stored),
+            "cospadi across depth, 2 blocks": CoSpaDi(**stored, share=Share.DEPTH),
+            "cospadi across depth, 5 blocks": CoSpaDi(**stored, share=Share.DEPTH, depth=5),
+            "cospadi 2:4": CoSpaDi(**stored, pattern=Pattern.TWO_OF_FOUR),
+            "cospadi, codes of 14 bits": CoSpaDi(**stored, code_bits=CodeBits.SHORT_14),
+            "cospadi, codes of 8 bits": CoSpaDi(**stored, code_bits=CodeBits.INT_8),
+            "cospadi, codes of 4 bits": CoSpaDi(**stored, code_bits=CodeBits.INT_4),
+            "cospadi, all in 8 bits": CoSpaDi(
+                **{**stored, "dictionary_dtype": AtomDtype.INT_8}, code_bits=CodeBits.INT_8
+            ),
+            "cospadi by errors, fisher": CoSpaDi(**stored, **plan, importance=Importance.FISHER),
+            "cospadi by errors, kl": CoSpaDi(**stored, **plan, importance=Importance.KL),
+        }
+        rows |= {f"{name}, {keep} kept": method for name, method in every.items()}
+    return rows
+
+
+RANKS = (32, 64, 128)
+EQUAL_SHARES = {32: 0.3194, 64: 0.3654, 128: 0.4575}
+"""Share of the demo's 32-bit weights that 2:4 in 16 bits and a path of this rank in 16 bits take together."""
+
+
+def compensated() -> dict[str, Row]:
+    """In the manner of EoRA's paper: checkpoints, each repaired three ways at three ranks, and what has their bytes."""
+    half = {"pattern": Pattern.TWO_OF_FOUR, "value_dtype": FactorDtype.BFLOAT16}
+    bases: dict[str, Compressor] = {
+        "SparseGPT 2:4": SparseGPT(**half),
+        "Wanda 2:4": Wanda(**half),
+        "DSnoT on Wanda 2:4": DSnoT(base=Wanda(**half)),
+        "ADMM 2:4": ADMM(**half),
+        "4-bit GPTQ": GPTQ(bits=4, group_size=64),
+        "3-bit GPTQ": GPTQ(bits=3, group_size=64),
+        "SparseGPT 2:4 in 4 bits": SparseGPT(
+            pattern=Pattern.TWO_OF_FOUR, value_bits=CodeBits.INT_4
+        ),
+    }
+    rows: dict[str, Row] = {"fp32": None}
+    for name, base in bases.items():
+        rows[name] = base
+        for rank in RANKS:
+            for label, repair in {"SVD": SVDResidual, "LQER": LQER, "EoRA": EoRA}.items():
+                rows[f"{name} + {label} {rank}"] = Repaired(name, base, repair(rank=rank))
+    for (bits, rank), (more, group) in EQUAL_BYTES.items():
+        name = f"{more}-bit GPTQ g{group} (bytes of {bits}-bit + {rank})"
+        rows[name] = GPTQ(bits=more, group_size=group)
+    for rank, keep in EQUAL_SHARES.items():
+        pruned = SparseGPT(keep=keep, value_dtype=FactorDtype.BFLOAT16)
+        rows[f"SparseGPT anywhere (bytes of 2:4 + {rank})"] = pruned
+    return rows
+
+
+TABLES: dict[str, Callable[[], dict[str, Row]]] = {
+    "quantised": quantised,
+    "lowrank": lowrank,
+    "dictionaries": dictionaries,
+    "compensated": compensated,
+}
