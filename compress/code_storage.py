@@ -73,6 +73,8 @@ class CodeStorage:
     dtype: torch.dtype
     """Of the dictionary; int8 stands for integers with scales."""
     bits: CodeBits
+    option: str = "--dictionary-dtype"
+    """What settles the dtype on the command line."""
 
     def dictionary_bytes(self, shape: tuple[int, int]) -> int:
         """Of a dictionary (k, i) or (o, k)."""
@@ -119,13 +121,13 @@ class CodeStorage:
                 return Short.from_values(values, int(self.bits))
             except ValueError as error:
                 raise LayerError(f"its codes: {error}") from error
-        return Dense(to_storage(values, self._float))
+        return Dense(to_storage(values, self._float, self.option))
 
     def dictionary(self, atoms: Tensor) -> Form:
         """As it is stored. Raises LayerError for what does not fit."""
         if self.dtype is torch.int8:
             return ROUNDED_ATOMS.compress([atoms.float()], _alike(atoms))[0]
-        return Dense(to_storage(atoms, self.dtype))
+        return Dense(to_storage(atoms, self.dtype, self.option))
 
 
 def _alike(values: Tensor) -> Statistics:

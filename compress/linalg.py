@@ -160,12 +160,12 @@ def carried(gram_ii: Tensor, cross_ii: Tensor, damping: float) -> Tensor:
     return torch.cholesky_solve(cross_ii.T, cholesky(gram_ii)).T
 
 
-def to_storage(factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast to the dtype it is stored in. Raises LayerError where that overflows."""
+def to_storage(factor: Tensor, dtype: torch.dtype, option: str = "--factor-dtype") -> Tensor:
+    """Cast to the dtype it is stored in. Raises LayerError, naming the option that says so, where that overflows."""
     stored = factor.to(dtype)
     if not bool(torch.isfinite(stored).all()):
         raise LayerError(
-            f"a low-rank factor reaches {float(factor.abs().max()):.3g}, beyond {dtype} "
-            f"({torch.finfo(dtype).max:.3g}); use --factor-dtype bfloat16"
+            f"what is stored reaches {float(factor.abs().max()):.3g}, beyond {dtype} "
+            f"({torch.finfo(dtype).max:.3g}); use {option} bfloat16"
         )
     return stored.contiguous()

@@ -120,7 +120,8 @@ class Pruner(Compressor, ABC):
     @property
     def storage(self) -> CodeStorage:
         """What values are stored in, once planned."""
-        return CodeStorage(getattr(torch, self.value_dtype.value), self.value_bits)
+        dtype = getattr(torch, self.value_dtype.value)
+        return CodeStorage(dtype, self.value_bits, "--value-dtype")
 
     def planned_bytes(self, shape: tuple[int, int]) -> int:
         """Values and mask."""

@@ -119,3 +119,10 @@ def test_wanda_is_magnitude_where_all_inputs_are_of_one_size(pattern):
 def test_wanda_refuses_inputs_that_are_all_zero():
     with pytest.raises(LayerError, match="every input channel is zero"):
         pruned(Wanda(), weight(24, 48), with_gram(torch.zeros(48, 48)))
+
+
+@pytest.mark.parametrize("name", sorted(PRUNERS))
+def test_weights_beyond_fp16_are_refused_with_the_option_that_stores_them_wider(name):
+    w, stats = 1e7 * weight(24, 64), statistics(inputs(64))
+    with pytest.raises(LayerError, match=r"beyond torch\.float16.*use --value-dtype bfloat16"):
+        pruned(PRUNERS[name](value_dtype="float16"), w, stats)
