@@ -11,7 +11,8 @@ import pytest
 import yaml
 from reports import layer, make_report
 
-from compress.card import base_model, model_card
+from compress.card import model_card
+from compress.card_metadata import base_model
 from compress.errors import CheckpointError
 from compress.recipe import Recipe
 from compress.report import Comparison, Report
