@@ -10,6 +10,21 @@ from dataclasses import dataclass, field
 
 from eval.errors import EvalError
 
+LATER = "not in the scores of earlier versions, which had what is its default"
+
+
+@dataclass(frozen=True)
+class WindowSums:
+    """Sums over the predicted tokens of one window of text."""
+
+    n_tokens: int
+    nll: float
+    """Negative log-likelihood, nats."""
+    kl: float
+    """KL(original || model), nats."""
+    n_agreements: int
+    """Positions where the likeliest token is the original's."""
+
 
 @dataclass(frozen=True)
 class Fidelity:
@@ -27,6 +42,8 @@ class Fidelity:
     top1_agreement: float
     top1_stderr: float | None
     n_tokens: int
+    windows: tuple[WindowSums, ...] = field(default=(), metadata={"later": LATER}, repr=False)
+    """Its parts, in the text's order: with another model's they give paired differences."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,8 @@ class TaskScore:
     version: str
     higher_is_better: bool
     per_item: tuple[float, ...] = field(default=(), repr=False)
+    n_shot: int | None = field(default=None, metadata={"later": LATER})
+    """Examples in the prompt; None for a group of tasks, and where there is no prompt."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +122,15 @@ def paired_difference(after: TaskScore, before: TaskScore) -> tuple[float, float
         EvalError: the two are not the same metric of the same task version on equally many items,
             or the metric is no mean over items.
     """
+    return mean_and_stderr([mine - other for mine, other in paired_items(after, before)])
+
+
+def paired_items(after: TaskScore, before: TaskScore) -> list[tuple[float, float]]:
+    """(after, before) of each item both were scored on.
+
+    Raises:
+        EvalError: as `paired_difference`.
+    """
     for name in ("task", "metric", "version", "n_items"):
         mine, other = getattr(after, name), getattr(before, name)
         if mine != other:
@@ -112,8 +140,7 @@ def paired_difference(after: TaskScore, before: TaskScore) -> tuple[float, float
             f"paired_difference: {after.task} {after.metric} has no score for each item; "
             "compare the two values instead"
         )
-    pairs = zip(after.per_item, before.per_item, strict=True)
-    return mean_and_stderr([mine - other for mine, other in pairs])
+    return list(zip(after.per_item, before.per_item, strict=True))
 
 
 def primary(scores: Sequence[TaskScore]) -> dict[str, TaskScore]:
