@@ -14,6 +14,7 @@ import yaml
 
 from calibration.heads import Head
 from compress.card_loading import loading
+from compress.card_pictures import pictures
 from compress.report import BaseReport, ExportReport, LayerReport, Report
 from compress.summary import counted, evaluated, megabytes, method_text, rows
 
@@ -35,6 +36,7 @@ def model_card(report: Report, export: ExportReport | None = None) -> str:
         *_introduction(report, export),
         *loading(report, export),
         *_scores(report, export),
+        *pictures(report),
         *_layers(report),
         *_calibration(report),
         *_kept(report),

@@ -10,7 +10,7 @@ from compress.pages.theme import Palette
 from compress.report import LayerReport, Report
 from compress.summary import megabytes
 
-_MINUTE = 60
+_SHORT, _MINUTE = 0.1, 60
 
 
 def error_figure(report: Report, palette: Palette) -> Figure:
@@ -88,6 +88,8 @@ def memory_figure(report: Report, palette: Palette) -> Figure:
 
 def duration(seconds: float) -> str:
     """Seconds for people: "3.2 s", "4 min 10 s"."""
+    if 0 < seconds < _SHORT:
+        return f"under {_SHORT} s"
     if seconds < _MINUTE:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), _MINUTE)

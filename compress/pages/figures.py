@@ -69,7 +69,7 @@ def bars(rows: Sequence[Bar], palette: Palette) -> Chart:
         base.mark_bar(color=palette.after, **thick).encode(x=alt.X("value:Q", scale=scale, **axis)),
         *_words(base, palette),
     ]
-    return alt.layer(*drawn).properties(height=alt.Step(BAR_STEP))
+    return alt.layer(*drawn).properties(height=BAR_STEP * len(rows))
 
 
 def _words(base: alt.Chart, palette: Palette) -> list[alt.Chart]:
@@ -114,7 +114,7 @@ def differences(rows: Sequence[Difference], palette: Palette) -> Chart:
         ),
         *_words(base, palette),
     ]
-    return alt.layer(*drawn).properties(height=alt.Step(BAR_STEP))
+    return alt.layer(*drawn).properties(height=BAR_STEP * len(rows))
 
 
 def heat_map(cells: Sequence[Cell], quantity: str, number: str, palette: Palette) -> Chart:
@@ -154,7 +154,7 @@ def heat_map(cells: Sequence[Cell], quantity: str, number: str, palette: Palette
                 alt.Tooltip("value:Q", title=quantity, format=number),
             ],
         )
-        .properties(height=alt.Step(CELL_STEP))
+        .properties(height=CELL_STEP * len(projections))
     )
     return chart
 

@@ -13,7 +13,7 @@ from compress.pages.charts import (
     ranks_figure,
     time_figure,
 )
-from compress.pages.headline import headline
+from compress.pages.headline import headline, lead
 from compress.pages.making import (
     calibration_rows,
     machine_rows,
@@ -42,6 +42,7 @@ def run_page(report: Report) -> str:
         source=source,
         method=method,
         report=report,
+        lead=lead(report),
         stats=headline(report),
         tasks=task_rows(report),
         figures={

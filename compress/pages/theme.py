@@ -65,6 +65,7 @@ def config(palette: Palette) -> dict[str, Any]:
     return {
         "font": palette.font,
         "background": palette.background,
+        "padding": 0,
         "view": {"stroke": None},
         "axis": {
             **text,
