@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.comparing import Figures, Measured, RunComparison
+from compress.pages.headline import source_name
 from compress.pages.pareto import pareto_figures
 from compress.pages.rendering import render
 from compress.pages.theme import PAGE
@@ -28,21 +29,21 @@ class RunRow:
 
 COLUMNS = (
     "size",
-    "bits per weight, layers",
-    "bits per weight, all",
-    "KL, nats a token",
+    "bits, layers",
+    "bits, all",
+    "KL",
     "perplexity",
-    "top-1 agreement",
-    "mean accuracy",
-    "writing, tokens/s",
-    "reading, tokens/s",
+    "agreement",
+    "accuracy",
+    "writing",
+    "reading",
 )
 
 
 def comparison_page(comparison: RunComparison) -> str:
     """Runs beside each other as one HTML file that fetches nothing and prints."""
     n_runs = len(comparison.runs)
-    models = list(dict.fromkeys(run.report.model for run in comparison.runs))
+    models = list(dict.fromkeys(source_name(run.report) for run in comparison.runs))
     return render(
         "comparison.html",
         title=f"{counted(n_runs, 'run')} on {', '.join(models)}",
@@ -103,7 +104,8 @@ def _row(number: str, figures: Figures) -> RunRow:
 
 
 def _measured(value: Measured | None, digits: int) -> str:
-    return NOTHING if value is None else with_error(value.value, value.stderr, digits)
+    # The original's divergence from itself has an error of zero, which says nothing.
+    return NOTHING if value is None else with_error(value.value, value.stderr or None, digits)
 
 
 def _number(value: float | None, digits: int) -> str:

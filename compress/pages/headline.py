@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from compress.card import base_model
 from compress.pages.tasks import perplexity_text
 from compress.report import Report
 from compress.summary import megabytes
@@ -36,6 +38,11 @@ def headline(report: Report) -> list[Stat]:
     if scores.before.footprint is not None and scores.after.footprint is not None:
         stats.extend(_speed(scores.before.footprint, scores.after.footprint))
     return [*stats, *_layer_error(report)]
+
+
+def source_name(report: Report) -> str:
+    """What the original is called: its hub id, or its folder's name."""
+    return base_model(report) or Path(str(report.recipe["model"])).name
 
 
 def lead(report: Report) -> str:
@@ -88,8 +95,8 @@ def _bits(report: Report) -> Stat:
 def _fidelity(before: Fidelity, after: Fidelity) -> Iterator[Stat]:
     was, change = f"{before.perplexity:.2f}", perplexity_text(before, after)
     yield Stat("Perplexity", f"{after.perplexity:.2f}", "", was, change)
-    spread = "" if after.kl_stderr is None else f"± {after.kl_stderr:.4f}"
-    yield Stat("KL divergence", f"{after.kl:.4f}", "nats/token", change=spread)
+    spread = "" if after.kl_stderr is None else f" ± {after.kl_stderr:.4f}"
+    yield Stat("KL divergence", f"{after.kl:.4f}", "nats", change=f"a token{spread}")
     agreement = f"{after.top1_agreement * _HUNDRED:.1f}"
     yield Stat("Top-1 agreement", agreement, "%", change="same likeliest token")
 

@@ -10,14 +10,17 @@ import altair as alt
 import vl_convert
 
 from compress.card_pictures import PICTURES, picture_names
+from compress.comparing import RunComparison
 from compress.pages.charts import bytes_figure, error_figure
 from compress.pages.figures import Figure
+from compress.pages.pareto import pareto_pictures
 from compress.pages.spectra import spectra_figures
 from compress.pages.theme import PICTURE, config
 from compress.report import Report
 
 WIDTH = 640
-_SMALL, _COLUMNS = 190, 3
+_TALL = 400
+_SMALL, _COLUMNS = 150, 4
 _PNG_SCALE = 2
 
 
@@ -27,6 +30,14 @@ def write_pictures(report: Report, folder: Path) -> list[Path]:
     Returns what was written, each SVG before its PNG. Raises OSError if it cannot be written.
     """
     return _write(_run_charts(report), folder / PICTURES)
+
+
+def write_comparison_pictures(comparison: RunComparison, folder: Path) -> list[Path]:
+    """Size against each measure of quality that a run has, as `folder/pareto-NAME.svg` and `.png`.
+
+    Returns what was written, each SVG before its PNG. Raises OSError if it cannot be written.
+    """
+    return _write(pareto_pictures(comparison, PICTURE, (WIDTH, _TALL)), folder)
 
 
 def _run_charts(report: Report) -> dict[str, alt.TopLevelMixin]:

@@ -17,7 +17,7 @@ from compress.report import LayerReport, Report, Spectrum
 MOST_LINES = 40
 HEIGHT = 170
 _LEAST = 1e-4
-_NEARLY_ALL = 0.95
+_NEARLY_ALL = 0.85
 _NONE = "No layer has a low-rank part, so there is no spectrum that was cut."
 _UNKNOWN = "The report has no spectra: it was written by an earlier version."
 

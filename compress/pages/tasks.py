@@ -47,20 +47,20 @@ def tasks_figure(report: Report, palette: Palette) -> Figure:
     shown = [row.difference for row in task_rows(report) if row.difference is not None]
     if not shown:
         return Figure(title, None, "No task has a score between 0 and 1 for each item.")
-    told = "After less before on the same items, with 95 % intervals; left of the line is less."
+    told = "After less before on the same items, with 95% intervals; left of the line is less."
     return Figure(title, differences(shown, palette), told)
 
 
 def perplexity_text(before: Fidelity, after: Fidelity) -> str:
-    """The change of the perplexity in per cent, with its interval where windows are known: "+4.9 % (3.1 to 6.7)"."""
+    """The change of the perplexity in per cent, with its interval where windows are known: "+4.9% (3.1 to 6.7)"."""
     change = signed(100 * (after.perplexity / before.perplexity - 1))
     if not after.windows or not before.windows:
-        return f"{change} %"
+        return f"{change}%"
     ratio = perplexity_ratio(before, after)
     if ratio.interval is None:
-        return f"{change} %"
+        return f"{change}%"
     low, high = (signed(100 * (end - 1)) for end in (ratio.interval.low, ratio.interval.high))
-    return f"{change} % ({low} to {high})"
+    return f"{change}% ({low} to {high})"
 
 
 def signed(value: float) -> str:
