@@ -113,7 +113,10 @@ def compare_runs(runs: Sequence[Run], differences: Differences) -> RunComparison
     found = differences_between({run.label: run.report for run in runs})
     if found and differences is Differences.REFUSE:
         lines = (f"  {one.text}" for one in found)
-        raise ComparisonError("runs that were measured differently:\n" + "\n".join(lines))
+        raise ComparisonError(
+            "runs that were measured differently do not compare (--despite-differences does it all the same):\n"
+            + "\n".join(lines)
+        )
     return RunComparison(
         runs=tuple(runs),
         figures=tuple(map(_figures, runs)),

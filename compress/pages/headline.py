@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from compress.card import base_model
 from compress.pages.tasks import perplexity_text
 from compress.report import Report
 from compress.summary import megabytes
@@ -38,11 +36,6 @@ def headline(report: Report) -> list[Stat]:
     if scores.before.footprint is not None and scores.after.footprint is not None:
         stats.extend(_speed(scores.before.footprint, scores.after.footprint))
     return [*stats, *_layer_error(report)]
-
-
-def source_name(report: Report) -> str:
-    """What the original is called: its hub id, or its folder's name."""
-    return base_model(report) or Path(str(report.recipe["model"])).name
 
 
 def lead(report: Report) -> str:

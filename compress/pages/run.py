@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compress.card_metadata import source_name
 from compress.pages.charts import (
     bits_figure,
     bytes_figure,
@@ -10,7 +11,7 @@ from compress.pages.charts import (
     ranks_figure,
     time_figure,
 )
-from compress.pages.headline import headline, lead, source_name
+from compress.pages.headline import headline, lead
 from compress.pages.making import (
     calibration_rows,
     machine_rows,

@@ -81,7 +81,8 @@ def _row(before: TaskScore, after: TaskScore) -> TaskRow:
         verdict="no score for each item",
         difference=None,
     )
-    return row if not before.per_item or not after.per_item else _compared(row, before, after)
+    known = len(before.per_item) == len(after.per_item) > 0
+    return _compared(row, before, after) if known else row
 
 
 def _compared(row: TaskRow, before: TaskScore, after: TaskScore) -> TaskRow:
