@@ -120,21 +120,20 @@ def differences(rows: Sequence[Difference], palette: Palette) -> Chart:
 def heat_map(cells: Sequence[Cell], quantity: str, number: str, palette: Palette) -> Chart:
     """Blocks from left to right, projections from top to bottom; several layers in one place show their mean."""
     blocks = list(dict.fromkeys(cell.block for cell in cells))
+    # As domains, for orders become expressions, which names that hold anything would break.
     projections = list(dict.fromkeys(cell.projection for cell in cells))
     step = next(size for size in (1, 2, 5, 10, 20, 50, 100, 1000) if len(blocks) <= size * _TICKS)
     x = alt.X(
         "block:O",
-        sort=blocks,
         title="block",
         axis=alt.Axis(values=blocks[::step], labelAngle=0, domain=False, ticks=False),
-        scale=alt.Scale(paddingInner=0.08),
+        scale=alt.Scale(domain=blocks, paddingInner=0.08),
     )
     y = alt.Y(
         "projection:N",
-        sort=projections,
         title=None,
         axis=alt.Axis(domain=False, ticks=False, labelLimit=160, labelColor=palette.ink),
-        scale=alt.Scale(paddingInner=0.08),
+        scale=alt.Scale(domain=projections, paddingInner=0.08),
     )
     legend = alt.Legend(
         orient="top", direction="horizontal", format=number, gradientLength=180, gradientThickness=8

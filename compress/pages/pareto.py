@@ -214,7 +214,7 @@ def _layers(
         dots.mark_rule(strokeWidth=1.5)
         .transform_filter("isValid(datum.low)")
         .encode(y=low, y2="high:Q", color=color),
-        dots.mark_circle(size=230, opacity=1).encode(y=y, color=color),
+        dots.mark_circle(size=260, opacity=1).encode(y=y, color=color),
         *(
             dots.mark_text(fontSize=10, fontWeight="bold", color=ink)
             .transform_filter(alt.FieldEqualPredicate(field="ink", equal=ink))
@@ -230,7 +230,7 @@ def _colors(runs: Sequence[Point], palette: Palette) -> alt.Color:
     colours = [palette.series[k % len(palette.series)] for k in range(len(methods))]
     scale = alt.Scale(domain=methods, range=colours)
     legend = alt.Legend(orient="bottom", title=None, columns=3, labelLimit=150)
-    return alt.Color("method:N", sort=methods, scale=scale, legend=legend)
+    return alt.Color("method:N", scale=scale, legend=legend)
 
 
 def _inks(runs: Sequence[Point], palette: Palette) -> dict[str, str]:
