@@ -15,7 +15,7 @@ import yaml
 from calibration.heads import Head
 from compress.card_loading import loading
 from compress.report import BaseReport, ExportReport, LayerReport, Report
-from compress.summary import counted, evaluated, megabytes, rows
+from compress.summary import counted, evaluated, megabytes, method_text, rows
 
 _DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -52,13 +52,6 @@ def base_model(report: Report) -> str | None:
     # Only what came from the hub has a revision; a relative path may look like a hub id.
     is_on_hub = _HUB_ID.fullmatch(spec) and report.model.startswith(f"{spec} at ")
     return spec if is_on_hub else None
-
-
-def method_text(method: Mapping[str, Any]) -> str:
-    """A method and its base by name: "eora on gptq"."""
-    base = method.get("base")
-    name = str(method["name"])
-    return f"{name} on {method_text(base)}" if isinstance(base, Mapping) else name
 
 
 PIPELINES: Mapping[str, str] = {

@@ -17,11 +17,14 @@ from calibration.errors import InputError
 from compress.commands import evaluating, methods, reporting, running, verifying
 from compress.commands.command import Command
 from compress.environment import toolkit_version
-from compress.errors import CheckpointError, LayerError, RecipeError
+from compress.errors import CheckpointError, ComparisonError, LayerError, RecipeError
 from compress.options import closest
 from eval.errors import EvalError
 
-_EXPECTED = (RecipeError, CheckpointError, LayerError, InputError, EvalError, OSError)
+_EXPECTED = (
+    *(RecipeError, CheckpointError, ComparisonError, LayerError),
+    *(InputError, EvalError, OSError),
+)
 
 
 class Terminated(KeyboardInterrupt):

@@ -11,3 +11,7 @@ class CheckpointError(ValueError):
 
 class LayerError(RuntimeError):
     """A layer that could not be compressed; the message names the layer and what was found in it."""
+
+
+class ComparisonError(ValueError):
+    """Runs that cannot be put beside each other; the message names them, what differs and both values."""

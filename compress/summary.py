@@ -1,7 +1,8 @@
 """The result of a run in a dozen rows, before and after: for the terminal and the model card."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rich.table import Table
 
@@ -77,6 +78,13 @@ def megabytes(n_bytes: int | None) -> str:
     if n_bytes < 1e6:
         return f"{n_bytes / 1e3:.1f} kB"
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
+
+
+def method_text(method: Mapping[str, Any]) -> str:
+    """A method and its base by name: "eora on gptq"."""
+    base = method.get("base")
+    name = str(method["name"])
+    return f"{name} on {method_text(base)}" if isinstance(base, Mapping) else name
 
 
 def counted(n: int, noun: str) -> str:

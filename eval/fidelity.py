@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from eval.errors import EvalError
 from eval.logits import LogitPieces, check_finite, vocabulary
-from eval.scores import Fidelity, no_progress
+from eval.scores import Fidelity, WindowSums, no_progress
 
 Progress = Callable[[str, int, int], None]
 
@@ -114,10 +114,14 @@ def _perplexity(nlls: Sequence[float], counts: Sequence[int]) -> tuple[float, fl
 
 
 def _of_model(windows: Sequence[_WindowSums]) -> Fidelity:
-    counts = [window.n_tokens for window in windows]
-    perplexity, perplexity_stderr = _perplexity([w.model_nll for w in windows], counts)
-    kl, kl_stderr = _ratio([w.kl for w in windows], counts)
-    top1, top1_stderr = _ratio([w.agreements for w in windows], counts)
+    parts = tuple(
+        WindowSums(each.n_tokens, each.model_nll, each.kl, round(each.agreements))
+        for each in windows
+    )
+    counts = [part.n_tokens for part in parts]
+    perplexity, perplexity_stderr = _perplexity([part.nll for part in parts], counts)
+    kl, kl_stderr = _ratio([part.kl for part in parts], counts)
+    top1, top1_stderr = _ratio([part.n_agreements for part in parts], counts)
     return Fidelity(
         perplexity=perplexity,
         perplexity_stderr=perplexity_stderr,
@@ -127,13 +131,17 @@ def _of_model(windows: Sequence[_WindowSums]) -> Fidelity:
         top1_agreement=top1,
         top1_stderr=top1_stderr,
         n_tokens=sum(counts),
+        windows=parts,
     )
 
 
 def _of_reference(windows: Sequence[_WindowSums]) -> Fidelity:
-    counts = [window.n_tokens for window in windows]
-    perplexity, stderr = _perplexity([w.reference_nll for w in windows], counts)
-    return Fidelity(perplexity, stderr, 0.0, 0.0, 1.0, 0.0, sum(counts))
+    parts = tuple(
+        WindowSums(each.n_tokens, each.reference_nll, 0.0, each.n_tokens) for each in windows
+    )
+    counts = [part.n_tokens for part in parts]
+    perplexity, stderr = _perplexity([part.nll for part in parts], counts)
+    return Fidelity(perplexity, stderr, 0.0, 0.0, 1.0, 0.0, sum(counts), parts)
 
 
 def _check(batches: Sequence[Tensor], models: dict[str, PreTrainedModel]) -> None:

@@ -139,6 +139,7 @@ def _scores(results: Mapping[str, Any]) -> Iterator[TaskScore]:
                 version=str(results["versions"].get(name)),
                 higher_is_better=_higher_is_better(results, name, metric),
                 per_item=per_item,
+                n_shot=_n_shot(results, name),
             )
 
 
@@ -162,6 +163,11 @@ def _leaves(results: Mapping[str, Any], name: str) -> list[str]:
         return [name]
     members = results["group_subtasks"].get(name, [])
     return [leaf for member in members for leaf in _leaves(results, member)]
+
+
+def _n_shot(results: Mapping[str, Any], name: str) -> int | None:
+    found = results.get("n-shot", {}).get(name)
+    return int(found) if isinstance(found, int) else None
 
 
 def _is_mean(items: Sequence[float], value: float) -> bool:

@@ -10,6 +10,21 @@ from dataclasses import dataclass, field
 
 from eval.errors import EvalError
 
+LATER = "not in the scores of earlier versions, which had what is its default"
+
+
+@dataclass(frozen=True)
+class WindowSums:
+    """Sums over the predicted tokens of one window of text."""
+
+    n_tokens: int
+    nll: float
+    """Negative log-likelihood, nats."""
+    kl: float
+    """KL(original || model), nats."""
+    n_agreements: int
+    """Positions where the likeliest token is the original's."""
+
 
 @dataclass(frozen=True)
 class Fidelity:
@@ -27,6 +42,8 @@ class Fidelity:
     top1_agreement: float
     top1_stderr: float | None
     n_tokens: int
+    windows: tuple[WindowSums, ...] = field(default=(), metadata={"later": LATER}, repr=False)
+    """Its parts, in the text's order: with another model's they give paired differences."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,8 @@ class TaskScore:
     version: str
     higher_is_better: bool
     per_item: tuple[float, ...] = field(default=(), repr=False)
+    n_shot: int | None = field(default=None, metadata={"later": LATER})
+    """Examples in the prompt; None for a group of tasks, and where there is no prompt."""
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,12 @@ from eval.scores import TaskScore, mean_and_stderr, no_progress
 
 Progress = Callable[[str, int, int], None]
 VERSION = "1"
+ACCURACY = "accuracy"
 NAMES = {
     "cosine": "cosine with the original",
     "kl": "KL divergence of the classes, nats",
     "agreement": "the original's class",
-    "accuracy": "accuracy",
+    "accuracy": ACCURACY,
 }
 
 

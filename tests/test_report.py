@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from compress.card import base_model, method_text, model_card
+from compress.card import base_model, model_card
 from compress.environment import describe_environment
 from compress.errors import CheckpointError
 from compress.recipe import Recipe
@@ -20,6 +20,7 @@ from compress.summary import (
     counted,
     lines,
     megabytes,
+    method_text,
     rows,
     table,
     with_error,
