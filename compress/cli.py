@@ -14,7 +14,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from calibration.errors import InputError
-from compress.commands import evaluating, methods, reporting, running, sweeping, verifying
+from compress.commands import (
+    evaluating,
+    inspecting,
+    methods,
+    reporting,
+    running,
+    sweeping,
+    verifying,
+)
 from compress.commands.command import Command
 from compress.environment import toolkit_version
 from compress.errors import (
@@ -117,6 +125,7 @@ COMMANDS: dict[str, Command] = {
     "run": running.RUN,
     "plan": running.PLAN,
     "sweep": sweeping.SWEEP,
+    "inspect": inspecting.INSPECT,
     "methods": methods.COMMAND,
     "calibrate": running.CALIBRATE,
     "verify": verifying.VERIFY,
