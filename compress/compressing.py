@@ -28,7 +28,8 @@ from compress.linalg import output_energy, shifted_energy
 from compress.on_base import OnBase, base_of, path_of
 from compress.plans import Plan, PlannedLayer
 from compress.repair import Repair
-from compress.report import LayerReport
+from compress.report import LayerReport, Spectrum
+from compress.spectra import cut_of
 from compress.stopwatch import Stopwatch
 
 Progress = Callable[[str, int, int], None]
@@ -186,8 +187,7 @@ def _compress_group(job: Job, block: Block, group: Group) -> list[Finished]:
     seconds = (time.perf_counter() - started) / len(layers)
     found = []
     for layer, weight, form, own in zip(layers, weights, forms, group.own, strict=True):
-        gram = own[Gram].mean_ii()
-        measured = (weight, gram, _lost(weight, _dense(job, layer, form), form, own), seconds)
+        measured = (weight, own, _lost(weight, _dense(job, layer, form), form, own), seconds)
         found.append(_finish(job, block, layer, form, measured))
     return found
 
@@ -216,15 +216,25 @@ def _lost(weight: Tensor, dense: Tensor, form: Form, stats: Statistics) -> float
     return shifted_energy(error, offset, gram, stats[Mean].mean_i())
 
 
+def _cut(
+    job: Job, layer: PlannedLayer, form: Form, weight: Tensor, stats: Statistics
+) -> tuple[int | None, Spectrum | None]:
+    """Rank and spectrum of a form's low-rank part."""
+    if job.base is not None:
+        weight, form = weight.double() - _dense(job, layer, base_of(form)), path_of(form)
+    return cut_of(form, weight, stats)
+
+
 def _finish(
     job: Job,
     block: Block,
     layer: PlannedLayer,
     form: Form,
-    measured: tuple[Tensor, Tensor, float, float],
+    measured: tuple[Tensor, Statistics, float, float],
 ) -> Finished:
-    weight, gram, lost, seconds = measured
-    module = block.layers[layer.name]
+    weight, stats, lost, seconds = measured
+    module, gram = block.layers[layer.name], stats[Gram].mean_ii()
+    rank, spectrum = _cut(job, layer, form, weight, stats)
     energy = output_energy(weight, gram)
     dead = int((gram.diagonal() == 0).sum())
     n_bytes, bias, base_error = form.n_bytes(), bias_of(module), None
@@ -243,6 +253,8 @@ def _finish(
         bits_per_weight=8 * n_bytes / weight.numel(),
         relative_error=_relative(lost, energy),
         base_error=base_error,
+        rank=rank,
+        spectrum=spectrum,
         seconds=seconds,
         note=f"{dead} of {layer.shape[1]} input channels are zero on the calibration text"
         if dead

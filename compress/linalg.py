@@ -126,6 +126,18 @@ def whitened_spectrum(matrix_oi: Tensor, chol_ii: Tensor) -> Tensor:
     return energies.flip(0).clamp_min(0).sqrt()
 
 
+def output_spectrum(matrix_oi: Tensor, gram_ii: Tensor) -> Tensor:
+    """All singular values of M L for any L L^T = G, descending, fp64: min(o, i) of them; G may be singular.
+
+    The roots of the eigenvalues of M G M^T, or of R G R^T with M = Q R where M is tall: Q changes none of them.
+    """
+    matrix = matrix_oi.double()
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix = torch.linalg.qr(matrix, mode="r").R
+    energies: Tensor = torch.linalg.eigvalsh(matrix @ gram_ii.double() @ matrix.T)
+    return energies.flip(0).clamp_min(0).sqrt()
+
+
 def balanced(up_or: Tensor, down_ri: Tensor) -> tuple[Tensor, Tensor]:
     """The same product with ||up[:, k]|| == ||down[k, :]|| for every k, so that neither factor overflows 16 bits."""
     up_norm, down_norm = up_or.norm(dim=0), down_ri.norm(dim=1)

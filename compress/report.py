@@ -22,6 +22,16 @@ LATER = "not in the reports of earlier versions, which had what is its default"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spectrum:
+    """Singular values, thinned out, of what a layer's low-rank part approximates."""
+
+    ranks: tuple[int, ...]
+    """1 = the largest value; the last is the number of values that there are."""
+    shares: tuple[float, ...]
+    """The singular values of these ranks over the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerReport:
     """What became of one weight."""
 
@@ -42,6 +52,10 @@ class LayerReport:
     """A fallback that was taken and why; empty if none was."""
     base_error: float | None = field(default=None, metadata={"later": LATER})
     """The relative error of a base checkpoint's layer without the path; None without such a checkpoint."""
+    rank: int | None = field(default=None, metadata={"later": LATER})
+    """Of its low-rank part; None if it has none (the atoms of a dictionary are no rank)."""
+    spectrum: Spectrum | None = field(default=None, metadata={"later": LATER})
+    """In the outputs on the calibration tokens, of the weight less everything but the low-rank part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +152,8 @@ class Report:
     """None: the model itself was compressed."""
     head: str = field(default=Head.NEXT_TOKEN.value, metadata={"later": LATER})
     """What the model puts out: next token, classes or features."""
+    peak_memory: dict[str, int] = field(default_factory=dict, metadata={"later": LATER})
+    """Most bytes that the process had held in memory by the end of each stage, in order."""
     notes: tuple[str, ...]
     """Anything chosen or found on the way: statistics used again, tensors that were not read."""
 

@@ -34,6 +34,7 @@ def make_report(
         totals=_totals(prepared, outcome, exports),
         scores=scores,
         timings={stage: round(seconds, 3) for stage, seconds in watch.seconds.items()},
+        peak_memory=dict(watch.peak_bytes),
         base=_base_report(prepared),
         head=str(head_of(prepared.config) or Head.NEXT_TOKEN),
         notes=_notes(prepared, outcome),

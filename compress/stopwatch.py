@@ -1,18 +1,22 @@
-"""Where the time goes: seconds by stage, for the report."""
+"""Where time and memory go: by stage, for the report."""
 
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from eval.peak_memory import high_water_mark
+
 T = TypeVar("T")
 
 
 class Stopwatch:
-    """Adds up seconds by stage name."""
+    """Adds up seconds by stage name, and marks how high memory has risen by then."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.peak_bytes: dict[str, int] = {}
+        """Most that the process had held, ever, by the last end of each stage."""
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -22,6 +26,7 @@ class Stopwatch:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+            self.peak_bytes[stage] = high_water_mark()
 
     def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
         """The same items; what it takes to make each of them is timed, not what the caller does in between."""

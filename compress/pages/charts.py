@@ -1,0 +1,111 @@
+"""The charts of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from compress.pages.figures import Bar, Cell, Figure, bars, heat_map
+from compress.pages.places import bytes_by_part, places_of
+from compress.pages.theme import Palette
+from compress.report import LayerReport, Report
+from compress.summary import megabytes
+
+_MINUTE = 60
+
+
+def error_figure(report: Report, palette: Palette) -> Figure:
+    """The relative output error of every layer."""
+    title = "Error of each layer"
+    cells = _cells(report, lambda layer: layer.relative_error)
+    if not cells:
+        return Figure(title, None, "No layer's error was measured.")
+    worst = max(cells, key=lambda cell: cell.value)
+    told = (
+        "‖(W − W′)X‖ over ‖WX‖ on the calibration tokens: how much of a layer's output compression changes. "
+        f"The largest is {worst.value:.3f}, in {worst.layer}."
+    )
+    return Figure(title, heat_map(cells, "relative error", ".3f", palette), told)
+
+
+def bits_figure(report: Report, palette: Palette) -> Figure:
+    """The bits per weight of every layer, where they are not all the same."""
+    title = "Bits per weight of each layer"
+    values = {round(layer.bits_per_weight, 2) for layer in report.layers}
+    if len(values) <= 1:
+        same = f"Every layer takes {values.pop():.2f} bits per weight." if values else "No layers."
+        return Figure(title, None, same)
+    told = f"All that a layer stores, scales and factors included: {min(values):.2f} to {max(values):.2f} bits."
+    cells = _cells(report, lambda layer: layer.bits_per_weight)
+    return Figure(title, heat_map(cells, "bits per weight", ".2f", palette), told)
+
+
+def ranks_figure(report: Report, palette: Palette) -> Figure:
+    """The rank of every low-rank part, where they are not all the same."""
+    title = "Rank of each layer"
+    ranks = {layer.rank for layer in report.layers if layer.rank is not None}
+    if not ranks:
+        return Figure(title, None, "No layer has a low-rank part.")
+    if len(ranks) == 1:
+        return Figure(title, None, f"Every low-rank part has rank {ranks.pop()}.")
+    told = f"Ranks from {min(ranks)} to {max(ranks)}; layers without a low-rank part are left out."
+    cells = _cells(report, lambda layer: layer.rank)
+    return Figure(title, heat_map(cells, "rank", "d", palette), told)
+
+
+def bytes_figure(report: Report, palette: Palette) -> Figure:
+    """Bytes by part, after and before."""
+    parts = bytes_by_part(report)
+    rows = [
+        Bar(part, _bytes_text(before, after), after / 1e6, before / 1e6)
+        for part, before, after in parts
+    ]
+    told = (
+        "The model's tensors by part: the pale bar is what a part took, the full bar what it takes."
+    )
+    return Figure("Where the bytes are", bars(rows, palette), told)
+
+
+def time_figure(report: Report, palette: Palette) -> Figure:
+    """Seconds by stage."""
+    if not report.timings:
+        return Figure("Time by stage", None, "No stage was timed.")
+    rows = [Bar(stage, duration(took), took) for stage, took in report.timings.items()]
+    told = f"{duration(sum(report.timings.values()))} together."
+    return Figure("Time by stage", bars(rows, palette), told)
+
+
+def memory_figure(report: Report, palette: Palette) -> Figure:
+    """The high-water mark of memory by the end of each stage."""
+    title = "Memory by stage"
+    if not report.peak_memory:
+        return Figure(
+            title, None, "The report has no memory figures: it was written by an earlier version."
+        )
+    rows = [Bar(stage, megabytes(held), held / 1e6) for stage, held in report.peak_memory.items()]
+    told = "The most that the process had held by the last end of each stage, so it never falls."
+    return Figure(title, bars(rows, palette), told)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: "3.2 s", "4 min 10 s"."""
+    if seconds < _MINUTE:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), _MINUTE)
+    hours, minutes = divmod(minutes, _MINUTE)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _cells(report: Report, value: Callable[[LayerReport], float | None]) -> list[Cell]:
+    places = places_of([layer.name for layer in report.layers])
+    found = [(layer, value(layer)) for layer in report.layers]
+    return [
+        Cell(layer.name, places[layer.name].block, places[layer.name].projection, one)
+        for layer, one in found
+        if one is not None
+    ]
+
+
+def _bytes_text(before: int, after: int) -> str:
+    if before == after:
+        return f"{megabytes(after)}, as it was"
+    return f"{megabytes(after)}, was {megabytes(before)}"

@@ -1,0 +1,67 @@
+"""The page of one run: report.html."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compress.card import base_model
+from compress.pages.charts import (
+    bits_figure,
+    bytes_figure,
+    error_figure,
+    memory_figure,
+    ranks_figure,
+    time_figure,
+)
+from compress.pages.headline import headline
+from compress.pages.making import (
+    calibration_rows,
+    machine_rows,
+    recipe_text,
+    remarks,
+    source_rows,
+)
+from compress.pages.rendering import render
+from compress.pages.spectra import spectra_figures
+from compress.pages.tasks import task_rows, tasks_figure
+from compress.pages.theme import PAGE
+from compress.report import Report
+from compress.summary import megabytes, method_text
+
+MOST_LAYERS = 500
+
+
+def run_page(report: Report) -> str:
+    """The report as one HTML file that fetches nothing and prints; everything in it comes from the report."""
+    source = base_model(report) or Path(str(report.recipe["model"])).name
+    method = method_text(report.recipe["method"])
+    spectra_told, spectra = spectra_figures(report, PAGE)
+    return render(
+        "run.html",
+        title=f"{source}, {method}",
+        source=source,
+        method=method,
+        report=report,
+        stats=headline(report),
+        tasks=task_rows(report),
+        figures={
+            "tasks": tasks_figure(report, PAGE),
+            "errors": error_figure(report, PAGE),
+            "bits": bits_figure(report, PAGE),
+            "ranks": ranks_figure(report, PAGE),
+            "bytes": bytes_figure(report, PAGE),
+            "time": time_figure(report, PAGE),
+            "memory": memory_figure(report, PAGE),
+        },
+        spectra=spectra,
+        spectra_told=spectra_told,
+        remarks=remarks(report),
+        recipe=recipe_text(report),
+        tables={
+            "What was compressed": source_rows(report),
+            "Calibration text": calibration_rows(report),
+            "Versions and machine": machine_rows(report),
+        },
+        layers=report.layers[:MOST_LAYERS],
+        megabytes=megabytes,
+    )
