@@ -15,7 +15,7 @@ from compress.weight_spectra import EffectiveRanks
 
 Cells = tuple[str, ...]
 LAYER_HEAD = ("layer", "n", "out x in", "stored as", "bytes", "share", "rank <")
-OTHER_HEAD = ("not compressed", "n", "shape", "stored as", "bytes", "share")
+OTHER_HEAD = ("tensor", "n", "shape", "stored as", "bytes", "share")
 SPECTRA_HEAD = ("spectrum", "full", "numerical", "stable", "90 %", "99 %")
 METHODS_HEAD = ("setting", "layers", "bits", "whole", "kept")
 

@@ -41,9 +41,11 @@ def _inspect(given: list[str]) -> None:
     n = 6 if found.ordinary is None else 7  # a rank that saves bytes is of ordinary weights
     show_cells(tables.headline(found), tables.LAYER_HEAD[:n], [row[:n] for row in cells])
     for reason, rows in tables.other_cells(found):
-        show_cells(reason, tables.OTHER_HEAD, rows)
+        print()
+        show_cells(f"not compressed: {reason}", tables.OTHER_HEAD, rows)
     if spectra:
         each = tables.each_spectrum if known.layers else tables.spectra_cells
+        print()
         title = "effective ranks" + ("" if known.layers else ", medians over the layers")
         show_cells(title, tables.SPECTRA_HEAD, each(spectra))
     if found.ordinary is not None:
@@ -59,6 +61,7 @@ def _show_methods(found: Inspection) -> None:
     possible = possibilities(found.ordinary)
     n_weights = sum(math.prod(layer.shape) for layer in found.layers)
     rows = tables.method_cells(possible, found.n_bytes, n_weights)
+    print()
     show_cells("what methods would make of it", tables.METHODS_HEAD, rows)
     for line in tables.refused_lines(possible):
         print(f"refused: {line}")
