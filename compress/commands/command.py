@@ -60,7 +60,8 @@ def show_cells(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -
             )
             print("  ".join([first, *others]).rstrip())
         return
-    drawn = Table(title=title, title_justify="left", padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
+    console.print(title, markup=False, highlight=False)
+    drawn = Table(padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
     for k, label in enumerate(head):
         drawn.add_column(label, justify="right" if k else "left", overflow="fold")
     for row in rows:
