@@ -14,15 +14,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from calibration.errors import InputError
-from compress.commands import evaluating, methods, reporting, running, verifying
+from compress.commands import (
+    evaluating,
+    inspecting,
+    methods,
+    reporting,
+    running,
+    sweeping,
+    verifying,
+)
 from compress.commands.command import Command
 from compress.environment import toolkit_version
-from compress.errors import CheckpointError, ComparisonError, LayerError, RecipeError
+from compress.errors import (
+    CheckpointError,
+    ComparisonError,
+    LayerError,
+    RecipeError,
+    SweepError,
+)
 from compress.options import closest
 from eval.errors import EvalError
 
 _EXPECTED = (
-    *(RecipeError, CheckpointError, ComparisonError, LayerError),
+    *(RecipeError, CheckpointError, ComparisonError, LayerError, SweepError),
     *(InputError, EvalError, OSError),
 )
 
@@ -110,6 +124,8 @@ def _overview() -> str:
 COMMANDS: dict[str, Command] = {
     "run": running.RUN,
     "plan": running.PLAN,
+    "sweep": sweeping.SWEEP,
+    "inspect": inspecting.INSPECT,
     "methods": methods.COMMAND,
     "calibrate": running.CALIBRATE,
     "verify": verifying.VERIFY,

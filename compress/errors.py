@@ -15,3 +15,7 @@ class LayerError(RuntimeError):
 
 class ComparisonError(ValueError):
     """Runs that cannot be put beside each other; the message names them, what differs and both values."""
+
+
+class SweepError(RuntimeError):
+    """Points of a sweep that failed, while others may be done; the message names each with its error."""

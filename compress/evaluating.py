@@ -46,6 +46,14 @@ class Original:
     head: Head
 
 
+@dataclass(frozen=True)
+class OriginalScores:
+    """What an original takes and reaches, whatever is compared with it."""
+
+    footprint: Footprint
+    tasks: tuple[TaskScore, ...]
+
+
 def original_of(prepared: Prepared) -> Original:
     """The source of a run."""
     return Original(
@@ -86,19 +94,36 @@ def asks_for_evaluation(recipe: Recipe) -> bool:
     return bool(recipe.eval_windows or recipe.tasks)
 
 
+def score_original(original: Original, recipe: Recipe, progress: Progress) -> OriginalScores:
+    """Its footprint, and the tasks that the recipe asks for. Raises as `compare_with`."""
+    model = load_original(original.folder, original.dtype, original.device)
+    n_parameters = n_elements(original.folder)
+    footprint = _footprint(original, original.folder, model, n_parameters, progress)
+    if original.head is not Head.NEXT_TOKEN:
+        return OriginalScores(footprint, ())
+    return OriginalScores(footprint, _tasks(model, original, recipe, progress))
+
+
 def compare_with(
-    original: Original, export: Path, recipe: Recipe, progress: Progress
+    original: Original,
+    export: Path,
+    recipe: Recipe,
+    progress: Progress,
+    known: OriginalScores | None = None,
 ) -> Comparison:
     """Footprints of both, and the fidelity and tasks that the recipe asks for.
 
     Quality is measured on the export with its codes expanded once, which changes no output; speed and memory are
-    measured on the export as it loads, with its codes packed. Raises EvalError, InputError or CheckpointError.
+    measured on the export as it loads, with its codes packed. `known`: what `score_original` found with an equal
+    recipe, which is then not measured again. Raises EvalError, InputError or CheckpointError.
     """
     before = load_original(original.folder, original.dtype, original.device)
     after = load_export(export, original.dtype, original.device)
     n_parameters = n_elements(original.folder)
     footprints = (
-        _footprint(original, original.folder, before, n_parameters, progress),
+        _footprint(original, original.folder, before, n_parameters, progress)
+        if known is None
+        else known.footprint,
         _footprint(original, export, after, n_parameters, progress),
     )
     unpack(after)
@@ -109,10 +134,10 @@ def compare_with(
             after=Scores(None, scores[1], footprints[1]),
         )
     fidelity = _fidelity(original.windows, before, after, progress)
-    tasks = [_tasks(model, original, recipe, progress) for model in (before, after)]
+    tasks = _tasks(before, original, recipe, progress) if known is None else known.tasks
     return Comparison(
-        before=Scores(fidelity[0], tasks[0], footprints[0]),
-        after=Scores(fidelity[1], tasks[1], footprints[1]),
+        before=Scores(fidelity[0], tasks, footprints[0]),
+        after=Scores(fidelity[1], _tasks(after, original, recipe, progress), footprints[1]),
         samples=sample(before, after, original.tokenizer, progress=progress),
     )
 

@@ -100,7 +100,7 @@ class Flags:
         """Choices that the flags make and `options` do not show; of two equal flags the last."""
         named: dict[tuple[str, ...], tuple[Option, str]] = {}
         for flag, value in _pairs(arguments):
-            matches = _matches(flag, options)
+            matches = matching(flag, options)
             if len(matches) == 1 and matches[0].choices:
                 named[matches[0].path] = (matches[0], value)
         for path, (option, name) in named.items():
@@ -161,7 +161,7 @@ def spelled_out(
         if not flag.startswith("--") or flag == "--" or flag in own:
             yield argument
             continue
-        matches = _matches(flag, options)
+        matches = matching(flag, options)
         if not matches:
             names = {_shortest(option, options) for option in options} | own
             raise RecipeError(f"{flag}: no such option{closest(flag, names)}; --help lists them")
@@ -179,7 +179,7 @@ def _joined(value: str | list[str]) -> str | tuple[str, ...]:
     return tuple(part for text in value for part in split_list(text))
 
 
-def _matches(flag: str, options: Sequence[Option]) -> list[Option]:
+def matching(flag: str, options: Sequence[Option]) -> list[Option]:
     """The option with exactly this path, or else all whose path ends in it.
 
     Of options inside one another, as when the base has a base, --base means the outer one.
@@ -197,7 +197,7 @@ def _matches(flag: str, options: Sequence[Option]) -> list[Option]:
 
 def _shortest(option: Option, options: Sequence[Option]) -> str:
     endings = (_flag(option.path[start:]) for start in reversed(range(len(option.path))))
-    return next(ending for ending in endings if _matches(ending, options) == [option])
+    return next(ending for ending in endings if matching(ending, options) == [option])
 
 
 def _flag(path: tuple[str, ...]) -> str:

@@ -28,11 +28,13 @@ from compress.exporting import export
 from compress.exports.gptq import ADAPTER
 from compress.exports.load import stored_in
 from compress.gradients import with_gradients
+from compress.original_scores import Originals
 from compress.originals import original_blocks
 from compress.pages import run_page, write_pictures
 from compress.planning import seconds_of_forward
 from compress.plans import Forecast
 from compress.preparing import (
+    Prepared,
     prepare,
     refuse_existing_output,
     refuse_small_disks,
@@ -64,8 +66,12 @@ def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Forecast:
     return Forecast(prepared.plan, seconds)
 
 
-def run(recipe: Recipe, *, progress: Progress = no_progress) -> Report:
+def run(
+    recipe: Recipe, *, progress: Progress = no_progress, originals: Originals | None = None
+) -> Report:
     """Do the whole job; the folder `recipe.folder` then holds the checkpoint, its card and the report returned.
+
+    `originals`: where runs on one model find and leave what the evaluation of the original alone has found.
 
     Raises RecipeError, CheckpointError, InputError or EvalError before work for what can be known by then, and
     LayerError, CheckpointError, InputError or OSError during it. Nothing half-written is left behind.
@@ -88,15 +94,28 @@ def run(recipe: Recipe, *, progress: Progress = no_progress) -> Report:
         # Should the evaluation fail, `compress eval` finds there what to do.
         (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         first = next(iter(folders.values()))
-        scores = None
+        scores: Comparison | None = None
+        notes: tuple[str, ...] = ()
         if asks_for_evaluation(recipe):
             with watch("evaluate"):
-                scores = compare_with(original_of(prepared), first, recipe, progress)
+                scores, notes = _scores(prepared, first, originals, progress)
         report = make_report(prepared, outcome, exports, scores, watch)
+        report = replace(report, notes=(*report.notes, *notes))
         progress("describe", 0, 1)
         _describe(report, folder)
         progress("describe", 1, 1)
     return report
+
+
+def _scores(
+    prepared: Prepared, export: Path, originals: Originals | None, progress: Progress
+) -> tuple[Comparison, tuple[str, ...]]:
+    """The original and the export side by side, and what is to be said of that."""
+    original, recipe = original_of(prepared), prepared.recipe
+    if originals is None:
+        return compare_with(original, export, recipe, progress), ()
+    found = originals.of(original, prepared.reader.fingerprint, recipe, progress)
+    return compare_with(original, export, recipe, progress, found.scores), found.notes
 
 
 def calibrate(recipe: Recipe, *, progress: Progress = no_progress) -> Path:

@@ -6,12 +6,12 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from calibration.gradients import CHEAP, of_gradients
 from calibration.skeleton import PartLoader, decoder_blocks
@@ -31,40 +31,68 @@ SPARE_DISK = 64 << 20
 
 
 def make_plan(
-    model: PreTrainedModel,
     loader: PartLoader,
     reader: Reader,
     method: Compressor,
     patterns: tuple[tuple[str, ...], tuple[str, ...]],
     surveys: Mapping[str, Survey] = MappingProxyType({}),
 ) -> Plan:
-    """Plan for a skeleton and its checkpoint; `patterns` are those to include and to exclude.
+    """Plan for the skeleton of a loader and its checkpoint; `patterns` are those to include and to exclude.
 
     `surveys` is what the method asked for and was found.
 
     Raises RecipeError for patterns that match nothing, for layers that would not get smaller, and whatever the method
     refuses; CheckpointError for a tensor whose shape contradicts the configuration.
     """
-    refuse_other_shapes(loader, reader)
-    prefix, blocks = decoder_blocks(model)
-    linears = block_linears(prefix, blocks)
-    keys = {name: found[0] for name, found in loader.keys_of().items() if len(found) == 1}
-    reasons = select(linears, *patterns)
-    chosen = {name: linears[name] for name, reason in reasons.items() if reason is None}
-    shapes = {
-        name: _shape(layer, reader, keys[f"{name}.weight"], surveys.get(name))
-        for name, layer in chosen.items()
-    }
+    found = chosen_linears(loader, reader, patterns, surveys)
+    shapes = found.shapes
     rest = reader.total_bytes - sum(shape.n_bytes for shape in shapes.values())
     layers = tuple(
-        _planned(name, keys[f"{name}.weight"], shapes[name], compressor)
+        _planned(name, found.tensors[name], shapes[name], compressor)
         for name, compressor in method.plan(shapes, rest).items()
     )
     refuse_no_gain(layers, {name: method.shared_by(name, shapes[name]) for name in shapes})
-    left = dict.fromkeys(set(chosen) - {layer.name for layer in layers}, "left dense by the plan")
-    kept = _kept(reader, loader, prefix, {layer.tensor for layer in layers}, {**reasons, **left})
+    left = dict.fromkeys(set(shapes) - {layer.name for layer in layers}, "left dense by the plan")
+    replaced = {layer.tensor for layer in layers}
+    reasons = {**found.reasons, **left}
+    kept = kept_tensors(reader, loader, found.prefix, replaced, reasons)
     statistics = _statistics_bytes(method, [layer.shape for layer in shapes.values()])
-    return Plan(layers, tuple(chosen), kept, len(blocks), *statistics, main_dtype(reader))
+    return Plan(layers, tuple(shapes), kept, found.n_blocks, *statistics, main_dtype(reader))
+
+
+@dataclass(frozen=True)
+class Linears:
+    """The linear layers of a model's decoder blocks, and which of them are chosen."""
+
+    prefix: str
+    """Of the blocks' names."""
+    n_blocks: int
+    reasons: Mapping[str, str | None]
+    """Why a layer is not chosen, by name; None for those that are."""
+    shapes: dict[str, LayerShape]
+    """The chosen, by name."""
+    tensors: dict[str, str]
+    """The names of their weights in the checkpoint."""
+
+
+def chosen_linears(
+    loader: PartLoader,
+    reader: Reader,
+    patterns: tuple[tuple[str, ...], tuple[str, ...]] = ((), ()),
+    surveys: Mapping[str, Survey] = MappingProxyType({}),
+) -> Linears:
+    """The layers that a method can be asked to compress; raises as `make_plan` does for patterns and shapes."""
+    refuse_other_shapes(loader, reader)
+    prefix, blocks = decoder_blocks(loader.model)
+    linears = block_linears(prefix, blocks)
+    keys = {name: found[0] for name, found in loader.keys_of().items() if len(found) == 1}
+    reasons = select(linears, *patterns)
+    tensors = {name: keys[f"{name}.weight"] for name, why in reasons.items() if why is None}
+    shapes = {
+        name: _shape(linears[name], reader, tensor, surveys.get(name))
+        for name, tensor in tensors.items()
+    }
+    return Linears(prefix, len(blocks), reasons, shapes, tensors)
 
 
 def block_linears(prefix: str, blocks: nn.ModuleList) -> dict[str, nn.Module]:
@@ -155,13 +183,14 @@ def _shape(layer: nn.Module, reader: Reader, tensor: str, survey: Survey | None)
     return LayerShape((int(shape[0]), int(shape[1])), n_bytes, dtype, survey)
 
 
-def _kept(
+def kept_tensors(
     reader: Reader,
     loader: PartLoader,
     prefix: str,
     replaced: set[str],
     reasons: Mapping[str, str | None],
 ) -> tuple[KeptTensor, ...]:
+    """The tensors that are copied, each with the reason."""
     kept = []
     for key in reader:
         if key in replaced:

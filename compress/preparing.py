@@ -174,11 +174,11 @@ def _plan(recipe: Recipe, loader: PartLoader, reader: Reader, on_base: OnBase | 
     """Raises RecipeError or CheckpointError."""
     method, patterns = recipe.method, (recipe.include, recipe.exclude)
     if on_base is None:
-        plan = make_plan(loader.model, loader, reader, method, patterns)
+        plan = make_plan(loader, reader, method, patterns)
         refuse_unfit_exports(recipe, plan)
         return plan
     assert isinstance(method, Repair)  # as the recipe has made sure
-    plan = make_plan(loader.model, loader, reader, on_base.method(method), patterns)
+    plan = make_plan(loader, reader, on_base.method(method), patterns)
     if not plan.layers:
         raise RecipeError(
             f"base_checkpoint: {recipe.base_checkpoint} holds the original's own weights in the layers that are "
@@ -191,7 +191,6 @@ def replanned(prepared: Prepared, found: Mapping[str, Survey]) -> Prepared:
     """The job with the plan that its method makes of what a survey found. Raises RecipeError."""
     recipe = prepared.recipe
     plan = make_plan(
-        prepared.model,
         prepared.loader,
         prepared.reader,
         recipe.method,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from transformers.utils import logging
 
 from compress.errors import CheckpointError
@@ -42,6 +45,28 @@ def show(result: list[Row], title: str) -> None:
         console.print(table(result, title))
     else:
         print("\n".join([title, *lines(result)]))
+
+
+def show_cells(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose first column is text and the others figures: drawn for a terminal, aligned text for a log."""
+    console = Console()
+    if not console.is_terminal:
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        print(title)
+        for row in (head, *rows):
+            first, *others = (
+                f"{cell:<{width}}" if k == 0 else f"{cell:>{width}}"
+                for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            print("  ".join([first, *others]).rstrip())
+        return
+    console.print(title, markup=False, highlight=False)
+    drawn = Table(padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
+    for k, label in enumerate(head):
+        drawn.add_column(label, justify="right" if k else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*map(escape, row))
+    console.print(drawn)
 
 
 def recipe_of(folder: Path) -> Mapping[str, Any]:
