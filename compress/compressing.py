@@ -27,7 +27,7 @@ from compress.layers import bias_of, is_transposed, refuse_not_finite, weight_oi
 from compress.linalg import output_energy, shifted_energy
 from compress.on_base import OnBase, base_of, path_of
 from compress.plans import Plan, PlannedLayer
-from compress.repair import Repair
+from compress.repair import Repair, has_path
 from compress.report import LayerReport
 from compress.stopwatch import Stopwatch
 
@@ -196,11 +196,12 @@ def _solved(
     job: Job, layers: Sequence[PlannedLayer], weights: Sequence[Tensor], stats: Statistics
 ) -> list[Form]:
     """Forms of layers that are compressed, or repaired, together. Raises LayerError."""
-    method = layers[0].compressor
+    method, names = layers[0].compressor, [layer.name for layer in layers]
     if job.base is None:
         return method.compress(weights, stats)
-    assert isinstance(method, Repair)
-    return job.base.repaired([layer.name for layer in layers], weights, method, stats)
+    if not isinstance(method, Repair):  # the plan gives these no path
+        return job.base.bare(names, job.device)
+    return job.base.repaired(names, weights, method, stats)
 
 
 def _dense(job: Job, layer: PlannedLayer, form: Form) -> Tensor:
@@ -230,7 +231,8 @@ def _finish(
     n_bytes, bias, base_error = form.n_bytes(), bias_of(module), None
     if job.base is not None:
         bare = output_energy(weight.double() - _dense(job, layer, base_of(form)), gram)
-        n_bytes = job.base.stored_bytes(layer.name) + path_of(form).n_bytes()
+        path = path_of(form)
+        n_bytes = job.base.stored_bytes(layer.name) + (path.n_bytes() if path else 0)
         bias, base_error = job.base.bias(layer.name), _relative(bare, energy)
         bias = None if bias is None else bias.to(job.device, job.dtype)
     report = LayerReport(
@@ -244,13 +246,23 @@ def _finish(
         relative_error=_relative(lost, energy),
         base_error=base_error,
         seconds=seconds,
-        note=f"{dead} of {layer.shape[1]} input channels are zero on the calibration text"
-        if dead
-        else "",
+        note=_remarks(layer, form, dead),
     )
     stand_in = form.unpacked(job.dtype).to(job.device)
     block.replace(layer.name, CompressedLinear(stand_in, bias))
     return Finished(layer, form, bias, is_transposed(module), report, (lost, energy))
+
+
+def _remarks(layer: PlannedLayer, form: Form, dead: int) -> str:
+    """What is to be known of a finished layer, of whose input channels so many are dead."""
+    remarks = [layer.note] if layer.note else []
+    if isinstance(layer.compressor, Repair) and not has_path(form):
+        remarks.append("no path: it did not lower the error on the sequences kept aside")
+    if dead:
+        remarks.append(
+            f"{dead} of {layer.shape[1]} input channels are zero on the calibration text"
+        )
+    return "; ".join(remarks)
 
 
 def _relative(lost: float, energy: float) -> float:

@@ -178,18 +178,24 @@ def test_a_rank_that_saves_nothing_is_refused():
         refuse_no_gain([planned], {planned.name: planned.name})
 
 
+def spread(budget, **options):
+    return EoRA(adapter_budget=budget, adapter_allocation="uniform", **options)
+
+
 def test_a_budget_buys_the_largest_rank_that_it_pays_for():
     a_rank = (64 + 128 + 16 + 128) * 2
-    plan = EoRA(budget=f"{a_rank * 13}").plan(LAYERS)
+    plan = spread(f"{a_rank * 13}").plan(LAYERS)
     assert {compressor.rank for compressor in plan.values()} == {8}
     with pytest.raises(RecipeError, match="do not pay for rank 8"):
-        EoRA(budget="1kB").plan(LAYERS)
-    with pytest.raises(RecipeError, match=rf"at most rank 16; give {16 * a_rank} bytes or less"):
-        EoRA(budget="20MB").plan(LAYERS)
-    full = EoRA(budget=f"{16 * a_rank}").plan(LAYERS)
+        spread("1kB").plan(LAYERS)
+    with pytest.raises(
+        RecipeError, match=rf"more than rank 16, .*; give {16 * a_rank} bytes or less"
+    ):
+        spread("20MB").plan(LAYERS)
+    full = spread(f"{16 * a_rank}").plan(LAYERS)
     assert {compressor.rank for compressor in full.values()} == {16}
     with pytest.raises(RecipeError, match="'much' is not an amount of bytes"):
-        EoRA(budget="much").plan(LAYERS)
+        spread("much")
 
 
 @pytest.mark.parametrize("damping", [-0.1, float("nan"), 1000.0])

@@ -14,7 +14,6 @@ are rounded to 16 bits, and after rounding A, B is refitted in closed form.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -22,10 +21,10 @@ from torch import Tensor
 
 from calibration.stats import Statistics
 from compress.compressor import Compressor, refuse_damping
-from compress.factors import Metric, best_low_rank
-from compress.forms import LowRank
+from compress.factors import Metric
 from compress.linalg import add_ridge_
 from compress.methods.gptq import GPTQ
+from compress.quantiser import Quantiser
 from compress.repair import Repair
 
 
@@ -46,7 +45,13 @@ class EoRA(Repair, name="eora"):
         super().__post_init__()
         refuse_damping(self.damping)
 
-    def repair(self, residuals: Sequence[Tensor], stats: Statistics) -> list[LowRank]:
-        """One Cholesky factor for all of them, one eigenproblem each."""
-        metric = Metric.of(add_ridge_(self.moments(stats), self.damping))
-        return [best_low_rank(one, metric, self.rank, self.storage) for one in residuals]
+    def measure(self, residual: Tensor, stats: Statistics) -> Metric:  # noqa: ARG002  (the metric is the inputs')
+        """One Cholesky factor for all layers with one input, whatever their ranks."""
+        return stats.once(
+            ("metric of a repair", self.shifts_outputs, self.guard, self.damping),
+            lambda: Metric.of(add_ridge_(self.moments(stats), self.damping)),
+        )
+
+    def rounding(self, bits: int) -> Quantiser:
+        """GPTQ: A by the Gram of the inputs, B by that of A x."""
+        return GPTQ(bits=bits, damping=self.damping).for_factors()
