@@ -376,14 +376,14 @@ def test_ranks_for_vllm_are_rounded_up(workspace):
 
 def test_a_layer_that_fails_stays_as_the_base_has_it(workspace, monkeypatch):
     base(workspace)
-    repair = EoRA.repair
+    paths = EoRA.paths
 
     def fail(self, residuals, stats):
         if residuals[0].shape == (32, 64):
             raise LayerError("no")
-        return repair(self, residuals, stats)
+        return paths(self, residuals, stats)
 
-    monkeypatch.setattr(EoRA, "repair", fail)
+    monkeypatch.setattr(EoRA, "paths", fail)
     report = compress.run(on_base(workspace, on_failure="keep", export=("adapter", "native")))
     left = [layer for layer in report.layers if layer.form == "left as the base has it"]
     assert {layer.name.rpartition(".")[2] for layer in left} == {"down_proj"}
