@@ -47,6 +47,8 @@ class PathPlanner:
             return self._alike(self._plain_rank(), self.method.widths[0])
         budget = self._budget()
         found = self._uniform(budget)
+        if self.method.adapter_budget is None:
+            found.append(self._alike(self._plain_rank(), self.method.widths[0]))
         if self.method.allocates_by_spectrum:
             # Where bytes are counted in coarse units a uniform plan may be a hair better.
             found.append(self._by_spectrum(budget))

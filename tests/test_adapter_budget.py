@@ -139,6 +139,12 @@ def test_auto_without_a_budget_takes_the_bytes_of_the_rank_in_16_bits():
     assert rank_and_bits(auto["layer0"])[1] < 16
 
 
+def test_auto_keeps_a_rank_that_no_width_has_more_of():
+    layers = surveyed(rounding=ROUNDING)
+    plan = EoRA(base=ROUGH, rank=3, adapter_bits="auto").plan(layers)
+    assert {rank_and_bits(method) for method in plan.values()} == {(3, 16)}
+
+
 def test_ranks_for_vllm_are_those_that_it_serves():
     plan = planned(surveyed(), 30_000, ranks_for="vllm")
     assert {rank_and_bits(method)[0] for method in plan.values()} <= {0, *VLLM_RANKS}
@@ -196,6 +202,17 @@ def test_other_importances_make_plans_too(workspace, importance):
     plan = compress.plan(on_base(workspace, method=method)).plan
     assert 0 < plan.written_bytes("adapter") <= 9_000
     assert len(plan.layers) == 21
+
+
+@pytest.mark.parametrize("budget", [None, "9kB"])
+def test_a_fisher_on_the_output_side_runs_on_a_base(workspace, budget):
+    base(workspace)
+    job = on_base(workspace, method=EoRA(rank=4, adapter_budget=budget, output_side="fisher"))
+    report = compress.run(job)
+    plain = compress.run(replace(job, out=workspace / "plain", method=EoRA(rank=4)))
+    assert len(report.layers) == 21
+    assert report.layers[0].relative_error != plain.layers[0].relative_error
+    assert all(export.relative_difference < 1e-4 for export in report.exports)
 
 
 def test_a_predicted_error_is_the_one_reached_on_the_same_inputs(workspace):
