@@ -150,15 +150,15 @@ class PathOptions(Compressor, ABC):
 
     def _refuse_clashes(self) -> None:
         """Raises RecipeError for options of the base that do not go with these."""
-        if self.surveys_residuals and self.base.surveys is not None:
-            raise RecipeError(
-                f"method.adapter_budget: it takes a survey of what {self.base.name} loses, whose own plan takes one "
-                "before; give the base a plan without (--base.ranks, or uniform), or a --rank"
-            )
         if self.surveys_residuals and self.base.spans_blocks:
             raise RecipeError(
                 f"method.adapter_budget: it takes a survey of one block at a time, and {self.base.name} compresses "
                 "several together; give a --rank"
+            )
+        if self.surveys_residuals and self.base.surveys is not None:
+            raise RecipeError(
+                f"method.adapter_budget: it takes a survey of what {self.base.name} loses, whose own plan takes one "
+                "before; give the base a plan that looks at nothing (uniform, say), or a --rank"
             )
         if self.guard is not Guard.OFF and self.base.shifts_outputs:
             raise RecipeError(

@@ -217,6 +217,11 @@ class Plan:
             sum(getattr(layer, name) for layer in self.layers)
             for name in ("path_bytes", "adapter_bytes")
         )
+        if coded and not any(layer.predicted_error for layer in self.layers):
+            out.append(
+                f"paths: {coded:,} bytes, their bits and ranks as given; --adapter-bits auto looks for bits and a rank "
+                "that lose less in as many"
+            )
         if coded != widened:
             out.append(
                 f"paths: {coded:,} bytes in the native format; a PEFT adapter, which has no format for few bits, holds "

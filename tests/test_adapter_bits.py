@@ -136,6 +136,7 @@ def test_adapters_of_few_bits_on_a_checkpoint_load_in_peft_and_weigh_what_was_pl
     assert f"{bits}-bit" in json.dumps([layer.form for layer in report.layers])
     assert "an adapter holds their values in 16" in (adapter / "README.md").read_text()
     assert any("which has no format for few bits" in line for line in plan.lines())
+    assert any("--adapter-bits auto looks" in line for line in plan.lines())
 
 
 def test_a_gptq_export_holds_the_same_repair_in_16_bits(workspace):

@@ -16,6 +16,7 @@ from compress.compressor import LayerShape, Survey
 from compress.errors import RecipeError
 from compress.exports.adapter import read_adapter
 from compress.exports.load import load_export
+from compress.methods.cospadi import CoSpaDi
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
@@ -235,6 +236,7 @@ def test_a_plan_shows_every_path(workspace, capsys):
     assert main(["plan", *given, "--eval-windows", "0", "--tasks"]) == 0
     out = capsys.readouterr().out
     assert "no path" in out
+    assert "--adapter-bits auto looks" not in out
     assert f"{DOWN} " in out
 
 
@@ -247,6 +249,10 @@ def test_a_plan_shows_every_path(workspace, capsys):
         (
             {"adapter_budget": "1MB", "base": SVDLLM(allocation="spectrum")},
             r"a survey of what svd_llm loses, whose own plan takes one",
+        ),
+        (
+            {"adapter_budget": "1MB", "base": CoSpaDi(share="depth")},
+            r"a survey of one block at a time, and cospadi compresses several together",
         ),
     ],
 )
