@@ -23,12 +23,17 @@ from torch import Tensor
 
 from calibration.errors import InputError
 from calibration.gradients import GRADIENTS
+from calibration.held_out import HeldOut
 from calibration.stats import STATISTICS, Anchor, Statistic, Statistics
 from calibration.walk import SharedInput
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-KINDS: Mapping[str, type[Statistic]] = {**STATISTICS, **GRADIENTS, Anchor.name: Anchor}
+KINDS: Mapping[str, type[Statistic]] = {
+    **STATISTICS,
+    **GRADIENTS,
+    **{kind.name: kind for kind in (Anchor, HeldOut)},
+}
 SYMMETRIC = ("sum_ii", "sum_oo")
 
 

@@ -12,7 +12,7 @@ loaded before it is yielded and freed after, so memory holds one block and the a
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from calibration.data import Tokens
 from calibration.errors import InputError
+from calibration.held_out import HeldOut, kept_aside
 from calibration.memory import trim
 from calibration.skeleton import PartLoader, decoder_blocks
 from calibration.stats import Anchor, Statistic, Statistics
@@ -89,7 +91,7 @@ class Block:
         ]
         try:
             for batch, tokens in enumerate(self.stream.batches):
-                watch.begin(tokens.attention_mask)
+                watch.begin(tokens)
                 if Anchor in needs:
                     self._run_original(batch, watch)
                 with torch.no_grad():
@@ -131,12 +133,17 @@ class _Watch:
         self.sums: dict[str, Statistics] = {}
         self._seen: list[tuple[Tensor, str]] = []
         self._mask: Tensor | None = None
+        self._aside: Tensor | None = None
+        self._n_sequences = 0
         self._originals: dict[str, Tensor] = {}
         self._noting = False
 
-    def begin(self, mask: Tensor | None) -> None:
+    def begin(self, tokens: Tokens) -> None:
         """A new batch."""
-        self._seen, self._mask = [], mask
+        self._seen, self._mask = [], tokens.attention_mask
+        if HeldOut in self.needs:
+            self._aside = kept_aside(tokens, self._n_sequences)
+        self._n_sequences += len(tokens.input_ids)
 
     @contextmanager
     def noting(self) -> Iterator[None]:
@@ -162,24 +169,34 @@ class _Watch:
             self._seen.append((x, name))
             self._follow(name, name)
             rows, n_sequences = tokens_of(x, self._mask, name)
-            anchor = None
+            others: dict[type[Statistic], Statistic] = {}
             if Anchor in self.needs:
-                anchor = Anchor.between(self._originals[name], rows, n_sequences)
-            self._add(name, rows, n_sequences, anchor)
+                others[Anchor] = Anchor.between(self._originals[name], rows, n_sequences)
+            if self._aside is not None:
+                n_aside = int(self._aside.any(1).sum())
+                others[HeldOut] = HeldOut.of(tokens_of(x, self._aside, name)[0], n_aside)
+            self._add(name, rows, n_sequences, others)
 
         return observe
 
-    def _add(self, name: str, x_ti: Tensor, n_sequences: int, anchor: Anchor | None) -> None:
-        """Raises InputError naming the layer if the sums are no longer finite."""
+    def _add(
+        self,
+        name: str,
+        x_ti: Tensor,
+        n_sequences: int,
+        others: Mapping[type[Statistic], Statistic],
+    ) -> None:
+        """`others`: what is not of these tokens alone. Raises InputError naming the layer if sums are not finite."""
         if name not in self.sums:
             self.sums[name] = Statistics.of(x_ti, n_sequences, self.needs)
-            if anchor is not None:
-                self.sums[name][Anchor] = anchor
+            self.sums[name].update(others)
         else:
             so_far = self.sums[name]
             for kind, value in so_far.items():
                 so_far[kind] = (
-                    value.absorb(anchor) if kind is Anchor else value.with_tokens(x_ti, n_sequences)
+                    value.absorb(others[kind])
+                    if kind in others
+                    else value.with_tokens(x_ti, n_sequences)
                 )
         _refuse_not_finite(self.sums[name], name)
 

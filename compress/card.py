@@ -67,6 +67,8 @@ def _introduction(report: Report, export: ExportReport | None) -> Iterator[str]:
         )
     else:
         yield f"{_packed(report)}. {_size(report, export)} Nothing was trained."
+        if export.adapter is not None:
+            yield from _widened(report)
 
 
 def _repaired(report: Report, base: BaseReport, export: ExportReport | None) -> Iterator[str]:
@@ -85,8 +87,18 @@ def _repaired(report: Report, base: BaseReport, export: ExportReport | None) -> 
             f"This is the paths alone, {megabytes(export.tensor_bytes - base.tensor_bytes)}. With the base they take "
             f"{megabytes(export.tensor_bytes)}; the original takes {megabytes(totals.tensor_bytes_before)}."
         )
+        yield from _widened(report)
     else:
         yield f"This checkpoint holds base and paths. {_size(report, export)}"
+
+
+def _widened(report: Report) -> Iterator[str]:
+    """What a PEFT adapter does to paths of few bits."""
+    if str(report.recipe["method"].get("adapter_bits", "16")) != "16":
+        yield (
+            "PEFT has no format for factors of few bits, so an adapter holds their values in 16; "
+            "a native export stores the codes."
+        )
 
 
 def _packed(report: Report) -> str:

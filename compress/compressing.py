@@ -19,7 +19,7 @@ from calibration.stats import Gram, Mean, Statistic, Statistics
 from calibration.store import Store
 from calibration.stream import Stream
 from calibration.walk import Block, Propagate, SharedInput, walk
-from compress.describing import describe
+from compress.describing import describe, remarks
 from compress.errors import LayerError
 from compress.forms import CompressedLinear, Form
 from compress.groups import Group, Inputs, groups_of, inputs_in_turn, name_owners
@@ -196,11 +196,12 @@ def _solved(
     job: Job, layers: Sequence[PlannedLayer], weights: Sequence[Tensor], stats: Statistics
 ) -> list[Form]:
     """Forms of layers that are compressed, or repaired, together. Raises LayerError."""
-    method = layers[0].compressor
+    method, names = layers[0].compressor, [layer.name for layer in layers]
     if job.base is None:
         return method.compress(weights, stats)
-    assert isinstance(method, Repair)
-    return job.base.repaired([layer.name for layer in layers], weights, method, stats)
+    if not isinstance(method, Repair):  # the plan gives these no path
+        return job.base.bare(names, job.device)
+    return job.base.repaired(names, weights, method, stats)
 
 
 def _dense(job: Job, layer: PlannedLayer, form: Form) -> Tensor:
@@ -220,9 +221,10 @@ def _cut(
     job: Job, layer: PlannedLayer, form: Form, weight: Tensor, stats: Statistics
 ) -> tuple[int | None, Spectrum | None]:
     """Rank and spectrum of a form's low-rank part."""
-    if job.base is not None:
-        weight, form = weight.double() - _dense(job, layer, base_of(form)), path_of(form)
-    return cut_of(form, weight, stats)
+    if job.base is None:
+        return cut_of(form, weight, stats)
+    path, bare = path_of(form), _dense(job, layer, base_of(form))
+    return (None, None) if path is None else cut_of(path, weight.double() - bare, stats)
 
 
 def _finish(
@@ -240,7 +242,8 @@ def _finish(
     n_bytes, bias, base_error = form.n_bytes(), bias_of(module), None
     if job.base is not None:
         bare = output_energy(weight.double() - _dense(job, layer, base_of(form)), gram)
-        n_bytes = job.base.stored_bytes(layer.name) + path_of(form).n_bytes()
+        path = path_of(form)
+        n_bytes = job.base.stored_bytes(layer.name) + (path.n_bytes() if path else 0)
         bias, base_error = job.base.bias(layer.name), _relative(bare, energy)
         bias = None if bias is None else bias.to(job.device, job.dtype)
     report = LayerReport(
@@ -256,9 +259,7 @@ def _finish(
         rank=rank,
         spectrum=spectrum,
         seconds=seconds,
-        note=f"{dead} of {layer.shape[1]} input channels are zero on the calibration text"
-        if dead
-        else "",
+        note=remarks(layer, form, dead),
     )
     stand_in = form.unpacked(job.dtype).to(job.device)
     block.replace(layer.name, CompressedLinear(stand_in, bias))

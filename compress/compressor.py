@@ -36,14 +36,21 @@ class Survey:
     points: tuple[tuple[int, float], ...] = ()
     """For methods without a spectrum: sizes, ascending, and the squared error that each costs."""
     energy: float = 0.0
-    """The squared error of nothing in the weight's place, where there are points."""
+    """The squared error of nothing in the weight's place, where there are points or the spectrum is a residual's."""
+    rounding: tuple[tuple[int, float], ...] = ()
+    """Of widths of a path's factors, what rounding them costs, as a share of what the path captures."""
     reads: str = ""
     """The first of the layers that read the same tensor, itself perhaps."""
 
     @property
     def total(self) -> float:
         """The squared error of nothing in the weight's place."""
-        return self.energy if self.points else float(self.spectrum.square().sum())
+        return self.energy if self.points else self.residual
+
+    @property
+    def residual(self) -> float:
+        """The squared error of leaving out all that the spectrum is of."""
+        return float(self.spectrum.square().sum())
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress.forms import Form
+from compress.plans import PlannedLayer
+from compress.repair import Repair, has_path
 
 
 def describe(form: Form) -> str:
@@ -43,3 +45,15 @@ def _described_codes(spec: Mapping[str, Any]) -> str:
     shared = ", shared" if dictionary["form"] in ("common", "shared") else ""
     side = "input" if inputs else "output"
     return f"{spec['rank']} atoms{shared}, {codes['per_line']} an {side}"
+
+
+def remarks(layer: PlannedLayer, form: Form, dead: int) -> str:
+    """What is to be known of a finished layer, of whose input channels so many are dead."""
+    remarks = [layer.note] if layer.note else []
+    if isinstance(layer.compressor, Repair) and not has_path(form):
+        remarks.append("no path: it did not lower the error on the sequences kept aside")
+    if dead:
+        remarks.append(
+            f"{dead} of {layer.shape[1]} input channels are zero on the calibration text"
+        )
+    return "; ".join(remarks)

@@ -18,7 +18,7 @@ from compress.errors import LayerError
 from compress.exports import EXPORTS, ON_BASE, Exporter, LayerExport
 from compress.gradients import gradients_of_block
 from compress.layers import refuse_not_finite
-from compress.on_base import path_of
+from compress.on_base import base_of, path_of
 from compress.preparing import Prepared
 from compress.recipe import OnFailure
 from compress.report import LayerReport
@@ -68,7 +68,7 @@ def export(
         for exporter in exporters:
             exporter.close()
         _load_outside(prepared)
-        _write_probes(job.probe, list(folders.values()), prepared.dtype)
+        _write_probes(job.probe, exporters, prepared.dtype)
     return outcome
 
 
@@ -148,6 +148,7 @@ def _export_layers(
         bias, path, form = None, None, finished.form.cpu()
         if prepared.on_base is not None:
             bias, path = prepared.on_base.bias(name), path_of(form)
+            form = form if path else base_of(form)
         elif finished.bias is not None:
             # The source's own bias: the model's may have been cast to the dtype it computes in.
             bias = prepared.reader[keys[f"{name}.bias"][0]]
@@ -183,12 +184,14 @@ def _copy_rest(
     progress("copy the rest", len(loader.memory_names), len(loader.memory_names))
 
 
-def _write_probes(probe: Stream, folders: Sequence[Path], dtype: torch.dtype) -> None:
+def _write_probes(probe: Stream, exporters: Sequence[Exporter], dtype: torch.dtype) -> None:
     ids = probe.batches[0].input_ids
     logits = probe.predictions(0)[0].float().cpu()
     n = len(logits)  # one for each token, or one for all
     if not bool(torch.isfinite(logits).all()):
         raise LayerError("the compressed model's logits hold NaN or infinity; try --dtype float32")
     positions = torch.linspace(0, n - 1, min(PROBE_POSITIONS, n)).round().long()
-    for folder in folders:
-        write_probe(folder, ids, logits[positions], positions, dtype)
+    for exporter in exporters:
+        write_probe(
+            exporter.folder, ids, logits[positions], positions, dtype, rounded=exporter.rounded
+        )

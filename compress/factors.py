@@ -28,6 +28,8 @@ from compress.quantiser import Quantiser
 
 WORD_BYTES = 4
 
+Path = LowRank | Product
+"""B A, in floats or with both factors on grids."""
 
 FLOATS = ("float32", "bfloat16", "float16")
 Dtype = TypeVar("Dtype", bound=enum.StrEnum)
@@ -88,6 +90,10 @@ class Metric:
         matrix = matrix_oi.double()
         return matrix if self.left_oo is None else self.left_oo.T @ matrix
 
+    def energy(self, matrix_oi: Tensor) -> float:
+        """||K^T M L||_F^2."""
+        return float((self.from_left(matrix_oi) @ self.chol_ii).square().sum())
+
     def spectrum(self, matrix_oi: Tensor) -> Tensor:
         """Singular values of K^T M L, descending: the square of what rank r loses is the sum of [r:]^2."""
         return whitened_spectrum(self.from_left(matrix_oi), self.chol_ii)
@@ -119,12 +125,26 @@ def quantised_low_rank(
 ) -> Product:
     """The same with both factors on a grid: A first, then B fitted to A as it is stored, then B.
 
-    The columns of B have length 1, so that each group of a row of B holds numbers of one size; a row of A has its own
-    scales anyway. B's inputs are A x: their Gram is A G A^T.
+    Once more then with the best A for B as it is stored, B^+ M, kept if that loses less.
+
+    The columns of B have one length, so that each group of a row of B holds numbers of one size; a row of A has its own
+    scales anyway. That length is the mean one of A's rows, so that the scales of neither, fp16, get small. B's inputs
+    are A x: their Gram is A G A^T.
     """
     up, down = metric.truncated(matrix_oi, rank)
-    length = up.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
-    stored_down = _on_grid(down * length[:, None], quantiser, stats)
+    down = down * up.norm(dim=0)[:, None]
+    length = down.norm(dim=1).mean().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+    first = _rounded(matrix_oi, down / length, metric, quantiser, stats)
+    again = torch.linalg.pinv(first.up.dense().double()) @ matrix_oi.double()
+    second = _rounded(matrix_oi, again, metric, quantiser, stats)
+    return min(first, second, key=lambda path: metric.energy(matrix_oi - path.dense().double()))
+
+
+def _rounded(
+    matrix_oi: Tensor, down_ri: Tensor, metric: Metric, quantiser: Quantiser, stats: Statistics
+) -> Product:
+    """A as it is on the grid, and B fitted to it, on the grid."""
+    stored_down = _on_grid(down_ri, quantiser, stats)
     inner = stored_down.dense().double()
     gram = stats[Gram]
     inner_gram = Gram(
@@ -135,6 +155,17 @@ def quantised_low_rank(
     refitted = refit_up(matrix_oi, inner, metric.chol_ii)
     stored_up = _on_grid(refitted, quantiser, Statistics({Gram: inner_gram}))
     return Product(stored_up, stored_down)
+
+
+def as_low_rank(path: Path) -> LowRank:
+    """The same in floats: factors on grids become fp16, which holds their values to its own precision.
+
+    Raises LayerError where that overflows.
+    """
+    if isinstance(path, LowRank):
+        return path
+    up, down = (to_storage(factor.dense(), torch.float16) for factor in (path.up, path.down))
+    return LowRank.from_factors(up, down, path.offset())
 
 
 def covariance(stats: Statistics) -> Tensor:

@@ -19,6 +19,7 @@ from calibration.stats import Statistics
 from calibration.walk import Block, is_linear
 from compress.bases import AsDense
 from compress.exports import LayerExport
+from compress.factors import Path, as_low_rank
 from compress.forms import Form, LowRank, Sum
 from compress.given import Given, Held
 from compress.layers import is_transposed
@@ -42,9 +43,10 @@ class Rescaling:
         """A weight of the base, in the original's scale."""
         return weight_oi / self.rows_o[:, None] / self.columns_i
 
-    def in_base(self, path: LowRank) -> LowRank:
+    def in_base(self, path: Path) -> LowRank:
         """A path made in the original's scale, for the base's layer. Raises LayerError if a factor overflows."""
-        up, down = path.up.weight.detach(), path.down.weight.detach()
+        factors = as_low_rank(path)
+        up, down = factors.up.weight.detach(), factors.down.weight.detach()
         return LowRank.from_factors(
             to_storage(up.float() * self.rows_o[:, None], up.dtype),
             to_storage(down.float() * self.columns_i, down.dtype),
@@ -143,18 +145,31 @@ class OnBase:
     ) -> list[Form]:
         """The base's forms of these layers, each with a path for what it lost of the original's weight (o, i), fp32.
 
+        A sum of the base's form alone where there is no path.
+
         Raises LayerError for a path that cannot be had, CheckpointError for a layer that cannot be read.
         """
         forms = [self.form(name, weights[0].device) for name in names]
         residuals = [
-            weight.double() - self.dense(name, form).double()
+            self.residual(name, weight, form)
             for name, weight, form in zip(names, weights, forms, strict=True)
         ]
         paths = method.paths(residuals, stats)
         return [
-            Sum([form, self.rescalings[name].in_base(path) if name in self.rescalings else path])
+            Sum([form] if path is None else [form, self._in_place(name, path)])
             for name, form, path in zip(names, forms, paths, strict=True)
         ]
+
+    def bare(self, names: Sequence[str], device: torch.device) -> list[Form]:
+        """The base's forms of these layers, as sums without a path."""
+        return [Sum([self.form(name, device)]) for name in names]
+
+    def residual(self, name: str, weight: Tensor, form: Form) -> Tensor:
+        """What a form of the base lost of a layer's weight (o, i): fp64, in the original's scale."""
+        return weight.double() - self.dense(name, form).double()
+
+    def _in_place(self, name: str, path: Path) -> Path:
+        return self.rescalings[name].in_base(path) if name in self.rescalings else path
 
     def dense(self, name: str, form: Form) -> Tensor:
         """The weight (o, i) that a form stands for in a layer's place, in the original's scale."""
@@ -192,9 +207,11 @@ def base_of(form: Form) -> Form:
     return base
 
 
-def path_of(form: Form) -> LowRank:
-    """What `repaired` added."""
+def path_of(form: Form) -> Path | None:
+    """What `repaired` added; None where there is no path."""
     assert isinstance(form, Sum)
+    if len(form.terms) == 1:
+        return None
     path = form.terms[-1]
-    assert isinstance(path, LowRank)
+    assert isinstance(path, Path)
     return path

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 from calibration.data import Tokens
 from calibration.skeleton import decoder_blocks
-from calibration.stats import STATISTICS
 from calibration.store import Store
 from calibration.stream import Stream
 from calibration.walk import Block, Propagate, SharedInput, walk
@@ -26,7 +25,7 @@ def original_blocks(
             yield block, store.load(block.index, prepared.device)
         return
     names = frozenset(prepared.plan.selected)
-    kinds = frozenset(STATISTICS.values())
+    kinds = prepared.original_needs
     try:
         for block in _walk(prepared, list(prepared.tokens.batches(prepared.recipe.batch_size))):
             shared = block.observe(names, kinds)

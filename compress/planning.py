@@ -6,7 +6,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,9 +25,11 @@ from compress.errors import CheckpointError, RecipeError
 from compress.exports.base import main_dtype
 from compress.layers import is_transposed, select
 from compress.plans import Plan, PlannedLayer
+from compress.repair import Repair
 from compress.report import KeptTensor
 
 SPARE_DISK = 64 << 20
+NO_PATH = "no path: its bytes remove more error in other layers"
 
 
 def make_plan(
@@ -51,6 +53,11 @@ def make_plan(
         _planned(name, found.tensors[name], shapes[name], compressor)
         for name, compressor in method.plan(shapes, rest).items()
     )
+    if isinstance(method, Repair):
+        layers = tuple(
+            layer if isinstance(layer.compressor, Repair) else replace(layer, note=NO_PATH)
+            for layer in layers
+        )
     refuse_no_gain(layers, {name: method.shared_by(name, shapes[name]) for name in shapes})
     left = dict.fromkeys(set(shapes) - {layer.name for layer in layers}, "left dense by the plan")
     replaced = {layer.tensor for layer in layers}

@@ -11,6 +11,7 @@ from compress.compressor import Compressor
 from compress.given import Given
 from compress.lowrank import Factorisation
 from compress.quantiser import Quantiser
+from compress.repair import Repair
 from compress.report import KeptTensor
 
 
@@ -27,6 +28,8 @@ class PlannedLayer:
     compressor: Compressor
     predicted_error: float | None = None
     """Relative, of the outputs."""
+    note: str = ""
+    """What the plan decided of it that is not to be seen from its compressor."""
 
     @property
     def rank(self) -> int | None:
@@ -34,17 +37,32 @@ class PlannedLayer:
         return self.compressor.rank if isinstance(self.compressor, Factorisation) else None
 
     @property
+    def path(self) -> str:
+        """What is added to its base: `rank 64, 4 bits`."""
+        if not isinstance(self.compressor, Repair):
+            return "no path"
+        return f"rank {self.compressor.rank}, {self.compressor.adapter_bits} bits"
+
+    @property
     def native_bytes(self) -> int:
         """What its form takes, which stands for what a base checkpoint stores in another layout."""
-        base = getattr(self.compressor, "base", None)
+        base = getattr(self.compressor, "base", self.compressor)
         more = base.native_difference if isinstance(base, Given) else 0
         return self.bytes_after + more
 
     @property
     def path_bytes(self) -> int:
-        """Of what is added to a base checkpoint."""
-        base = getattr(self.compressor, "base", None)
-        return self.bytes_after - base.planned_bytes(self.shape) if base is not None else 0
+        """Of what is added to a base, as the native format stores it."""
+        if not isinstance(self.compressor, Repair):
+            return 0
+        return self.bytes_after - self.compressor.base.planned_bytes(self.shape)
+
+    @property
+    def adapter_bytes(self) -> int:
+        """The same in a PEFT adapter."""
+        if not isinstance(self.compressor, Repair):
+            return 0
+        return self.compressor.adapter_bytes(self.shape)
 
     @property
     def gptq_bytes(self) -> int:
@@ -54,7 +72,8 @@ class PlannedLayer:
             method = getattr(method, "base", None)
             if method is None:
                 return self.bytes_after
-        return self.bytes_after + method.gptq_extra_bytes(self.shape)
+        widened = self.adapter_bytes - self.path_bytes  # a PEFT adapter holds 16 bits
+        return self.bytes_after + widened + method.gptq_extra_bytes(self.shape)
 
 
 @dataclass(frozen=True)
@@ -114,7 +133,7 @@ class Plan:
     def written_bytes(self, name: str) -> int:
         """The same without an adapter's base, which is where it is."""
         if name == "adapter":
-            return sum(layer.path_bytes for layer in self.layers)
+            return sum(layer.adapter_bytes for layer in self.layers)
         return self.export_bytes(name)
 
     @property
@@ -124,10 +143,11 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan for a terminal: layers of a kind together, what is kept and why, totals."""
-        if len({(layer.shape, layer.rank) for layer in self.layers}) > len(
-            {layer.shape for layer in self.layers}
-        ):
+        shapes = {layer.shape for layer in self.layers}
+        if len({(layer.shape, layer.rank) for layer in self.layers}) > len(shapes):
             return [*self._ranks(), *self._rest()]
+        if len({(layer.shape, layer.path) for layer in self.layers}) > len(shapes):
+            return [*self._paths(), *self._rest()]
         kinds: dict[tuple[str, tuple[int, int], str], list[PlannedLayer]] = defaultdict(list)
         for layer in self.layers:
             kinds[layer.name.rpartition(".")[2], layer.shape, _options(layer.compressor)].append(
@@ -169,6 +189,17 @@ class Plan:
         out += ["in a recipe, to be edited:", "method:", "  ranks:"]
         return out + [f"  - {entry}" for entry in (*ranks, *(f"{name}=dense" for name in left))]
 
+    def _paths(self) -> list[str]:
+        """Every layer's path, its bytes, and the error that is predicted."""
+        out = [f"{'layer':<44}{'out x in':>14}{'path':>20}{'bytes':>11}{'predicted':>11}"]
+        for layer in self.layers:
+            shape = f"{layer.shape[0]} x {layer.shape[1]}"
+            error = "-" if layer.predicted_error is None else f"{layer.predicted_error:.4f}"
+            out.append(
+                f"{layer.name:<44}{shape:>14}{layer.path:>20}{layer.path_bytes:>11,}{error:>11}"
+            )
+        return out
+
     def _rest(self) -> list[str]:
         """What is kept and why, and totals."""
         out = []
@@ -181,6 +212,20 @@ class Plan:
             share = 100 * size / self.bytes_before
             out.append(
                 f"whole checkpoint, {name}: {self.bytes_before:,} -> {size:,} bytes ({share:.1f} % kept)"
+            )
+        coded, widened = (
+            sum(getattr(layer, name) for layer in self.layers)
+            for name in ("path_bytes", "adapter_bytes")
+        )
+        if coded and not any(layer.predicted_error for layer in self.layers):
+            out.append(
+                f"paths: {coded:,} bytes, their bits and ranks as given; --adapter-bits auto looks for bits and a rank "
+                "that lose less in as many"
+            )
+        if coded != widened:
+            out.append(
+                f"paths: {coded:,} bytes in the native format; a PEFT adapter, which has no format for few bits, holds "
+                f"the same values in {widened:,}"
             )
         n_bytes = self.input_statistics_bytes + self.gradient_statistics_bytes
         out.append(f"saved statistics: at most {n_bytes:,} bytes")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from calibration.data import Tokens
 from calibration.gradients import GradientStatistic
+from calibration.held_out import EVERY, HeldOut
 from calibration.skeleton import PartLoader, build_skeleton
 from calibration.stats import STATISTICS, Anchor, Gram, Statistic
 from calibration.store import Store
@@ -32,6 +34,7 @@ from compress.errors import RecipeError
 from compress.exports import EXPORTS, ON_BASE
 from compress.models import SourceModel, load_tokenizer, resolve_model
 from compress.on_base import OnBase
+from compress.path_options import FULL_BITS
 from compress.planning import make_plan, refuse_full_disk
 from compress.plans import Plan
 from compress.recipe import Recipe, StatisticsMode
@@ -90,7 +93,12 @@ class Prepared:
     def original_store(self) -> Store | None:
         """Where the original model's statistics are kept, if the recipe wants any kept."""
         recipe = replace(self.recipe, propagate=Propagate.NONE)
-        return replace(self, recipe=recipe, needs=_needs(recipe)).store()
+        return replace(self, recipe=recipe, needs=self.original_needs).store()
+
+    @property
+    def original_needs(self) -> frozenset[type[Statistic]]:
+        """Statistics of inputs that a walk through the original model observes."""
+        return _needs(replace(self.recipe, propagate=Propagate.NONE))
 
     def store(self) -> Store | None:
         """Where this job's statistics are kept, if the recipe wants them kept."""
@@ -151,7 +159,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
             refuse_unknown_tokens(text, tokenizer, config, option)
     if on_base is not None:
         on_base = with_rescalings(on_base, loader, few_tokens(tokens), device)
-        refuse_rescaled_sublayers(recipe, on_base)
+        refuse_rescaled(recipe, on_base)
     return Prepared(
         recipe,
         source,
@@ -170,15 +178,21 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     )
 
 
-def _plan(recipe: Recipe, loader: PartLoader, reader: Reader, on_base: OnBase | None) -> Plan:
+def _plan(
+    recipe: Recipe,
+    loader: PartLoader,
+    reader: Reader,
+    on_base: OnBase | None,
+    found: Mapping[str, Survey] = MappingProxyType({}),
+) -> Plan:
     """Raises RecipeError or CheckpointError."""
     method, patterns = recipe.method, (recipe.include, recipe.exclude)
     if on_base is None:
-        plan = make_plan(loader, reader, method, patterns)
+        plan = make_plan(loader, reader, method, patterns, found)
         refuse_unfit_exports(recipe, plan)
         return plan
     assert isinstance(method, Repair)  # as the recipe has made sure
-    plan = make_plan(loader, reader, on_base.method(method), patterns)
+    plan = make_plan(loader, reader, on_base.method(method), patterns, found)
     if not plan.layers:
         raise RecipeError(
             f"base_checkpoint: {recipe.base_checkpoint} holds the original's own weights in the layers that are "
@@ -190,14 +204,7 @@ def _plan(recipe: Recipe, loader: PartLoader, reader: Reader, on_base: OnBase | 
 def replanned(prepared: Prepared, found: Mapping[str, Survey]) -> Prepared:
     """The job with the plan that its method makes of what a survey found. Raises RecipeError."""
     recipe = prepared.recipe
-    plan = make_plan(
-        prepared.loader,
-        prepared.reader,
-        recipe.method,
-        (recipe.include, recipe.exclude),
-        found,
-    )
-    refuse_unfit_exports(recipe, plan)
+    plan = _plan(recipe, prepared.loader, prepared.reader, prepared.on_base, found)
     return replace(prepared, plan=replace(plan, exports=recipe.export))
 
 
@@ -228,16 +235,27 @@ def refuse_early(recipe: Recipe) -> None:
             f"method.share: {recipe.method.blocks_at_once} blocks are compressed together, so none of their layers can "
             f"see what the layers before it became, as propagate sublayer wants; use --propagate block"
         )
+    if HeldOut in recipe.method.needs and recipe.samples < EVERY:
+        raise RecipeError(
+            f"method.guard: every {EVERY}th sequence is kept aside, and samples {recipe.samples} are fewer; take "
+            f"--samples {EVERY} or more, or --guard off"
+        )
     if recipe.tasks:
         check_tasks(recipe.tasks, recipe.include_path)
 
 
-def refuse_rescaled_sublayers(recipe: Recipe, on_base: OnBase) -> None:
+def refuse_rescaled(recipe: Recipe, on_base: OnBase) -> None:
     """Raises RecipeError if layers would have to be put among norms that are not yet the base's."""
     if on_base.rescalings and recipe.propagate is Propagate.SUBLAYER:
         raise RecipeError(
             f"propagate: sublayer, but {recipe.base_checkpoint} has moved scales between its norms and its layers, "
             "which come into a block together; use --propagate block"
+        )
+    method = recipe.method
+    if on_base.rescalings and isinstance(method, Repair) and method.widths != (FULL_BITS,):
+        raise RecipeError(
+            f"method.adapter_bits: {recipe.base_checkpoint} has moved scales between its norms and its layers, and a "
+            "path in their scale is not on a grid any more; use 16"
         )
 
 
@@ -272,6 +290,7 @@ def refuse_small_statistics_disk(prepared: Prepared) -> None:
 def _needs(recipe: Recipe) -> frozenset[type[Statistic]]:
     """The original model's statistics serve any method, so all are kept; others serve this method only."""
     if recipe.propagate is Propagate.NONE:
-        return frozenset(STATISTICS.values())
+        aside = {HeldOut} & recipe.method.needs
+        return frozenset(STATISTICS.values()) | aside
     inputs = {kind for kind in recipe.method.needs if not issubclass(kind, GradientStatistic)}
     return frozenset(inputs | {Gram})

@@ -24,3 +24,14 @@ def parse_bytes(text: str, option: str) -> int:
             f"{option}: {text!r} is not an amount of bytes; write 120MB, 1.5GiB or 4096"
         )
     return int(float(match[1]) * UNITS[match[2].lower()])
+
+
+def parse_share_or_bytes(text: str, whole: int, option: str, of: str) -> int:
+    """Bytes from `20MB`, or from a share of some whole, `5%`; `of` says whose. Raises RecipeError naming the option."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    if match:
+        return int(float(match[1]) / 100 * whole)
+    try:
+        return parse_bytes(text, option)
+    except RecipeError as error:
+        raise RecipeError(f"{error}, or 5% of {of}") from error

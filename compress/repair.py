@@ -2,86 +2,43 @@
 
 from __future__ import annotations
 
-import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Self
 
-import torch
 from torch import Tensor
 
-from calibration.stats import Anchor, Gram, Mean, Statistic, Statistics
+from calibration.gradients import GradientEnergy
+from calibration.held_out import HeldOut, without_held_out
+from calibration.stats import Gram, Mean, Statistic, Statistics
 from compress.compressor import Compressor, LayerShape, Survey, Trial
-from compress.errors import RecipeError
-from compress.factors import covariance, shifted
-from compress.forms import Form, LowRank, Sum
-from compress.quantities import parse_bytes
-
-RANK_STEP = 8
-FACTOR_BYTES = 2
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's --max-lora-rank may be; it computes with that many whatever an adapter has."""
-
-
-class FactorDtype(enum.StrEnum):
-    """What the low-rank factors are stored in."""
-
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-
-
-class RanksFor(enum.StrEnum):
-    """Who is to serve the paths."""
-
-    ANY = "any"
-    VLLM = "vllm"
+from compress.factors import Metric, Path, best_low_rank, covariance, quantised_low_rank, shifted
+from compress.forms import Form, Sum
+from compress.linalg import output_energy
+from compress.path_options import (
+    FACTOR_BYTES,
+    FULL_BITS,
+    AdapterBits,
+    Guard,
+    PathAllocation,
+    PathOptions,
+)
+from compress.path_plan import planned_paths, remaining
+from compress.quantiser import Quantiser
+from compress.ranks import Importance
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repair(Compressor, ABC):
-    """Options of every method that adds a low-rank path to a base method's form."""
-
-    base: Compressor
-    rank: int = field(default=32, metadata={"help": "rank of the repair of every layer"})
-    budget: str | None = field(
-        default=None,
-        metadata={
-            "help": "bytes for all repairs together (20MB, 0.5GiB); takes the place of the rank"
-        },
-    )
-    factor_dtype: FactorDtype = field(
-        default=FactorDtype.FLOAT16, metadata={"help": "dtype of the stored factors"}
-    )
-    ranks_for: RanksFor = field(
-        default=RanksFor.ANY,
-        metadata={
-            "help": "vllm: the rank rounded up (a budget's: down) to one that vLLM serves: "
-            + ", ".join(map(str, VLLM_RANKS))
-        },
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rank < 1:
-            raise RecipeError(f"method.rank: {self.rank} is not a rank; 1 or more")
-        if Anchor in self.base.needs:
-            raise RecipeError(
-                "method.base.anchor: dense fits the original's outputs, a repair the weight's own; use none"
-            )
-        if isinstance(self.base, Repair):
-            raise RecipeError(
-                f"method.base: {self.base.name} is itself a repair; give the method that compresses"
-            )
-
-    @property
-    def storage(self) -> torch.dtype:
-        """The torch dtype of the stored factors."""
-        return torch.float16 if self.factor_dtype is FactorDtype.FLOAT16 else torch.bfloat16
+class Repair(PathOptions, ABC):
+    """A base method's forms, and low-rank paths for what they lost."""
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
-        """The Gram, what the base needs, and the mean if the base puts one back."""
-        return self.base.needs | {Gram} | ({Mean} if self.shifts_outputs else set())
+        """The Gram, what the base needs, the mean if the base puts one back, and what is kept aside."""
+        mean = {Mean} if self.shifts_outputs else set()
+        aside = set() if self.guard is Guard.OFF else {HeldOut}
+        return self.base.needs | {Gram} | mean | aside
 
     @property
     def shifts_outputs(self) -> bool:
@@ -90,8 +47,11 @@ class Repair(Compressor, ABC):
 
     @property
     def surveys(self) -> frozenset[type[Statistic]] | None:
-        """The base's."""
-        return self.base.surveys
+        """The base's, or what it and the paths are made of."""
+        if not self.surveys_residuals:
+            return self.base.surveys
+        fisher = {GradientEnergy} if self.adapter_importance is Importance.FISHER else set()
+        return self.needs | fisher
 
     @property
     def saves_bytes(self) -> bool:
@@ -124,7 +84,9 @@ class Repair(Compressor, ABC):
 
     @property
     def weighs_by_divergence(self) -> bool:
-        """The base's."""
+        """Where errors cost what they were measured to do."""
+        if self.surveys_residuals:
+            return self.adapter_importance is Importance.KL
         return self.base.weighs_by_divergence
 
     def trials(
@@ -138,61 +100,41 @@ class Repair(Compressor, ABC):
         return self.base.survey(weights, stats)
 
     def plan(self, layers: Mapping[str, LayerShape], rest_bytes: int = 0) -> dict[str, Compressor]:
-        """Plan the base and settle the rank; layers that the base leaves need no repair.
+        """Plan the base and the paths; layers that the base leaves need no repair.
 
-        Raises RecipeError for ranks that can't be.
+        A layer that gets no path has the base's compressor alone. Raises RecipeError for ranks that can't be.
         """
         bases = self.base.plan(layers, rest_bytes)
-        layers = {name: layer for name, layer in layers.items() if name in bases}
-        rank = (
-            self._served(self.rank)
-            if self.budget is None
-            else self._rank_for(parse_bytes(self.budget, "method.budget"), layers)
+        paths = dict(planned_paths(self, bases, layers))
+        return {
+            name: self._with(base, paths[name].rank, paths[name].bits) if paths[name].rank else base
+            for name, base in bases.items()
+        }
+
+    def _with(self, base: Compressor, rank: int, bits: int) -> Self:
+        """With nothing left to plan."""
+        return replace(
+            self,
+            base=base,
+            rank=rank,
+            adapter_bits=AdapterBits(str(bits)),
+            adapter_budget=None,
+            adapter_allocation=PathAllocation.SPECTRUM,
+            adapter_importance=Importance.RELATIVE,
         )
-        thin = {name: min(layer.shape) for name, layer in layers.items() if min(layer.shape) < rank}
-        if thin:
-            name, smallest = min(thin.items(), key=lambda entry: entry[1])
-            raise RecipeError(
-                f"method.rank: {rank} is above min(out, in) of {len(thin)} layers, such as {name} "
-                f"{layers[name].shape}; {smallest} is the most, or --exclude them"
-            )
-        return {name: replace(self, base=bases[name], rank=rank, budget=None) for name in layers}
 
-    def _served(self, rank: int) -> int:
-        """The rank, or the next one that is served. Raises RecipeError above the last of them."""
-        if self.ranks_for is RanksFor.ANY:
-            return rank
-        enough = [served for served in VLLM_RANKS if served >= rank]
-        if not enough:
-            raise RecipeError(
-                f"method.rank: {rank} is above {VLLM_RANKS[-1]}, the most that vLLM serves; lower it, or give "
-                "--ranks-for any"
-            )
-        return enough[0]
-
-    def _rank_for(self, budget: int, layers: Mapping[str, LayerShape]) -> int:
-        """The largest rank, a multiple of 8 or the full one, whose factors fit the budget in all layers together."""
-        a_rank = sum(sum(layer.shape) for layer in layers.values()) * FACTOR_BYTES
-        most = min(min(layer.shape) for layer in layers.values())
-        paid, least = budget // a_rank, min(RANK_STEP, most)
-        if paid < least:
-            raise RecipeError(
-                f"method.budget: {budget} bytes do not pay for rank {least}, which takes {least * a_rank}"
-            )
-        if paid > most:
-            raise RecipeError(
-                f"method.budget: {budget} bytes pay for rank {paid}, but the thinnest layer has at most rank {most}; "
-                f"give {most * a_rank} bytes or less, or --exclude thin layers"
-            )
-        if self.ranks_for is RanksFor.VLLM:
-            return max(served for served in VLLM_RANKS if served <= max(paid, VLLM_RANKS[0]))
-        return paid if paid == most else paid // RANK_STEP * RANK_STEP
+    def predicted_error(self, layer: LayerShape) -> float | None:
+        """The relative error that a survey of the residual tells, of a planned layer; None without one."""
+        survey = layer.survey
+        if survey is None or survey.energy <= 0 or survey.points:
+            return None
+        return float((remaining(survey, self.rank, int(self.adapter_bits)) / survey.energy) ** 0.5)
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
         """The base's forms, each with a low-rank path for what it lost as it is stored.
 
         A base that makes the mean output exact leaves its outputs' variation to be repaired; its offset is then that
-        of both together, or the mean would be counted twice.
+        of both together, or the mean would be counted twice. A base whose path the guard drops stands alone.
         """
         bases = self.base.compress(weights, stats)
         residuals = [
@@ -202,23 +144,75 @@ class Repair(Compressor, ABC):
         if self.shifts_outputs:
             mean_i = stats[Mean].mean_i()
             bases = [
-                shifted(base, (residual - path.dense().double()) @ mean_i)
+                shifted(base, (residual - path.dense().double()) @ mean_i) if path else base
                 for base, residual, path in zip(bases, residuals, paths, strict=True)
             ]
-        return [Sum([base, path]) for base, path in zip(bases, paths, strict=True)]
+        return [
+            base if path is None else Sum([base, path])
+            for base, path in zip(bases, paths, strict=True)
+        ]
 
-    def paths(self, residuals: Sequence[Tensor], stats: Statistics) -> list[LowRank]:
-        """A path for each residual (o, i), fp64, by the statistics of the input that its layer reads."""
-        return [path for part, own in stats.by_input(residuals) for path in self.repair(part, own)]
+    def paths(self, residuals: Sequence[Tensor], stats: Statistics) -> list[Path | None]:
+        """A path for each residual (o, i), fp64, by the statistics of the input that its layer reads.
+
+        None where one does not lower the error on what is kept aside.
+        """
+        return [
+            self._path(residual, own)
+            for part, own in stats.by_input(residuals)
+            for residual in part
+        ]
+
+    def _path(self, residual: Tensor, stats: Statistics) -> Path | None:
+        metric = self.measure(residual, stats)
+        path: Path
+        if self.adapter_bits is AdapterBits.FULL:
+            path = best_low_rank(residual, metric, self.rank, self.storage)
+        else:
+            quantiser, fitted = self.rounding(int(self.adapter_bits)), self.fitted(stats)
+            path = quantised_low_rank(residual, metric, self.rank, quantiser, fitted)
+        if self.guard is Guard.OFF:
+            return path
+        aside_ii = stats[HeldOut].mean_ii()
+        left = output_energy(residual - path.dense().double(), aside_ii)
+        return path if left < output_energy(residual, aside_ii) else None
+
+    def fitted(self, stats: Statistics) -> Statistics:
+        """What paths are fitted to: all but what is kept aside."""
+        return stats.once(("without held out",), lambda: without_held_out(stats))
 
     def moments(self, stats: Statistics) -> Tensor:
         """What an error of the path costs: E[x x^T], or the covariance where the mean is put back. (i, i), fp64."""
-        return covariance(stats) if self.shifts_outputs else stats[Gram].mean_ii()
+        fitted = self.fitted(stats)
+        return covariance(fitted) if self.shifts_outputs else fitted[Gram].mean_ii()
 
     @abstractmethod
-    def repair(self, residuals: Sequence[Tensor], stats: Statistics) -> list[LowRank]:
-        """A path of rank `rank` for each residual (o, i), fp64; they share their input."""
+    def measure(self, residual: Tensor, stats: Statistics) -> Metric:
+        """What an error of a path for this residual (o, i) costs."""
+
+    @abstractmethod
+    def rounding(self, bits: int) -> Quantiser:
+        """What stores factors in so many bits."""
+
+    def path_bytes(self, shape: tuple[int, int], rank: int, bits: int) -> int:
+        """Bytes of the two factors of a path for a weight (o, i), as the native format stores them."""
+        if bits == FULL_BITS:
+            return rank * sum(shape) * FACTOR_BYTES
+        if rank == 0:
+            return 0
+        quantiser, (o, i) = self.rounding(bits), shape
+        return quantiser.planned_bytes((o, rank)) + quantiser.planned_bytes((rank, i))
+
+    def adapter_bytes(self, shape: tuple[int, int]) -> int:
+        """The same in a PEFT adapter, which holds 16 bits whatever the path was rounded to."""
+        return self.path_bytes(shape, self.rank, FULL_BITS)
 
     def planned_bytes(self, shape: tuple[int, int]) -> int:
-        """The base's bytes and two factors in 16 bits."""
-        return self.base.planned_bytes(shape) + self.rank * sum(shape) * FACTOR_BYTES
+        """The base's bytes and the two factors'."""
+        bits = int(self.adapter_bits)
+        return self.base.planned_bytes(shape) + self.path_bytes(shape, self.rank, bits)
+
+
+def has_path(form: Form) -> bool:
+    """Whether a form that a repair made is more than its base."""
+    return isinstance(form, Sum) and len(form.terms) > 1

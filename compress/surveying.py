@@ -12,13 +12,15 @@ from calibration.gradients import of_gradients
 from calibration.stats import Statistic, Statistics
 from calibration.walk import Block, SharedInput
 from compress.compressing import Progress
-from compress.compressor import Compressor, Survey, Trial
+from compress.compressor import Survey, Trial
 from compress.errors import LayerError
 from compress.gradients import gradients_of_block, with_gradients
 from compress.layers import refuse_not_finite, weight_oi
 from compress.measuring import Divergences
 from compress.originals import joined_blocks, original_blocks, plain_blocks
 from compress.preparing import Prepared, replanned
+from compress.repair import Repair
+from compress.residual_survey import block_residuals
 
 
 def surveyed(prepared: Prepared, progress: Progress) -> Prepared:
@@ -39,9 +41,9 @@ def surveyed(prepared: Prepared, progress: Progress) -> Prepared:
     for block, groups in _blocks(prepared, wanted - of_gradients(wanted)):
         progress("survey", block.index, n_blocks)
         refuse_not_finite(block.module, block.name)
-        found, trials = _block_survey(
-            method, block, groups, gradients_of_block(prepared, block.index)
-        )
+        repairs = isinstance(method, Repair) and method.surveys_residuals
+        look = block_residuals if repairs else _block_survey
+        found, trials = look(prepared, block, groups, gradients_of_block(prepared, block.index))
         surveys |= found
         if divergences is not None:
             lost |= {name: trial.lost for name, trial in trials.items()}
@@ -54,12 +56,13 @@ def surveyed(prepared: Prepared, progress: Progress) -> Prepared:
 
 
 def _block_survey(
-    method: Compressor,
+    prepared: Prepared,
     block: Block,
     groups: list[SharedInput],
     gradients: Mapping[str, Statistics],
 ) -> tuple[dict[str, Survey], dict[str, Trial]]:
     """By layer; with trials, if the method weighs by divergence. The groups are used up, each let go when done."""
+    method = prepared.recipe.method
     surveys: dict[str, Survey] = {}
     trials: dict[str, Trial] = {}
     while groups:

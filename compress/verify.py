@@ -70,11 +70,13 @@ def write_probe(
     logits: Tensor,
     positions: Tensor,
     dtype: torch.dtype | None = None,
+    rounded: torch.dtype | None = None,
 ) -> None:
     """Write the probe of a finished export.
 
     input_ids (1, t) int64; logits (n, vocabulary) fp32 of the compressed model at `positions` (n,)
-    int64, computed in `dtype` (None: the one that config.json names).
+    int64, computed in `dtype` (None: the one that config.json names). `rounded`: what the format rounds
+    to that the compressed model does not (None: nothing).
     """
     tensors = {"input_ids": input_ids, "logits": logits.float(), "positions": positions}
     metadata = {
@@ -84,6 +86,8 @@ def write_probe(
     }
     if dtype is not None:
         metadata["dtype"] = str(dtype).removeprefix("torch.")
+    if rounded is not None:
+        metadata["rounded"] = str(rounded).removeprefix("torch.")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # Not save_file, whose files nobody but their owner may read.
     (folder / PROBE).write_bytes(save(contiguous, metadata))
@@ -178,7 +182,9 @@ def check(folder: Path, device: str) -> Verification:
     difference, expected = found - logits.double(), logits.double()
     loader = loader_name(folder)
     stored = main_dtype(Reader(folder)) if loader == PLAIN else model.dtype
-    tolerances = [TOLERANCES.get(each, TOLERANCE_16_BIT) for each in (model.dtype, stored)]
+    rounded = getattr(torch, metadata["rounded"]) if "rounded" in metadata else model.dtype
+    on_the_way = (model.dtype, stored, rounded)
+    tolerances = [TOLERANCES.get(each, TOLERANCE_16_BIT) for each in on_the_way]
     return Verification(
         loader=loader,
         max_abs_difference=float(difference.abs().max()),

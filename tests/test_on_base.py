@@ -17,15 +17,20 @@ from transformers import AutoModelForCausalLM
 from workspaces import recipe
 
 import compress
+from calibration.stats import Gram
 from compress.bases import open_base
 from compress.cli import main
 from compress.errors import CheckpointError, LayerError, RecipeError
 from compress.exports.adapter import read_adapter
 from compress.exports.load import load_export
+from compress.linalg import output_energy
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
 from compress.methods.svd_residual import SVDResidual
+from compress.originals import original_blocks
+from compress.pipeline import no_progress
+from compress.preparing import prepare
 from compress.recipe import Recipe
 from compress.report import Report
 from compress.verify import verify
@@ -104,6 +109,44 @@ def test_a_path_on_every_layer_lowers_its_error_and_loads_in_peft(workspace, kin
     assert config["base_model_name_or_path"] == str(workspace / "base")
     assert (config["r"], config["lora_alpha"]) == (4, 4)
     assert not list(out.glob("adapter/model*"))
+
+
+def test_texts_of_their_own_make_adapters_of_their_own_on_one_base(workspace):
+    """Each is the better one on the text that it was made from, in as many bytes."""
+    folder = base(workspace)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    texts = {
+        "prose": "a quick brown fox jumps over it. ",
+        "sums": "1+2=3; 40+2=42; 7*6=42; 9-8=1. ",
+    }
+    paths = {}
+    for name, text in texts.items():
+        (workspace / f"{name}.txt").write_text(text * 60, encoding="utf-8")
+        calibration = (str(workspace / f"{name}.txt"),)
+        job = on_base(workspace, calibration=calibration, out=workspace / name, propagate="none")
+        compress.run(job)
+        paths[name] = read_adapter(job.folder / "adapter")[DOWN].dense()
+    sizes = {(workspace / n / "adapter/adapter_model.safetensors").stat().st_size for n in texts}
+    assert len(sizes) == 1
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    for name in texts:
+        job = on_base(
+            workspace,
+            calibration=(str(workspace / f"{name}.txt"),),
+            propagate="none",
+            include=(DOWN,),
+        )
+        prepared = prepare(job, no_progress)
+        gram = next(
+            group.stats[Gram].mean_ii()
+            for _, groups in original_blocks(prepared, prepared.store())
+            for group in groups
+            if DOWN in group.names
+        )
+        weight = load_file(workspace / "model" / "model.safetensors")[f"{DOWN}.weight"]
+        residual = weight.double() - open_base(folder).form(DOWN).dense().double()
+        errors = {k: output_energy(residual - path, gram) for k, path in paths.items()}
+        assert min(errors, key=lambda k: errors[k]) == name
 
 
 def test_the_adapter_alone_is_the_default_and_a_fresh_process_reproduces_it(workspace):
@@ -376,14 +419,14 @@ def test_ranks_for_vllm_are_rounded_up(workspace):
 
 def test_a_layer_that_fails_stays_as_the_base_has_it(workspace, monkeypatch):
     base(workspace)
-    repair = EoRA.repair
+    paths = EoRA.paths
 
     def fail(self, residuals, stats):
         if residuals[0].shape == (32, 64):
             raise LayerError("no")
-        return repair(self, residuals, stats)
+        return paths(self, residuals, stats)
 
-    monkeypatch.setattr(EoRA, "repair", fail)
+    monkeypatch.setattr(EoRA, "paths", fail)
     report = compress.run(on_base(workspace, on_failure="keep", export=("adapter", "native")))
     left = [layer for layer in report.layers if layer.form == "left as the base has it"]
     assert {layer.name.rpartition(".")[2] for layer in left} == {"down_proj"}

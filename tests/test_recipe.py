@@ -229,7 +229,7 @@ def test_words_that_yaml_takes_for_booleans_stay_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("method: {rnk: 3}", "recipe.method.rnk: no such option; there are base,"),
+        ("method: {rnk: 3}", "recipe.method.rnk: no such option; there are adapter_allocation,"),
         ("modle: x", "recipe.modle: no such option"),
         ("modle: x", "(did you mean model?)"),
         ("method: {base: {bits: four}}", "recipe.method.base.bits: 'four' does not fit"),

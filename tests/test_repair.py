@@ -1,8 +1,9 @@
 import pytest
 import torch
-from problems import inputs, statistics, weight
+from problems import gradients, inputs, statistics, weight
 
-from calibration.stats import Gram
+from calibration.gradients import OutputGradients
+from calibration.stats import Gram, Statistics
 from compress.compressor import LayerShape
 from compress.errors import LayerError, RecipeError
 from compress.forms import LowRank, Sum
@@ -208,18 +209,46 @@ def test_a_rank_that_saves_nothing_is_refused():
         refuse_no_gain([planned], {planned.name: planned.name})
 
 
+def spread(budget, **options):
+    return EoRA(adapter_budget=budget, adapter_allocation="uniform", **options)
+
+
 def test_a_budget_buys_the_largest_rank_that_it_pays_for():
     a_rank = (64 + 128 + 16 + 128) * 2
-    plan = EoRA(budget=f"{a_rank * 13}").plan(LAYERS)
+    plan = spread(f"{a_rank * 13}").plan(LAYERS)
     assert {compressor.rank for compressor in plan.values()} == {8}
     with pytest.raises(RecipeError, match="do not pay for rank 8"):
-        EoRA(budget="1kB").plan(LAYERS)
-    with pytest.raises(RecipeError, match=rf"at most rank 16; give {16 * a_rank} bytes or less"):
-        EoRA(budget="20MB").plan(LAYERS)
-    full = EoRA(budget=f"{16 * a_rank}").plan(LAYERS)
+        spread("1kB").plan(LAYERS)
+    with pytest.raises(
+        RecipeError, match=rf"more than rank 16, .*; give {16 * a_rank} bytes or less"
+    ):
+        spread("20MB").plan(LAYERS)
+    full = spread(f"{16 * a_rank}").plan(LAYERS)
     assert {compressor.rank for compressor in full.values()} == {16}
     with pytest.raises(RecipeError, match="'much' is not an amount of bytes"):
-        EoRA(budget="much").plan(LAYERS)
+        spread("much")
+
+
+def test_a_fisher_on_the_output_side_is_the_optimum_of_both_sides():
+    """By the plainest way: an SVD between symmetric roots."""
+    w, stats = weight(48, 64), statistics(inputs(64))
+    seen = OutputGradients.of(inputs(64), gradients(2048, 48))
+    stats = stats.joined(Statistics({OutputGradients: seen}))
+    method = EoRA(rank=6, base=RTN(bits=3, group_size=32), output_side="fisher")
+    [bare] = method.base.compress([w], stats)
+    residual = w.double() - bare.dense().double()
+    [path] = method.paths([residual], stats)
+    gram = add_ridge_(stats[Gram].mean_ii(), 0.01)
+    fisher = add_ridge_(seen.mean_oo(), 0.01)
+
+    def lost(error):
+        return float(torch.trace(fisher @ error @ gram @ error.T))
+
+    left, right = (v @ e.sqrt().diag() @ v.T for e, v in map(torch.linalg.eigh, (fisher, gram)))
+    tail = torch.linalg.svdvals(left @ residual @ right)[6:].square().sum()
+    assert lost(residual - path.dense().double()) == pytest.approx(float(tail), rel=1e-3)
+    [plain] = EoRA(rank=6, base=method.base).paths([residual], stats)
+    assert lost(residual - path.dense().double()) < lost(residual - plain.dense().double())
 
 
 @pytest.mark.parametrize("damping", [-0.1, float("nan"), 1000.0])

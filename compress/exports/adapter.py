@@ -12,11 +12,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from compress.checkpoint import Reader, Writer, read_json, write_json
 from compress.errors import CheckpointError
 from compress.exports.base import Exporter, LayerExport
+from compress.factors import Path as LowRankPath
+from compress.factors import as_low_rank
 from compress.forms import LowRank
 
 PREFIX = "base_model.model."
@@ -33,12 +36,15 @@ class AdapterWriter:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.ranks: dict[str, int] = {}
+        self.rounded: torch.dtype | None = None
         self._transposed: set[bool] = set()
         self._writer = Writer(folder, shard_bytes=1 << 62, stem=STEM)
 
-    def add(self, layer: LayerExport, form: LowRank) -> None:
-        """Add a layer's factors (r, i) and (o, r)."""
-        name = layer.name
+    def add(self, layer: LayerExport, path: LowRankPath) -> None:
+        """Add a layer's factors (r, i) and (o, r): those on grids by their values, for PEFT knows no such format."""
+        name, form = layer.name, as_low_rank(path)
+        if form is not path:
+            self.rounded = form.up.weight.dtype
         self.ranks[name] = form.rank
         self._transposed.add(layer.transposed)
         self._writer.add(f"{PREFIX}{name}.lora_A.weight", form.down.weight)
@@ -88,6 +94,11 @@ class AdapterExporter(Exporter):
         self._adapter = AdapterWriter(self.folder)
         self._bare: set[str] = set()
 
+    @property
+    def rounded(self) -> torch.dtype | None:
+        """What factors on grids became."""
+        return self._adapter.rounded
+
     def _write_layer(self, layer: LayerExport) -> None:
         if layer.path is None:
             self._bare.add(layer.name)
@@ -104,7 +115,10 @@ class AdapterExporter(Exporter):
         """Give the files their names. Raises CheckpointError if there is no path, or a tensor was lost on the way."""
         self._refuse_lost()
         if not self._adapter.ranks:
-            raise CheckpointError(f"{self.name} export: no path to write")
+            raise CheckpointError(
+                f"{self.name} export: no path to write, for none lowered the error on the sequences kept aside; use "
+                "other text, or --guard off"
+            )
         self._write_config()
 
     def _write_config(self) -> None:

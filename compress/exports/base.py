@@ -17,7 +17,8 @@ from compress.bases import AsDense
 from compress.checkpoint import Reader, Writer, read_json, some
 from compress.compressor import Compressor
 from compress.errors import CheckpointError, RecipeError
-from compress.forms import Form, LowRank
+from compress.factors import Path as LowRankPath
+from compress.forms import Form
 
 if TYPE_CHECKING:
     from compress.models import SourceModel
@@ -47,7 +48,7 @@ class LayerExport:
     bias: Tensor | None
     transposed: bool
     """Whether the source stores the weight as (i, o): GPT-2's Conv1D."""
-    path: LowRank | None = None
+    path: LowRankPath | None = None
     """The part of the form that a base checkpoint has not, in a run on top of one; None for its own layers."""
 
 
@@ -102,6 +103,11 @@ class Exporter(ABC):
         """Why the format cannot hold what a compressor makes of a weight (o, i); empty if it can."""
         del compressor, shape
         return ""
+
+    @property
+    def rounded(self) -> torch.dtype | None:
+        """What the format has rounded values to that the forms hold exactly; None if nothing."""
+        return None
 
     def add_layer(self, layer: LayerExport) -> None:
         """Write a finished layer. Raises CheckpointError for what the format cannot hold."""

@@ -24,7 +24,8 @@ from compress.compressor import Compressor
 from compress.errors import CheckpointError
 from compress.exports.adapter import AdapterWriter
 from compress.exports.base import Exporter, LayerExport
-from compress.forms import Form, LowRank, Quantised, Sum
+from compress.factors import Path
+from compress.forms import Form, LowRank, Product, Quantised, Sum
 from compress.packing import CODES_A_ROW, pack
 from compress.quantiser import Quantiser
 
@@ -41,6 +42,11 @@ class GptqExporter(Exporter):
     def _begin(self) -> None:
         self._forms: dict[str, _Facts] = {}
         self._adapter: AdapterWriter | None = None
+
+    @property
+    def rounded(self) -> torch.dtype | None:
+        """What factors on grids became in the adapter."""
+        return None if self._adapter is None else self._adapter.rounded
 
     @classmethod
     def _problem(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
@@ -174,13 +180,13 @@ def _targets(compressed: Collection[str], kept: Collection[str]) -> list[str]:
     return sorted(parts)
 
 
-def _parts(layer: LayerExport) -> tuple[Quantised, LowRank | None]:
+def _parts(layer: LayerExport) -> tuple[Quantised, Path | None]:
     form: Form = layer.form
     terms = [form] if not isinstance(form, Sum) else list(form.terms)
     match terms:
         case [Quantised() as base]:
             return base, None
-        case [Quantised() as base, LowRank() as repair]:
+        case [Quantised() as base, (LowRank() | Product()) as repair]:
             return base, repair
     kinds = some([type(term).__name__ for term in terms])
     raise CheckpointError(

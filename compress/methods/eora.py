@@ -14,19 +14,30 @@ are rounded to 16 bits, and after rounding A, B is refitted in closed form.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import enum
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import Tensor
 
-from calibration.stats import Statistics
+from calibration.gradients import OutputGradients
+from calibration.stats import Statistic, Statistics
 from compress.compressor import Compressor, refuse_damping
-from compress.factors import Metric, best_low_rank
-from compress.forms import LowRank
-from compress.linalg import add_ridge_
+from compress.errors import LayerError
+from compress.factors import Metric
+from compress.linalg import add_ridge_, cholesky, ridge
 from compress.methods.gptq import GPTQ
+from compress.quantiser import Quantiser
 from compress.repair import Repair
+
+
+class OutputSide(enum.StrEnum):
+    """What an error costs by the output that it is in."""
+
+    NONE = "none"
+    """The same in every output: the paper's."""
+    FISHER = "fisher"
+    """By the loss's gradients: min ||F^1/2 (W - W' - B A) G^1/2||, F their second moments by the outputs (K-FAC)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +52,41 @@ class EoRA(Repair, name="eora"):
     damping: float = field(
         default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"}
     )
+    output_side: OutputSide = field(
+        default=OutputSide.NONE,
+        metadata={
+            "help": "fisher: errors count by the second moments of the loss's gradients by the outputs, which takes a "
+            "pass backwards"
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_damping(self.damping)
 
-    def repair(self, residuals: Sequence[Tensor], stats: Statistics) -> list[LowRank]:
-        """One Cholesky factor for all of them, one eigenproblem each."""
-        metric = Metric.of(add_ridge_(self.moments(stats), self.damping))
-        return [best_low_rank(one, metric, self.rank, self.storage) for one in residuals]
+    @property
+    def needs(self) -> frozenset[type[Statistic]]:
+        """Those of any repair, and gradients if they count."""
+        gradients = {OutputGradients} if self.output_side is OutputSide.FISHER else set()
+        return super().needs | gradients
+
+    def measure(self, residual: Tensor, stats: Statistics) -> Metric:  # noqa: ARG002  (the metric is the statistics')
+        """One Cholesky factor for all layers with one input, whatever their ranks; the output side is each layer's own.
+
+        Raises LayerError if the loss does not depend on the layer.
+        """
+        right = stats.once(
+            ("metric of a repair", self.shifts_outputs, self.guard, self.damping),
+            lambda: Metric.of(add_ridge_(self.moments(stats), self.damping)),
+        )
+        if self.output_side is OutputSide.NONE:
+            return right
+        if OutputGradients not in stats:
+            raise LayerError("the loss does not depend on it, so it has no Fisher; --exclude it")
+        left_oo = stats[OutputGradients].mean_oo()
+        left_oo.diagonal().add_(ridge(left_oo.diagonal(), self.damping, "gradient of its outputs"))
+        return replace(right, left_oo=cholesky(left_oo))
+
+    def rounding(self, bits: int) -> Quantiser:
+        """GPTQ: A by the Gram of the inputs, B by that of A x."""
+        return GPTQ(bits=bits, damping=self.damping).for_factors()

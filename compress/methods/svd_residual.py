@@ -7,7 +7,6 @@ Shapes: o = out_features, i = in_features, r = rank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,9 +14,9 @@ from torch import Tensor
 
 from calibration.stats import Statistics
 from compress.compressor import Compressor
-from compress.factors import Metric, best_low_rank
-from compress.forms import LowRank
+from compress.factors import Metric
 from compress.methods.gptq import GPTQ
+from compress.quantiser import Quantiser
 from compress.repair import Repair
 
 
@@ -31,11 +30,10 @@ class SVDResidual(Repair, name="svd_residual"):
         default_factory=GPTQ, metadata={"help": "method whose error is repaired"}
     )
 
-    def repair(
-        self,
-        residuals: Sequence[Tensor],
-        stats: Statistics,  # noqa: ARG002  (what this baseline does without)
-    ) -> list[LowRank]:
-        """EoRA's computation with the identity in the place of the Gram."""
-        metric = Metric.identity(residuals[0].shape[1], residuals[0].device)
-        return [best_low_rank(one, metric, self.rank, self.storage) for one in residuals]
+    def measure(self, residual: Tensor, stats: Statistics) -> Metric:  # noqa: ARG002  (what this baseline does without)
+        """The identity in the place of the Gram."""
+        return Metric.identity(residual.shape[1], residual.device)
+
+    def rounding(self, bits: int) -> Quantiser:
+        """As EoRA, so that the two differ in the metric of the path alone."""
+        return GPTQ(bits=bits).for_factors()
