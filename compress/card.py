@@ -4,21 +4,22 @@ A folder with one export is described as that export, so that it can be publishe
 that holds several has a card that tells them apart.
 """
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from calibration.heads import Head
 from compress.card_loading import loading
+from compress.card_metadata import front_matter, model_name, source_name
+from compress.changes import INTERVAL_NAME
 from compress.report import BaseReport, ExportReport, LayerReport, Report
+from compress.report_formats import changes_table, samples_text
 from compress.summary import counted, evaluated, megabytes, method_text, rows
+from eval.paired import NO_CHANGE
+from eval.samples import NEW_TOKENS
 
-_DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WORST = 5
 
 
@@ -31,10 +32,11 @@ def model_card(report: Report, export: ExportReport | None = None) -> str:
     if export is None and [each.folder for each in report.exports] == ["."]:
         export = report.exports[0]
     parts = [
-        "---\n" + yaml.safe_dump(_front_matter(report, export), sort_keys=False) + "---",
+        f"---\n{front_matter(report, export).to_yaml()}\n---",
         *_introduction(report, export),
         *loading(report, export),
         *_scores(report, export),
+        *_samples(report),
         *_layers(report),
         *_calibration(report),
         *_kept(report),
@@ -44,45 +46,13 @@ def model_card(report: Report, export: ExportReport | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def base_model(report: Report) -> str | None:
-    """The hub id of what was compressed; None for a local path, which nobody else can follow."""
-    spec = str(report.recipe["model"])
-    if spec == "demo":
-        return _DEMO
-    # Only what came from the hub has a revision; a relative path may look like a hub id.
-    is_on_hub = _HUB_ID.fullmatch(spec) and report.model.startswith(f"{spec} at ")
-    return spec if is_on_hub else None
-
-
-PIPELINES: Mapping[str, str] = {
-    Head.NEXT_TOKEN: "text-generation",
-    Head.CLASSES: "text-classification",
-    Head.FEATURES: "feature-extraction",
-}
-
-
-def _front_matter(report: Report, export: ExportReport | None) -> dict[str, Any]:
-    names = method_text(report.recipe["method"]).split(" on ")
-    matter: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": PIPELINES[report.head],
-        "license": report.licence or "other",
-        "tags": ["compress", "compressed", *names],
-    }
-    if export is not None and export.format == "adapter":
-        # What it adapts is a folder of somebody's: the original's id would be wrong.
-        return matter | {"library_name": "peft"}
-    base = base_model(report)
-    return matter | ({"base_model": base, "base_model_relation": "quantized"} if base else {})
-
-
 def _introduction(report: Report, export: ExportReport | None) -> Iterator[str]:
-    source, method = _source(report), method_text(report.recipe["method"])
+    source, method = source_name(report), method_text(report.recipe["method"])
     if report.base is not None:
         yield f"# {Path(report.base.checkpoint).name}, repaired with {method}"
         yield from _repaired(report, report.base, export)
         return
-    yield f"# {source.rpartition('/')[2]}, compressed with {method}"
+    yield f"# {model_name(report)}"
     if export is None:
         yield f"{_packed(report)}. Nothing was trained."
         yield "\n".join(["One folder for each format:", "", *_sizes(report)])
@@ -100,7 +70,7 @@ def _introduction(report: Report, export: ExportReport | None) -> Iterator[str]:
 def _repaired(report: Report, base: BaseReport, export: ExportReport | None) -> Iterator[str]:
     totals, writer = report.totals, f", written by {base.producer}" if base.producer else ""
     yield (
-        f"`{Path(base.checkpoint).name}` is a compressed checkpoint of `{_source(report)}`: {base.format}{writer}, "
+        f"`{Path(base.checkpoint).name}` is a compressed checkpoint of `{source_name(report)}`: {base.format}{writer}, "
         f"{megabytes(base.tensor_bytes)}, sha256 `{base.fingerprint}`. A low-rank path was added to "
         f"{counted(totals.n_layers, 'linear layer')} of it, {_form_text(report)}, which takes "
         f"{totals.layer_bits_per_weight:.2f} bits per weight in these layers, base and path together. The base itself "
@@ -121,7 +91,7 @@ def _packed(report: Report) -> str:
     totals = report.totals
     verb = "is" if totals.n_layers == 1 else "are"
     return (
-        f"{counted(totals.n_layers, 'linear layer')} of `{_source(report)}` {verb} stored as "
+        f"{counted(totals.n_layers, 'linear layer')} of `{source_name(report)}` {verb} stored as "
         f"{_form_text(report)}, which takes {totals.layer_bits_per_weight:.2f} bits per weight "
         "in these layers"
     )
@@ -149,10 +119,6 @@ def _sizes(report: Report) -> Iterator[str]:
     yield f"| original | | {megabytes(report.totals.tensor_bytes_before)} | |"
 
 
-def _source(report: Report) -> str:
-    return base_model(report) or Path(str(report.recipe["model"])).name
-
-
 def _forms(layers: tuple[LayerReport, ...]) -> list[tuple[str, int]]:
     return Counter(layer.form for layer in layers).most_common()
 
@@ -169,15 +135,39 @@ def _scores(report: Report, export: ExportReport | None) -> Iterator[str]:
         f"Measured on the {report.exports[0].format} export as it was read back from disk. "
         "± is one standard error. KL divergence and top-1 agreement compare with the original on "
         f"held-out text (`{report.recipe['eval_text']}`, {report.recipe['eval_windows']} windows). "
-        "Task scores are lm-eval's, on the same items for both models; with few items a small "
-        "difference means nothing."
+        "Task scores are lm-eval's, on the same items for both models."
     )
+    yield from _changes(report)
     if evaluated(report, export):
         yield (
             "Bits per weight are those of the whole checkpoint, embeddings included, per parameter "
             "of the original. Speed and memory are those of the machine named below, computing on "
             f"{report.environment.device}."
         )
+
+
+def _changes(report: Report) -> Iterator[str]:
+    table = changes_table(report)
+    if not table:
+        return
+    yield "What changed, item by item and window by window:"
+    yield table
+    yield (
+        f"The {INTERVAL_NAME} is a paired bootstrap's, over the items of a task and the windows of the text; p is "
+        f'McNemar\'s, exact and two-sided. "{NO_CHANGE.capitalize()}" means that so many items do not tell the change '
+        "from chance, not that there is none."
+    )
+
+
+def _samples(report: Report) -> Iterator[str]:
+    if report.scores is None or not report.scores.samples:
+        return
+    yield "## What both write"
+    yield (
+        f"The likeliest continuations, at most {NEW_TOKENS} tokens, of fixed prompts; they were not chosen and measure "
+        "nothing:"
+    )
+    yield from samples_text(report.scores.samples)
 
 
 def _layers(report: Report) -> Iterator[str]:

@@ -28,6 +28,7 @@ from compress.texts import (
 from eval.fidelity import compare
 from eval.footprint import measure, n_elements, peak_memory
 from eval.harness import Settings, run_tasks
+from eval.samples import sample
 from eval.scores import Fidelity, Footprint, Scores, TaskScore
 from eval.whole import Example, compare_whole
 
@@ -137,6 +138,7 @@ def compare_with(
     return Comparison(
         before=Scores(fidelity[0], tasks, footprints[0]),
         after=Scores(fidelity[1], _tasks(after, original, recipe, progress), footprints[1]),
+        samples=sample(before, after, original.tokenizer, progress=progress),
     )
 
 

@@ -54,6 +54,8 @@ class SourceModel:
     """What a reader of the report should know about where the weights come from."""
     licence: str | None
     """As its README's front matter has it."""
+    licence_link: str | None = None
+    """The link there, for a licence that the hub has no name for."""
 
 
 def _no_progress(stage: str, done: int, total: int) -> None:
@@ -80,7 +82,7 @@ def resolve_model(
     else:
         folder, revision = _download(spec)
     check_folder(spec, folder)
-    return SourceModel(spec, folder, revision, _notes(folder), read_licence(folder))
+    return SourceModel(spec, folder, revision, _notes(folder), *read_licence(folder))
 
 
 def _converted(path: Path, cache: Path, progress: Progress) -> Path:
@@ -162,21 +164,23 @@ def _notes(folder: Path) -> tuple[str, ...]:
     return (str(note),)
 
 
-def read_licence(folder: Path) -> str | None:
-    """The licence in the front matter of the folder's README.md, or None if it names none."""
+def read_licence(folder: Path) -> tuple[str | None, str | None]:
+    """The licence in the front matter of the folder's README.md and the link to it; None where it names none."""
     path = folder / "README.md"
     if not path.is_file():
-        return None
+        return None, None
     parts = path.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
     if len(parts) < 3 or parts[0].strip():
-        return None
+        return None, None
     try:
         front = yaml.safe_load(parts[1])
     except yaml.YAMLError:
-        return None
-    licence = front.get("license") if isinstance(front, dict) else None
+        return None, None
+    if not isinstance(front, dict):
+        return None, None
+    licence, link = front.get("license"), front.get("license_link")
     if licence == "other":
         licence = front.get("license_name") or licence
     if isinstance(licence, list):
         licence = ", ".join(map(str, licence))
-    return None if licence is None else str(licence)
+    return None if licence is None else str(licence), None if link is None else str(link)

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from calibration.heads import Head
 from compress.environment import Environment
 from compress.errors import CheckpointError
+from eval.samples import Sample
 from eval.scores import Scores
 
 SCHEMA = 1
@@ -124,6 +125,8 @@ class Comparison:
 
     before: Scores
     after: Scores
+    samples: tuple[Sample, ...] = field(default=(), metadata={"later": LATER})
+    """What both wrote after the same prompts; empty for models that write nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +138,9 @@ class Report:
     model: str
     """The source as it was resolved: a name, and a revision or a hash."""
     licence: str | None
+    """As the source's README names it: an id of the hub, or the name of another one."""
+    licence_link: str | None = field(default=None, metadata={"later": LATER})
+    """Where the source's README says that its licence is."""
     fingerprint: str
     """Sha256 of the source checkpoint."""
     environment: Environment
@@ -183,7 +189,7 @@ class Report:
         """The report of an output folder.
 
         Raises:
-            CheckpointError: there is none, or it is not one of ours.
+            CheckpointError: there is none, or it is not one of ours (naming the file).
         """
         path = folder / "report.json"
         if not path.is_file():
@@ -192,7 +198,10 @@ class Report:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{path}: not UTF-8 text ({error}); get it again") from error
-        return cls.from_json(text)
+        try:
+            return cls.from_json(text)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
 
 
 def decode(hint: Any, value: Any, path: str) -> Any:

@@ -25,6 +25,7 @@ def make_report(
         recipe=prepared.recipe.to_mapping(),
         model=_model_text(prepared),
         licence=prepared.source.licence,
+        licence_link=prepared.source.licence_link,
         fingerprint=prepared.reader.fingerprint,
         environment=describe_environment(str(prepared.device)),
         calibration=dict(prepared.tokens.provenance),

@@ -122,6 +122,15 @@ def paired_difference(after: TaskScore, before: TaskScore) -> tuple[float, float
         EvalError: the two are not the same metric of the same task version on equally many items,
             or the metric is no mean over items.
     """
+    return mean_and_stderr([mine - other for mine, other in paired_items(after, before)])
+
+
+def paired_items(after: TaskScore, before: TaskScore) -> list[tuple[float, float]]:
+    """(after, before) of each item both were scored on.
+
+    Raises:
+        EvalError: as `paired_difference`.
+    """
     for name in ("task", "metric", "version", "n_items"):
         mine, other = getattr(after, name), getattr(before, name)
         if mine != other:
@@ -131,8 +140,7 @@ def paired_difference(after: TaskScore, before: TaskScore) -> tuple[float, float
             f"paired_difference: {after.task} {after.metric} has no score for each item; "
             "compare the two values instead"
         )
-    pairs = zip(after.per_item, before.per_item, strict=True)
-    return mean_and_stderr([mine - other for mine, other in pairs])
+    return list(zip(after.per_item, before.per_item, strict=True))
 
 
 def primary(scores: Sequence[TaskScore]) -> dict[str, TaskScore]:

@@ -299,7 +299,13 @@ def test_a_hub_model_is_pinned_to_its_commit_and_only_safetensors_are_fetched(fo
 )
 def test_the_licence_is_read_from_the_front_matter(tmp_path, front, licence):
     (tmp_path / "README.md").write_text(front)
-    assert read_licence(tmp_path) == licence
+    assert read_licence(tmp_path) == (licence, None)
+
+
+def test_the_link_to_a_licence_is_read_too(tmp_path):
+    front = "---\nlicense: other\nlicense_name: house\nlicense_link: https://example.org/l\n---\n"
+    (tmp_path / "README.md").write_text(front)
+    assert read_licence(tmp_path) == ("house", "https://example.org/l")
 
 
 def test_a_config_without_architectures_is_judged_by_its_type(folder):

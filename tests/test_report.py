@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
+from reports import layer, make_report
 
-from compress.card import base_model, model_card
-from compress.environment import describe_environment
+from compress.card import model_card
+from compress.card_metadata import base_model
 from compress.errors import CheckpointError
 from compress.recipe import Recipe
-from compress.report import Comparison, ExportReport, KeptTensor, LayerReport, Report, Totals
+from compress.report import Comparison, Report
 from compress.summary import (
     comparison_rows,
     counted,
@@ -25,83 +26,12 @@ from compress.summary import (
     table,
     with_error,
 )
-from eval.scores import Fidelity, Footprint, Scores, TaskScore
-
-
-def layer(name: str, error: float | None, note: str = "") -> LayerReport:
-    return LayerReport(
-        name=name,
-        shape=(64, 32),
-        method="eora",
-        form="4-bit g32 + rank 8",
-        bytes_before=8192,
-        bytes_after=2000,
-        bits_per_weight=7.8,
-        relative_error=error,
-        seconds=0.25,
-        note=note,
-    )
-
-
-def scores(perplexity: float, kl: float, accuracy: float) -> Scores:
-    task = TaskScore(
-        task="offline_piqa",
-        metric="acc_norm",
-        value=accuracy,
-        stderr=0.05,
-        n_items=40,
-        version="1.0",
-        higher_is_better=True,
-        per_item=(1.0, 0.0),
-    )
-    return Scores(
-        fidelity=Fidelity(perplexity, 0.5, kl, 0.001, 1.0 - kl, None, 8176),
-        tasks=(replace(task, metric="acc", value=0.1), task),
-        footprint=Footprint(10_500_000, 10_000_000, 2_500_000, 4.25, 512.4, 31.26, None, "cpu"),
-    )
+from eval.scores import Scores
 
 
 @pytest.fixture
 def report() -> Report:
-    return Report(
-        recipe=Recipe(model="org/tiny", seed=3).to_mapping(),
-        model="org/tiny at 0123abc",
-        licence="apache-2.0",
-        fingerprint="f" * 64,
-        environment=describe_environment("cpu"),
-        calibration={"sources": [{"name": "python-docs", "n_tokens": 32768}], "seed": 3},
-        layers=(*(layer(f"blocks.{n}", n / 100) for n in range(9)), layer("odd", None, "kept")),
-        kept=(
-            KeptTensor(name="embed", shape=(99, 32), reason="outside", n_bytes=3_000_000),
-            KeptTensor(name="norm", shape=(32,), reason="outside", n_bytes=1_000_000),
-        ),
-        exports=tuple(
-            ExportReport(
-                format=name,
-                folder=name,
-                tensor_bytes=100,
-                loader="AutoModelForCausalLM",
-                relative_difference=2e-7,
-                max_abs_difference=1e-5,
-                top1_agreement=1.0,
-                tolerance=1e-4,
-                adapter="gptq/adapter" if name == "gptq" else None,
-            )
-            for name in ("native", "gptq", "dense")
-        ),
-        totals=Totals(
-            n_layers=10,
-            layer_bytes_before=81920,
-            layer_bytes_after=20000,
-            tensor_bytes_before=538_000_000,
-            tensor_bytes_after=101_300_000,
-            layer_bits_per_weight=7.8,
-            relative_error=0.04,
-        ),
-        scores=Comparison(before=scores(27.8, 0.0, 0.7), after=scores(29.1, 0.06, 0.65)),
-        timings={"calibrate": 1.5, "compress": 3.0},
-        notes=("statistics of an equal run were used again",),
-    )
+    return make_report()
 
 
 def changed(report: Report, path: str, value: object) -> str:

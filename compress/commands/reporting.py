@@ -1,23 +1,178 @@
-"""report: what a run did and reached."""
+"""report: what a run did and reached, and runs beside each other."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
+from compress.changes import changes
 from compress.commands.command import Command, show
+from compress.comparing import Differences, Run, RunComparison, compare_runs, load_runs
+from compress.errors import RecipeError
 from compress.flags import Parser
-from compress.report import Report
+from compress.report_formats import (
+    HEADINGS,
+    MARK,
+    cells,
+    comparison_csv,
+    comparison_json,
+    comparison_markdown,
+    is_ours,
+    report_markdown,
+)
 from compress.summary import rows
 
 
+class Format(Enum):
+    """What a report is written as."""
+
+    MD = "md"
+    JSON = "json"
+    HTML = "html"
+    CSV = "csv"
+
+
 def _report(given: list[str]) -> None:
-    parser = Parser("compress report", REPORT.about, "DIR")
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a folder that `run` wrote")
-    folder = parser.parse_args(given).folder
-    report = Report.load(folder)
-    show(rows(report), str(folder))
+    parser = Parser("compress report", REPORT.about, "DIR [DIR ...] [options]")
+    parser.add_argument(
+        "folders",
+        metavar="DIR",
+        type=Path,
+        nargs="+",
+        help="a folder that `run` wrote; several are compared",
+    )
+    parser.add_argument(
+        "--format",
+        choices=[each.value for each in Format],
+        help="default: what --out ends in, else a table",
+    )
+    parser.add_argument("--out", metavar="FILE", type=Path, help="write it there (default: print)")
+    parser.add_argument(
+        "--despite-differences",
+        action="store_const",
+        const=Differences.TELL,
+        default=Differences.REFUSE,
+        dest="differences",
+        help="compare runs that were measured differently too, and tell in what",
+    )
+    known = parser.parse_args(given)
+    chosen = _format(known.format, known.out)
+    if known.out is not None and chosen is not None:
+        _refuse_others_file(known.out, chosen)
+    runs = load_runs(known.folders)
+    if chosen is None:
+        _show(runs, known.differences)
+        return
+    text = _text(runs, known.differences, chosen)
+    if known.out is None:
+        print(text, end="")
+    else:
+        _write(known.out, text)
+
+
+def _format(named: str | None, out: Path | None) -> Format | None:
+    """None: a table in the terminal."""
+    if named is not None:
+        return Format(named)
+    if out is None:
+        return None
+    ending = out.suffix.removeprefix(".")
+    if ending not in {each.value for each in Format}:
+        known = ", ".join(each.value for each in Format)
+        raise RecipeError(
+            f"--out: {out}: the name does not tell the format; add --format ({known})"
+        )
+    return Format(ending)
+
+
+def _text(runs: Sequence[Run], differences: Differences, chosen: Format) -> str:
+    if chosen is Format.HTML:
+        # Pictures take a while to import, and most reports go without.
+        from compress import pages
+
+        page = (
+            pages.run_page(runs[0].report)
+            if len(runs) == 1
+            else pages.comparison_page(compare_runs(runs, differences))
+        )
+        return f"{page.rstrip()}\n{MARK}\n"
+    if len(runs) == 1 and chosen is Format.JSON:
+        return runs[0].report.to_json()
+    if len(runs) == 1 and chosen is Format.MD:
+        return report_markdown(runs[0].report, runs[0].label)
+    comparison = compare_runs(runs, differences)
+    writers = {
+        Format.MD: comparison_markdown,
+        Format.JSON: comparison_json,
+        Format.CSV: comparison_csv,
+    }
+    return writers[chosen](comparison)
+
+
+def _show(runs: Sequence[Run], differences: Differences) -> None:
+    if len(runs) > 1:
+        _show_comparison(compare_runs(runs, differences))
+        return
+    report = runs[0].report
+    show(rows(report), str(runs[0].folder))
+    if report.scores is not None:
+        for change in changes(report.scores):
+            interval = f" ({change.interval})" if change.interval else ""
+            print(f"change: {change.label}: {change.change}{interval}, {change.verdict}")
+        for sample in report.scores.samples:
+            print(
+                f"prompt: {sample.prompt}\n  before: {sample.before!r}\n  after:  {sample.after!r}"
+            )
     for note in report.notes:
         print(f"note: {note}")
 
 
-REPORT = Command(_report, "Show the report in a folder that run wrote.")
+def _show_comparison(comparison: RunComparison) -> None:
+    console = Console()
+    lines = cells(comparison)
+    if console.is_terminal:
+        table = Table()
+        for index, heading in enumerate(HEADINGS):
+            table.add_column(heading, justify="left" if index < 2 else "right")
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+    else:
+        print("\n".join("\t".join(line) for line in (HEADINGS, *lines)))
+    for difference in comparison.differences:
+        print(f"measured differently: {difference.text}")
+
+
+def _refuse_others_file(out: Path, chosen: Format) -> None:
+    """Only what this command wrote is replaced; a report of ours can be made again."""
+    if not out.exists():
+        return
+    try:
+        ours = out.is_file() and is_ours(out.read_text(encoding="utf-8"), chosen.value)
+    except UnicodeDecodeError:
+        ours = False
+    if not ours:
+        raise RecipeError(
+            f"--out: {out} is there and is no {chosen.value} file that `compress report` wrote; name another, or move "
+            "it away"
+        )
+
+
+def _write(out: Path, text: str) -> None:
+    """The whole file or none: what was there is replaced at the end."""
+    if not out.absolute().parent.is_dir():
+        raise RecipeError(f"--out: {out.parent} is no folder; make it first")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+REPORT = Command(_report, "Show the report in a folder that run wrote, or compare several.")

@@ -1,0 +1,67 @@
+"""What compression changed and how sure that is, in words: paired differences of the scores in a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from compress.report import Comparison
+from eval.paired import LEVEL, Interval, PairedChange, perplexity_ratio, task_change
+from eval.scores import TaskScore, primary
+
+INTERVAL_NAME = f"{LEVEL:.0%} interval"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One score's change as text."""
+
+    label: str
+    change: str
+    interval: str
+    """Empty where it is not known."""
+    verdict: str
+
+
+def changes(scores: Comparison) -> list[Change]:
+    """The changes of the perplexity and of the metric that each task shows first.
+
+    A score that is no mean over items is left out, as are those of reports that kept no parts of them: nothing can be
+    paired.
+    """
+    return [*_perplexity(scores), *_tasks(scores)]
+
+
+def task_changes(scores: Comparison) -> Iterator[tuple[TaskScore, PairedChange]]:
+    """The metric that each task shows first, before compression, and its change."""
+    reached = {(score.task, score.metric): score for score in scores.after.tasks}
+    for before in primary(scores.before.tasks).values():
+        after = reached.get((before.task, before.metric))
+        if after is not None and len(before.per_item) == len(after.per_item) > 0:
+            yield before, task_change(before, after)
+
+
+def _perplexity(scores: Comparison) -> Iterator[Change]:
+    before, after = scores.before.fidelity, scores.after.fidelity
+    if before is None or after is None or not before.windows or not after.windows:
+        return
+    found = perplexity_ratio(before, after)
+    text = f"x {found.ratio:.3f}"
+    yield Change("perplexity", text, _text(found.interval, ".3f"), found.verdict)
+
+
+def _tasks(scores: Comparison) -> Iterator[Change]:
+    for score, found in task_changes(scores):
+        verdict = found.verdict
+        if found.p_value is not None:
+            verdict += f" ({_p_text(found.p_value)})"
+        label = f"{score.task}, {score.metric}"
+        yield Change(label, f"{found.change:+.3f}", _text(found.interval, "+.3f"), verdict)
+
+
+def _text(interval: Interval | None, spec: str) -> str:
+    return "" if interval is None else f"{interval.low:{spec}} to {interval.high:{spec}}"
+
+
+def _p_text(p_value: float) -> str:
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
