@@ -14,8 +14,9 @@ from pathlib import Path
 
 from compress.errors import ComparisonError
 from compress.measured_alike import Difference, differences_between
-from compress.report import Report
+from compress.report import Comparison, Report
 from compress.summary import method_text
+from eval.paired import PairedChange, mean_change
 from eval.scores import Scores, TaskScore, primary
 from eval.whole import ACCURACY
 
@@ -66,6 +67,8 @@ class Figures:
     top1_agreement: Measured | None = None
     accuracy: Measured | None = None
     """The mean over tasks of the metric that is shown first, where that is an accuracy; in [0, 1]."""
+    accuracy_change: PairedChange | None = None
+    """Of `accuracy` against the original on the same items, much sharper than the two errors; None for the original."""
     n_tasks: int = 0
     """Tasks that `accuracy` is the mean of."""
     prefill_tokens_per_s: float | None = None
@@ -150,8 +153,10 @@ def _figures(run: Run) -> Figures:
         n_bytes=report.totals.tensor_bytes_after,
         layer_bits_per_weight=report.totals.layer_bits_per_weight,
     )
-    scores = report.scores
-    return alone if scores is None else _measured(alone, scores.after, report.recipe["tasks"])
+    scores, asked = report.scores, report.recipe["tasks"]
+    if scores is None:
+        return alone
+    return replace(_measured(alone, scores.after, asked), accuracy_change=_change(scores, asked))
 
 
 def _originals(runs: Sequence[Run], found: Sequence[Difference]) -> tuple[Figures, ...]:
@@ -199,6 +204,14 @@ def _accuracies(scores: Scores, asked: Sequence[str]) -> tuple[TaskScore, ...]:
     }
     named = tuple(found[name] for name in asked if name in found)
     return named if named else tuple(found.values())
+
+
+def _change(scores: Comparison, asked: Sequence[str]) -> PairedChange | None:
+    """Where every task kept its items."""
+    before, after = (_accuracies(each, asked) for each in (scores.before, scores.after))
+    if not after or not all(task.per_item for task in (*before, *after)):
+        return None
+    return mean_change(before, after)
 
 
 def _mean(tasks: Sequence[TaskScore]) -> Measured | None:

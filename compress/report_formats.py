@@ -14,6 +14,7 @@ from compress.comparing import Figures, Measured, RunComparison
 from compress.errors import CheckpointError
 from compress.report import Report
 from compress.summary import NOTHING, megabytes, rows, with_error
+from eval.paired import PairedChange
 from eval.samples import Sample
 
 MARK = "<!-- written by compress report -->"
@@ -21,9 +22,17 @@ MARK = "<!-- written by compress report -->"
 _KIND = "compress comparison"
 _MEASURED = ("perplexity", "kl", "top1_agreement", "accuracy")
 _PLAIN = ("layer_bits_per_weight", "bits_per_weight", "prefill_tokens_per_s", "decode_tokens_per_s")
+_CHANGE = ("accuracy_change", "accuracy_change_low", "accuracy_change_high")
 HEADINGS = (
     *("run", "method", "size", "bits per weight: layers", "all"),
-    *("perplexity", "KL, nats/token", "top-1 agreement", "mean accuracy", "decode, tokens/s"),
+    *("perplexity", "KL, nats/token", "top-1 agreement", "mean accuracy", "its change"),
+    "decode, tokens/s",
+)
+
+
+_COLUMNS = (
+    "± is one standard error. The mean accuracy's change is against the original on the same items, with its "
+    f"{INTERVAL_NAME}."
 )
 
 
@@ -33,8 +42,9 @@ def cells(comparison: RunComparison) -> list[tuple[str, ...]]:
 
 
 def comparison_markdown(comparison: RunComparison) -> str:
-    """The table, and below it what was measured differently."""
-    parts = [_table(HEADINGS, cells(comparison), n_words=2)]
+    """The table, what its columns are, and what was measured differently."""
+    parts = [_table(HEADINGS, cells(comparison), n_words=2), "", _COLUMNS]
+    parts += [""] if comparison.differences else []
     parts += [f"- measured differently: {each.text}" for each in comparison.differences]
     return "\n".join([*parts, "", MARK, ""])
 
@@ -106,7 +116,7 @@ def is_ours(text: str, suffix: str) -> bool:
 def csv_columns() -> list[str]:
     """The columns of the CSV."""
     measured = [name for each in _MEASURED for name in (each, f"{each}_stderr")]
-    return ["label", "method", "n_bytes", *_PLAIN, *measured, "n_tasks"]
+    return ["label", "method", "n_bytes", *_PLAIN, *measured, *_CHANGE, "n_tasks"]
 
 
 def _is_comparison(text: str) -> bool:
@@ -124,7 +134,10 @@ def _values(figures: Figures) -> dict[str, Any]:
         measured: Measured | None = getattr(figures, name)
         values[name] = None if measured is None else measured.value
         values[f"{name}_stderr"] = None if measured is None else measured.stderr
-    return values
+    change = figures.accuracy_change
+    interval = None if change is None else change.interval
+    ends = (None, None) if interval is None else (interval.low, interval.high)
+    return values | dict(zip(_CHANGE, (change and change.change, *ends), strict=True))
 
 
 def _cells(figures: Figures) -> tuple[str, ...]:
@@ -138,6 +151,7 @@ def _cells(figures: Figures) -> tuple[str, ...]:
         _measured(figures.kl, 4),
         _measured(figures.top1_agreement, 4),
         _measured(figures.accuracy, 3),
+        _changed(figures.accuracy_change),
         _number(figures.decode_tokens_per_s, 1),
     )
 
@@ -148,6 +162,14 @@ def _number(value: float | None, digits: int) -> str:
 
 def _measured(measured: Measured | None, digits: int) -> str:
     return NOTHING if measured is None else with_error(measured.value, measured.stderr, digits)
+
+
+def _changed(change: PairedChange | None) -> str:
+    if change is None:
+        return NOTHING
+    interval = change.interval
+    text = "" if interval is None else f" ({interval.low:+.3f} to {interval.high:+.3f})"
+    return f"{change.change:+.3f}{text}"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]], n_words: int) -> str:

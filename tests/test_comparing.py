@@ -113,15 +113,18 @@ def test_a_run_without_evaluation_has_gaps_and_not_zeros() -> None:
     assert (lines["a"]["n_bytes"], lines["a"]["layer_bits_per_weight"]) == ("101300000", "7.8")
     full = lines["b"]
     assert (full["perplexity"], full["accuracy"]) == ("29.1", "0.65")
+    assert float(full["accuracy_change"]) == pytest.approx(-0.05)
+    assert float(full["accuracy_change_low"]) < -0.05 < 0 < float(full["accuracy_change_high"])
+    assert lines["original"]["accuracy_change"] == ""
     assert lines["original"]["perplexity"] == "27.8"
     row = next(line for line in comparison_markdown(found).splitlines() if line.startswith("| a |"))
-    assert row == "| a | eora on gptq | 101.3 MB | 7.80 | - | - | - | - | - | - |"
+    assert row == "| a | eora on gptq | 101.3 MB | 7.80 | - | - | - | - | - | - | - |"
 
 
 def test_the_mean_accuracy_weighs_tasks_equally_and_leaves_out_what_is_none() -> None:
     report = make_report()
     assert report.scores is not None
-    task = report.scores.after.tasks[-1]
+    task = replace(report.scores.after.tasks[-1], per_item=())
     tasks = (
         task,
         replace(task, task="offline_arc_easy", value=0.35, stderr=0.03),
@@ -135,6 +138,7 @@ def test_the_mean_accuracy_weighs_tasks_equally_and_leaves_out_what_is_none() ->
     assert found.accuracy is not None and found.accuracy.stderr is not None
     assert found.accuracy.value == pytest.approx(0.5)
     assert found.accuracy.stderr == pytest.approx((0.05**2 + 0.03**2) ** 0.5 / 2)
+    assert found.accuracy_change is None
     assert (found.n_tasks, found.perplexity, found.decode_tokens_per_s) == (2, None, None)
 
 

@@ -163,3 +163,16 @@ def test_progress_counts_windows() -> None:
     model, ids = tiny(), windows()
     compare(model, model, [ids[:2], ids[2:]], progress=lambda *step: seen.append(step))
     assert seen == [("fidelity", 2, 3), ("fidelity", 3, 3)]
+
+
+def test_the_sums_of_the_windows_make_the_totals_of_both_models() -> None:
+    reference, model, ids = tiny(), tiny(seed=1), windows(n=4)
+    for found in compare(reference, model, [ids[:3], ids[3:]]):
+        assert [part.n_tokens for part in found.windows] == [19] * 4
+        n_tokens = sum(part.n_tokens for part in found.windows)
+        assert found.n_tokens == n_tokens
+        nll = math.fsum(part.nll for part in found.windows)
+        assert found.perplexity == pytest.approx(math.exp(nll / n_tokens), rel=1e-12)
+        kl = math.fsum(part.kl for part in found.windows)
+        assert found.kl == pytest.approx(kl / n_tokens, rel=1e-12)
+        assert found.top1_agreement == sum(part.n_agreements for part in found.windows) / n_tokens
