@@ -13,6 +13,7 @@ import yaml
 
 from compress.card_loading import loading
 from compress.card_metadata import front_matter, model_name, source_name
+from compress.card_pictures import pictures
 from compress.changes import INTERVAL_NAME
 from compress.report import BaseReport, ExportReport, LayerReport, Report
 from compress.report_formats import changes_table, samples_text
@@ -37,6 +38,7 @@ def model_card(report: Report, export: ExportReport | None = None) -> str:
         *loading(report, export),
         *_scores(report, export),
         *_samples(report),
+        *pictures(report),
         *_layers(report),
         *_calibration(report),
         *_kept(report),

@@ -20,6 +20,7 @@ import yaml
 
 from calibration.walk import Propagate
 from compress.card import model_card
+from compress.card_pictures import PICTURES
 from compress.compressing import Progress
 from compress.errors import RecipeError
 from compress.evaluating import asks_for_evaluation, compare_with, original_of, resolve_original
@@ -29,6 +30,7 @@ from compress.exports.load import stored_in
 from compress.gradients import with_gradients
 from compress.original_scores import Originals
 from compress.originals import original_blocks
+from compress.pages import run_page, write_pictures
 from compress.planning import seconds_of_forward
 from compress.plans import Forecast
 from compress.preparing import (
@@ -45,7 +47,7 @@ from compress.stopwatch import Stopwatch
 from compress.surveying import surveyed
 from compress.verify import verify
 
-RECIPE, REPORT, CARD = "recipe.yaml", "report.json", "README.md"
+RECIPE, REPORT, CARD, PAGE = "recipe.yaml", "report.json", "README.md", "report.html"
 VERIFIED, PARTIAL, UNFINISHED = ".verified", ".partial", ".unfinished"
 
 
@@ -99,7 +101,9 @@ def run(
                 scores, notes = _scores(prepared, first, originals, progress)
         report = make_report(prepared, outcome, exports, scores, watch)
         report = replace(report, notes=(*report.notes, *notes))
+        progress("describe", 0, 1)
         _describe(report, folder)
+        progress("describe", 1, 1)
     return report
 
 
@@ -216,11 +220,20 @@ def _verified(name: str, root: Path, device: str, progress: Progress) -> ExportR
 
 
 def _describe(report: Report, folder: Path) -> None:
-    """Report, recipe and a card of its own go with every export, so that each folder can be published as it is."""
+    """Report, recipe and a card of its own go with every export, so that each folder can be published as it is.
+
+    The page and the pictures are the same in all of them.
+    """
     cards = {folder: model_card(report)}
     if any(export.folder != "." for export in report.exports):
         cards |= {folder / export.folder: model_card(report, export) for export in report.exports}
+    page, drawn = run_page(report), write_pictures(report, folder)
     for path, card in cards.items():
+        (path / PAGE).write_text(page, encoding="utf-8")
+        if path != folder:
+            (path / PICTURES).mkdir()
+            for picture in drawn:
+                shutil.copy(picture, path / PICTURES)
         (path / CARD).write_text(card, encoding="utf-8")
         (path / REPORT).write_text(report.to_json(), encoding="utf-8")
         (path / RECIPE).write_text(yaml.safe_dump(report.recipe, sort_keys=False), encoding="utf-8")

@@ -72,6 +72,8 @@ def _has_codes(product: Product) -> bool:
 
 
 def _log_spaced(n: int) -> tuple[int, ...]:
-    """At most `POINTS` of the ranks 1 to n, both ends among them."""
+    """At most `POINTS` of the ranks 1 to n, both ends among them; all of them where they are no more."""
+    if n <= POINTS:
+        return tuple(range(1, n + 1))
     spaced = torch.logspace(0, float(torch.tensor(float(n)).log10()), POINTS, dtype=torch.float64)
     return tuple(sorted({min(n, round(rank)) for rank in spaced.tolist()} | {1, n}))

@@ -119,7 +119,7 @@ def test_accuracy_is_that_of_the_plain_loop(tasks_folder: Path) -> None:
     assert list(acc.per_item) == expected["acc"]
     assert list(acc_norm.per_item) == expected["acc_norm"]
     assert acc.value == pytest.approx(sum(expected["acc"]) / 9)
-    assert (acc.n_items, acc.version, acc.higher_is_better) == (9, "3.0", True)
+    assert (acc.n_items, acc.version, acc.higher_is_better, acc.n_shot) == (9, "3.0", True, 0)
     assert acc.stderr == pytest.approx(math.sqrt(acc.value * (1 - acc.value) / 8))
 
 

@@ -10,7 +10,8 @@ from compress.pages.theme import Palette
 from compress.report import LayerReport, Report
 from compress.summary import megabytes
 
-_MINUTE = 60
+_ALIKE = 0.02
+_SHORT, _MINUTE = 0.1, 60
 
 
 def error_figure(report: Report, palette: Palette) -> Figure:
@@ -28,13 +29,16 @@ def error_figure(report: Report, palette: Palette) -> Figure:
 
 
 def bits_figure(report: Report, palette: Palette) -> Figure:
-    """The bits per weight of every layer, where they are not all the same."""
+    """The bits per weight of every layer, where they are not all about the same."""
     title = "Bits per weight of each layer"
     values = {round(layer.bits_per_weight, 2) for layer in report.layers}
     if len(values) <= 1:
         same = f"Every layer takes {values.pop():.2f} bits per weight." if values else "No layers."
         return Figure(title, None, same)
-    told = f"All that a layer stores, scales and factors included: {min(values):.2f} to {max(values):.2f} bits."
+    span = f"{min(values):.2f} to {max(values):.2f}"
+    if max(values) - min(values) < _ALIKE * max(values):
+        return Figure(title, None, f"Every layer takes {span} bits per weight.")
+    told = f"All that a layer stores, scales and factors included: {span} bits."
     cells = _cells(report, lambda layer: layer.bits_per_weight)
     return Figure(title, heat_map(cells, "bits per weight", ".2f", palette), told)
 
@@ -82,12 +86,14 @@ def memory_figure(report: Report, palette: Palette) -> Figure:
             title, None, "The report has no memory figures: it was written by an earlier version."
         )
     rows = [Bar(stage, megabytes(held), held / 1e6) for stage, held in report.peak_memory.items()]
-    told = "The most that the process had held by the last end of each stage, so it never falls."
+    told = "The most that the process had held by the last end of each stage."
     return Figure(title, bars(rows, palette), told)
 
 
 def duration(seconds: float) -> str:
     """Seconds for people: "3.2 s", "4 min 10 s"."""
+    if 0 < seconds < _SHORT:
+        return f"under {_SHORT} s"
     if seconds < _MINUTE:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), _MINUTE)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from compress.card_metadata import source_name
 from compress.comparing import Figures, Measured, RunComparison
 from compress.pages.pareto import pareto_figures
 from compress.pages.rendering import render
@@ -28,21 +29,21 @@ class RunRow:
 
 COLUMNS = (
     "size",
-    "bits per weight, layers",
-    "bits per weight, all",
-    "KL, nats a token",
+    "bits, layers",
+    "bits, all",
+    "KL",
     "perplexity",
-    "top-1 agreement",
-    "mean accuracy",
-    "writing, tokens/s",
-    "reading, tokens/s",
+    "agreement",
+    "accuracy",
+    "writing",
+    "reading",
 )
 
 
 def comparison_page(comparison: RunComparison) -> str:
     """Runs beside each other as one HTML file that fetches nothing and prints."""
     n_runs = len(comparison.runs)
-    models = list(dict.fromkeys(run.report.model for run in comparison.runs))
+    models = list(dict.fromkeys(source_name(run.report) for run in comparison.runs))
     return render(
         "comparison.html",
         title=f"{counted(n_runs, 'run')} on {', '.join(models)}",
@@ -94,7 +95,7 @@ def _row(number: str, figures: Figures) -> RunRow:
         _number(figures.bits_per_weight, 2),
         _measured(figures.kl, 4),
         _measured(figures.perplexity, 2),
-        _measured(figures.top1_agreement, 4),
+        _percent(figures.top1_agreement),
         _measured(figures.accuracy, 3),
         _number(figures.decode_tokens_per_s, 1),
         _number(figures.prefill_tokens_per_s, 0),
@@ -103,7 +104,15 @@ def _row(number: str, figures: Figures) -> RunRow:
 
 
 def _measured(value: Measured | None, digits: int) -> str:
-    return NOTHING if value is None else with_error(value.value, value.stderr, digits)
+    # The original's divergence from itself has an error of zero, which says nothing.
+    return NOTHING if value is None else with_error(value.value, value.stderr or None, digits)
+
+
+def _percent(value: Measured | None) -> str:
+    if value is None:
+        return NOTHING
+    stderr = None if not value.stderr else 100 * value.stderr
+    return f"{with_error(100 * value.value, stderr, 1)}%"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -69,7 +69,7 @@ def bars(rows: Sequence[Bar], palette: Palette) -> Chart:
         base.mark_bar(color=palette.after, **thick).encode(x=alt.X("value:Q", scale=scale, **axis)),
         *_words(base, palette),
     ]
-    return alt.layer(*drawn).properties(height=alt.Step(BAR_STEP))
+    return alt.layer(*drawn).properties(height=BAR_STEP * len(rows))
 
 
 def _words(base: alt.Chart, palette: Palette) -> list[alt.Chart]:
@@ -114,27 +114,26 @@ def differences(rows: Sequence[Difference], palette: Palette) -> Chart:
         ),
         *_words(base, palette),
     ]
-    return alt.layer(*drawn).properties(height=alt.Step(BAR_STEP))
+    return alt.layer(*drawn).properties(height=BAR_STEP * len(rows))
 
 
 def heat_map(cells: Sequence[Cell], quantity: str, number: str, palette: Palette) -> Chart:
     """Blocks from left to right, projections from top to bottom; several layers in one place show their mean."""
     blocks = list(dict.fromkeys(cell.block for cell in cells))
+    # As domains, for orders become expressions, which names that hold anything would break.
     projections = list(dict.fromkeys(cell.projection for cell in cells))
     step = next(size for size in (1, 2, 5, 10, 20, 50, 100, 1000) if len(blocks) <= size * _TICKS)
     x = alt.X(
         "block:O",
-        sort=blocks,
         title="block",
         axis=alt.Axis(values=blocks[::step], labelAngle=0, domain=False, ticks=False),
-        scale=alt.Scale(paddingInner=0.08),
+        scale=alt.Scale(domain=blocks, paddingInner=0.08),
     )
     y = alt.Y(
         "projection:N",
-        sort=projections,
         title=None,
         axis=alt.Axis(domain=False, ticks=False, labelLimit=160, labelColor=palette.ink),
-        scale=alt.Scale(paddingInner=0.08),
+        scale=alt.Scale(domain=projections, paddingInner=0.08),
     )
     legend = alt.Legend(
         orient="top", direction="horizontal", format=number, gradientLength=180, gradientThickness=8
@@ -154,7 +153,7 @@ def heat_map(cells: Sequence[Cell], quantity: str, number: str, palette: Palette
                 alt.Tooltip("value:Q", title=quantity, format=number),
             ],
         )
-        .properties(height=alt.Step(CELL_STEP))
+        .properties(height=CELL_STEP * len(projections))
     )
     return chart
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from compress.pages.tasks import perplexity_text
 from compress.report import Report
 from compress.summary import megabytes
 from eval.scores import Fidelity, Footprint
@@ -34,7 +35,18 @@ def headline(report: Report) -> list[Stat]:
         stats.extend(_fidelity(scores.before.fidelity, scores.after.fidelity))
     if scores.before.footprint is not None and scores.after.footprint is not None:
         stats.extend(_speed(scores.before.footprint, scores.after.footprint))
-    return stats
+    return [*stats, *_layer_error(report)]
+
+
+def lead(report: Report) -> str:
+    """The result in a sentence."""
+    totals = report.totals
+    sizes = f"{megabytes(totals.tensor_bytes_before)} became {megabytes(totals.tensor_bytes_after)}"
+    scores = report.scores
+    if scores is None or scores.before.fidelity is None or scores.after.fidelity is None:
+        return sizes
+    before, after = scores.before.fidelity.perplexity, scores.after.fidelity.perplexity
+    return f"{sizes}, perplexity {before:.2f} became {after:.2f}"
 
 
 def _size(report: Report) -> Stat:
@@ -47,15 +59,16 @@ def _size(report: Report) -> Stat:
 
 def _layer_bits(report: Report) -> Stat:
     totals = report.totals
-    was = 8 * totals.layer_bytes_before / (8 * totals.layer_bytes_after)
     bits = totals.layer_bits_per_weight
-    return Stat("Bits per weight", f"{bits:.2f}", "in the layers", f"{bits * was:.0f}")
+    was = bits * totals.layer_bytes_before / totals.layer_bytes_after
+    return Stat("Bits per weight", f"{bits:.2f}", "", f"{was:.0f}", "in the compressed layers")
 
 
 def _layer_error(report: Report) -> Iterator[Stat]:
     error = report.totals.relative_error
     if error is not None:
-        yield Stat("Output error", f"{error * _HUNDRED:.1f}", "%", change="of all layers together")
+        percent = f"{error * _HUNDRED:.1f}"
+        yield Stat("Output error", percent, "%", change="of all layers, relative")
 
 
 def _bits(report: Report) -> Stat:
@@ -73,11 +86,10 @@ def _bits(report: Report) -> Stat:
 
 
 def _fidelity(before: Fidelity, after: Fidelity) -> Iterator[Stat]:
-    ratio = (after.perplexity / before.perplexity - 1) * _HUNDRED
-    change = f"{ratio:+.1f} %".replace("-", "−")
-    yield Stat("Perplexity", f"{after.perplexity:.2f}", "", f"{before.perplexity:.2f}", change)
-    spread = "" if after.kl_stderr is None else f"± {after.kl_stderr:.4f}"
-    yield Stat("KL divergence", f"{after.kl:.4f}", "nats a token", change=spread)
+    was, change = f"{before.perplexity:.2f}", perplexity_text(before, after)
+    yield Stat("Perplexity", f"{after.perplexity:.2f}", "", was, change)
+    spread = "" if after.kl_stderr is None else f" ± {after.kl_stderr:.4f}"
+    yield Stat("KL divergence", f"{after.kl:.4f}", "nats", change=f"a token{spread}")
     agreement = f"{after.top1_agreement * _HUNDRED:.1f}"
     yield Stat("Top-1 agreement", agreement, "%", change="same likeliest token")
 
@@ -91,5 +103,5 @@ def _speed(before: Footprint, after: Footprint) -> Iterator[Stat]:
 
 def _tokens(label: str, before: float, after: float) -> Stat:
     digits = 1 if after < _HUNDRED else 0
-    times = f"{after / before:.2f}×"
+    times = f"{after / before:.2f}× as fast"
     return Stat(label, f"{after:.{digits}f}", "tokens/s", f"{before:.{digits}f}", times)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 import vl_convert
 
+from compress.card_pictures import PICTURES, picture_names
+from compress.comparing import RunComparison
 from compress.pages.charts import bytes_figure, error_figure
-from compress.pages.figures import Chart, Figure
+from compress.pages.figures import Figure
+from compress.pages.pareto import pareto_pictures
 from compress.pages.spectra import spectra_figures
 from compress.pages.theme import PICTURE, config
 from compress.report import Report
 
-FOLDER = "pictures"
 WIDTH = 640
-_SMALL, _COLUMNS = 190, 3
+_TALL = 400
+_SMALL, _COLUMNS = 150, 4
 _PNG_SCALE = 2
 
 
@@ -26,26 +29,34 @@ def write_pictures(report: Report, folder: Path) -> list[Path]:
 
     Returns what was written, each SVG before its PNG. Raises OSError if it cannot be written.
     """
-    return _write(_run_charts(report), folder / FOLDER)
+    return _write(_run_charts(report), folder / PICTURES)
+
+
+def write_comparison_pictures(comparison: RunComparison, folder: Path) -> list[Path]:
+    """Size against each measure of quality that a run has, as `folder/pareto-NAME.svg` and `.png`.
+
+    Returns what was written, each SVG before its PNG. Raises OSError if it cannot be written.
+    """
+    return _write(pareto_pictures(comparison, PICTURE, (WIDTH, _TALL)), folder)
 
 
 def _run_charts(report: Report) -> dict[str, alt.TopLevelMixin]:
-    figures = {"bytes": bytes_figure(report, PICTURE), "errors": error_figure(report, PICTURE)}
-    charts: dict[str, alt.TopLevelMixin] = {
-        name: _titled(figure.chart, figure.title)
-        for name, figure in figures.items()
-        if figure.chart is not None
+    drawn: dict[str, Callable[[Report], alt.TopLevelMixin]] = {
+        "bytes": lambda it: _titled(bytes_figure(it, PICTURE)),
+        "errors": lambda it: _titled(error_figure(it, PICTURE)),
+        "spectra": _spectra,
     }
-    _, spectra = spectra_figures(report, PICTURE)
-    if spectra:
-        charts["spectra"] = _grid(spectra).properties(
-            title="Singular values of what each path repairs or replaces, and where it is cut"
-        )
-    return charts
+    return {name: drawn[name](report) for name in picture_names(report)}
 
 
-def _titled(chart: Chart, title: str) -> Chart:
-    return chart.properties(width=WIDTH, title=title)
+def _spectra(report: Report) -> alt.TopLevelMixin:
+    _, figures = spectra_figures(report, PICTURE)
+    return _grid(figures).properties(title="Spectra and their cut")
+
+
+def _titled(figure: Figure) -> alt.TopLevelMixin:
+    assert figure.chart is not None
+    return figure.chart.properties(width=WIDTH, title=figure.title)
 
 
 def _grid(figures: Sequence[Figure]) -> alt.ConcatChart:
@@ -62,6 +73,7 @@ def _write(charts: Mapping[str, alt.TopLevelMixin], folder: Path) -> list[Path]:
     for name, chart in charts.items():
         spec: dict[str, Any] = chart.to_dict()
         spec |= {"config": config(PICTURE), "padding": 16}
+        spec["config"]["aria"] = False  # it would describe every cell
         svg = vl_convert.vegalite_to_svg(spec)
         png = vl_convert.svg_to_png(svg, scale=_PNG_SCALE)
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import altair as alt
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -47,7 +48,8 @@ def _spec(figure: Figure) -> dict[str, Any]:
     """Vega-Lite, as wide as its place; the page has one configuration for all."""
     if figure.chart is None:
         raise ValueError(f"{figure.title}: there is no chart to draw")
-    spec: dict[str, Any] = figure.chart.properties(width="container").to_dict()
+    sized = figure.chart.properties(width="container", autosize=alt.AutoSizeParams(type="fit-x"))
+    spec: dict[str, Any] = sized.to_dict()
     del spec["config"]
     return spec | {"description": f"{figure.title}. {figure.told}"}
 

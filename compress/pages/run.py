@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from compress.card import base_model
+from compress.card_metadata import source_name
 from compress.pages.charts import (
     bits_figure,
     bytes_figure,
@@ -13,7 +11,7 @@ from compress.pages.charts import (
     ranks_figure,
     time_figure,
 )
-from compress.pages.headline import headline
+from compress.pages.headline import headline, lead
 from compress.pages.making import (
     calibration_rows,
     machine_rows,
@@ -33,7 +31,7 @@ MOST_LAYERS = 500
 
 def run_page(report: Report) -> str:
     """The report as one HTML file that fetches nothing and prints; everything in it comes from the report."""
-    source = base_model(report) or Path(str(report.recipe["model"])).name
+    source = source_name(report)
     method = method_text(report.recipe["method"])
     spectra_told, spectra = spectra_figures(report, PAGE)
     return render(
@@ -42,6 +40,7 @@ def run_page(report: Report) -> str:
         source=source,
         method=method,
         report=report,
+        lead=lead(report),
         stats=headline(report),
         tasks=task_rows(report),
         figures={

@@ -16,7 +16,8 @@ from compress.report import LayerReport, Report, Spectrum
 
 MOST_LINES = 40
 HEIGHT = 170
-_LEAST = 1e-5
+_LEAST = 1e-4
+_NEARLY_ALL = 0.85
 _NONE = "No layer has a low-rank part, so there is no spectrum that was cut."
 _UNKNOWN = "The report has no spectra: it was written by an earlier version."
 
@@ -31,9 +32,12 @@ def spectra_figures(report: Report, palette: Palette) -> tuple[str, list[Figure]
     projections: dict[str, list[LayerReport]] = {}
     for layer in shown:
         projections.setdefault(places[layer.name].projection, []).append(layer)
-    ends = [max(layer.spectrum.shares[-1], _LEAST) for layer in shown if layer.spectrum is not None]
-    least = 10 ** math.floor(math.log10(min(ends)))
-    told = "Each line is a block, dark to light from the first to the last."
+    least = _least([layer.spectrum for layer in shown if layer.spectrum is not None])
+    told = (
+        "Singular values, over the first, of what the low-rank part stands for, as the outputs on the calibration "
+        "tokens feel it. Each line is a block, dark to light from the first to the last; orange is the cut, and what "
+        "lies right of it is lost."
+    )
     return told, [
         Figure(name, _chart(_thinned(layers), places, least, palette), _told(layers))
         for name, layers in projections.items()
@@ -50,6 +54,13 @@ def share_at(spectrum: Spectrum, rank: float) -> float:
             way = math.log(rank / low) / math.log(high / low)
             return float(before ** (1 - way) * after**way)
     return points[-1][1]
+
+
+def _least(spectra: Sequence[Spectrum]) -> float:
+    """A power of ten that nearly all of nearly every spectrum is above: the last values may be zero."""
+    ends = [share_at(one, max(1.0, _NEARLY_ALL * one.ranks[-1])) for one in spectra]
+    least: float = 10.0 ** math.floor(math.log10(max(_LEAST, min(ends))))
+    return min(least, 0.1)
 
 
 def _told(layers: Sequence[LayerReport]) -> str:
@@ -76,7 +87,7 @@ def _chart(
         if layer.spectrum is None:
             continue
         known = {"order": order, "block": places[layer.name].block, "layer": layer.name}
-        shares = [max(share, least) for share in layer.spectrum.shares]
+        shares = [max(share, least / 10) for share in layer.spectrum.shares]
         rows.append({**known, "rank": list(layer.spectrum.ranks), "share": shares})
         if layer.rank is not None:
             at = max(share_at(layer.spectrum, layer.rank), least)
@@ -99,7 +110,7 @@ def _chart(
     lines = (
         alt.Chart(alt.Data(values=rows))
         .transform_flatten(["rank", "share"])
-        .mark_line(strokeWidth=1.1, opacity=0.75)
+        .mark_line(strokeWidth=1.1, opacity=0.75, clip=True)
         .encode(x=x, y=y, color=color, detail="layer:N", tooltip=tooltip)
     )
     return alt.layer(lines, *_cut(cuts, x, y, tooltip, palette)).properties(height=HEIGHT)

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compress.pages.figures import Difference, Figure, differences
 from compress.pages.theme import Palette
 from compress.report import Report
-from compress.summary import with_error
-from eval.scores import TaskScore, paired_difference, primary
-
-_NORMAL_95 = 1.96
+from compress.summary import NOTHING, with_error
+from eval.paired import PairedChange, perplexity_ratio, task_change
+from eval.scores import Fidelity, TaskScore, primary
 
 
 @dataclass(frozen=True)
 class TaskRow:
-    """One task by the metric that is shown first."""
+    """One task by the metric that is shown first, as text; "-" for what is not known."""
 
     task: str
     metric: str
     n_items: int
     before: str
     after: str
-    change: Difference | None
-    """None where the metric has no value for each item."""
+    change: str
+    interval: str
+    p_value: str
     verdict: str
-
-    @property
-    def interval(self) -> str:
-        """Both ends of the difference's 95 % interval, in points."""
-        if self.change is None or self.change.low is None or self.change.high is None:
-            return "-"
-        return f"{_points(self.change.low)} to {_points(self.change.high)}"
+    difference: Difference | None
+    """For the chart; None where the score is no share of the items."""
 
 
 def task_rows(report: Report) -> list[TaskRow]:
@@ -47,37 +42,68 @@ def task_rows(report: Report) -> list[TaskRow]:
 
 
 def tasks_figure(report: Report, palette: Palette) -> Figure:
-    """The differences with their intervals."""
+    """The differences of scores that are shares of the items, with their intervals."""
     title = "Change of each task's score"
-    changes = [row.change for row in task_rows(report) if row.change is not None]
-    if not changes:
-        return Figure(title, None, "No task has a score for each item, so no difference is known.")
-    told = "Compressed less original on the same items, with 95 % intervals. Left of the line is worse."
-    return Figure(title, differences(changes, palette), told)
+    shown = [row.difference for row in task_rows(report) if row.difference is not None]
+    if not shown:
+        return Figure(title, None, "No task has a score between 0 and 1 for each item.")
+    told = "After less before on the same items, with 95% intervals; left of the line is less."
+    return Figure(title, differences(shown, palette), told)
+
+
+def perplexity_text(before: Fidelity, after: Fidelity) -> str:
+    """The change of the perplexity in per cent, with its interval where windows are known: "+4.9% (3.1 to 6.7)"."""
+    change = signed(100 * (after.perplexity / before.perplexity - 1))
+    if not after.windows or not before.windows:
+        return f"{change}%"
+    ratio = perplexity_ratio(before, after)
+    if ratio.interval is None:
+        return f"{change}%"
+    low, high = (signed(100 * (end - 1)) for end in (ratio.interval.low, ratio.interval.high))
+    return f"{change}% ({low} to {high})"
+
+
+def signed(value: float) -> str:
+    """A change to a tenth, with its sign: "+4.9"."""
+    return f"{value:+.1f}".replace("-", "−")
 
 
 def _row(before: TaskScore, after: TaskScore) -> TaskRow:
-    change, verdict = None, "-"
-    if before.per_item and after.per_item:
-        value, stderr = paired_difference(after, before)
-        reach = None if stderr is None else _NORMAL_95 * stderr
-        low, high = (None, None) if reach is None else (value - reach, value + reach)
-        verdict = (
-            "no significant change"
-            if low is None or high is None or low <= 0 <= high
-            else "changed"
-        )
-        change = Difference(before.task, _points(value), value, low, high)
-    return TaskRow(
-        before.task,
-        before.metric,
-        before.n_items,
-        with_error(before.value, before.stderr, 3),
-        with_error(after.value, after.stderr, 3),
-        change,
-        verdict,
+    row = TaskRow(
+        task=before.task,
+        metric=before.metric,
+        n_items=before.n_items,
+        before=with_error(before.value, before.stderr, 3),
+        after=with_error(after.value, after.stderr, 3),
+        change=NOTHING,
+        interval=NOTHING,
+        p_value=NOTHING,
+        verdict="no score for each item",
+        difference=None,
+    )
+    known = len(before.per_item) == len(after.per_item) > 0
+    return _compared(row, before, after) if known else row
+
+
+def _compared(row: TaskRow, before: TaskScore, after: TaskScore) -> TaskRow:
+    """With the paired difference: in points where scores are shares, else in the metric's own unit."""
+    found = task_change(before, after)
+    is_share = all(0 <= score <= 1 for score in (*before.per_item, *after.per_item))
+    unit = 100 if is_share else 1
+    interval = NOTHING
+    if found.interval is not None:
+        interval = f"{signed(unit * found.interval.low)} to {signed(unit * found.interval.high)}"
+    change = signed(unit * found.change)
+    return replace(
+        row,
+        change=f"{change} points" if is_share else change,
+        interval=interval,
+        p_value=NOTHING if found.p_value is None else f"{found.p_value:.3f}",
+        verdict=found.verdict,
+        difference=_drawn(row.task, f"{change} ({interval})", found) if is_share else None,
     )
 
 
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−")
+def _drawn(task: str, text: str, found: PairedChange) -> Difference:
+    low, high = (None, None) if found.interval is None else vars(found.interval).values()
+    return Difference(task, text, found.change, low, high)

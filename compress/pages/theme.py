@@ -11,6 +11,10 @@ from typing import Any, Final
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 RAMP: Final = "viridis"
 
+_DARK = "#111111"
+_LIGHT = (1, 3, 5)
+"""Series whose colour asks for dark text: orange, purple and sky blue."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Palette:
@@ -24,8 +28,8 @@ class Palette:
     after: str
     accent: str
     series: tuple[str, ...]
-    on_series: str
-    """Text on a point in a series' colour."""
+    on_series: tuple[str, ...]
+    """Text on each of them."""
     font: str
 
 
@@ -38,7 +42,7 @@ PAGE = Palette(
     after="var(--after)",
     accent="var(--accent)",
     series=tuple(f"var(--series-{n})" for n in range(1, 8)),
-    on_series="var(--on-series)",
+    on_series=tuple(_DARK if n in _LIGHT else "var(--on-series)" for n in range(7)),
     font=FONT,
 )
 """Of pages: the style sheet's variables, so that charts turn dark, and light again on paper, without a redraw."""
@@ -52,7 +56,7 @@ PICTURE = Palette(
     after="#0072b2",
     accent="#d55e00",
     series=("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#6e6e6e"),
-    on_series="#ffffff",
+    on_series=tuple(_DARK if n in _LIGHT else "#ffffff" for n in range(7)),
     font="sans-serif",
 )
 """Of pictures: dark on white, for a card may be shown on either."""
@@ -65,6 +69,7 @@ def config(palette: Palette) -> dict[str, Any]:
     return {
         "font": palette.font,
         "background": palette.background,
+        "padding": {"left": 0, "right": 1, "top": 3, "bottom": 5},
         "view": {"stroke": None},
         "axis": {
             **text,
@@ -81,6 +86,7 @@ def config(palette: Palette) -> dict[str, Any]:
             "color": palette.ink,
             "subtitleColor": palette.muted,
             "fontSize": 13,
+            "offset": 12,
             "anchor": "start",
         },
         "text": {"color": palette.ink, "fontSize": 11.5},

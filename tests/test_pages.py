@@ -1,0 +1,372 @@
+"""Pages and pictures: whole without a network, true to the report, safe with any name."""
+
+import itertools
+import json
+import re
+import struct
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from reports import layer, make_report
+
+from compress.card import model_card
+from compress.comparing import Differences, Run, compare_runs
+from compress.pages import (
+    comparison_page,
+    run_page,
+    write_comparison_pictures,
+    write_pictures,
+)
+from compress.pages.charts import bits_figure, duration, error_figure, memory_figure, ranks_figure
+from compress.pages.comparison import recipe_differences
+from compress.pages.labels import LETTER, LINE, RADIUS, placed
+from compress.pages.making import remarks
+from compress.pages.pareto import GOALS, Point, front
+from compress.pages.places import MOST_PROJECTIONS, NO_BLOCK, Place, bytes_by_part, places_of
+from compress.pages.spectra import share_at, spectra_figures
+from compress.pages.theme import PAGE
+from compress.report import KeptTensor, LayerReport, Report, Spectrum
+
+PROJECTIONS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
+HOSTILE = "</script><img src=x onerror=alert(1)><!-- \u2028 {{ 7 * 7 }} & 'quoted' \"twice\""
+
+
+def with_spectrum(block: int, projection: str) -> LayerReport:
+    ranks = (1, 2, 4, 8, 16, 32)
+    shares = tuple(float(f"{1 / rank**0.7:.4g}") for rank in ranks)
+    one = layer(f"model.layers.{block}.{projection}", 0.01 * (block + 1))
+    bits = 4.5 + 0.1 * len(projection)
+    spectrum = Spectrum(ranks=ranks, shares=shares)
+    return replace(one, rank=8, spectrum=spectrum, bits_per_weight=bits)
+
+
+@pytest.fixture
+def report() -> Report:
+    layers = [with_spectrum(*each) for each in itertools.product(range(4), PROJECTIONS)]
+    memory = {"calibrate": 700_000_000, "compress": 900_000_000}
+    return replace(make_report(), layers=tuple(layers), peak_memory=memory)
+
+
+class Read(HTMLParser):
+    """The elements of a page, and the text outside scripts and styles."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.scripts: list[str] = []
+        self._inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:  # noqa: ARG002  (the parser hands it over)
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            self.scripts.append(data)
+        elif self._inside != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.elements)
+
+
+def drawn(page: str) -> list[dict[str, object]]:
+    """The charts of a page."""
+    charts: list[dict[str, object]] = json.loads(Read(page).scripts[0])["specs"]
+    return charts
+
+
+def compared(report: Report) -> list[Run]:
+    bare = replace(
+        report, scores=None, totals=replace(report.totals, tensor_bytes_after=90_000_000)
+    )
+    other = replace(bare, recipe=report.recipe | {"seed": 4, "limit": None})
+    return [
+        Run(label=name, folder=Path(name), report=it) for name, it in (("a", report), ("b", other))
+    ]
+
+
+def test_a_page_refers_to_nothing_outside_it(report: Report) -> None:
+    for page in (
+        run_page(report),
+        comparison_page(compare_runs(compared(report), Differences.TELL)),
+    ):
+        refers = [
+            value
+            for _, attributes in Read(page).elements
+            for name, value in attributes.items()
+            if name in ("src", "href", "srcset", "data", "action")
+        ]
+        assert refers == ["data:,"]
+        assert not re.search(r"@import|url\(", page[: page.index("<body>")])
+        assert "default-src 'none'" in page
+
+
+def test_names_and_notes_may_hold_anything(report: Report) -> None:
+    strange = replace(with_spectrum(5, HOSTILE), note=HOSTILE, method=HOSTILE, form=HOSTILE)
+    kept = KeptTensor(name=HOSTILE, shape=(3,), reason=HOSTILE, n_bytes=12)
+    hostile = replace(
+        report,
+        layers=(*report.layers, strange),
+        kept=(kept,),
+        notes=(HOSTILE,),
+        recipe=report.recipe | {"model": HOSTILE},
+        calibration={HOSTILE: [{HOSTILE: HOSTILE}]},
+        timings={HOSTILE: 1.0},
+    )
+    plain, page = Read(run_page(report)), Read(run_page(hostile))
+    assert [page.count(tag) for tag in ("script", "img")] == [plain.count("script"), 0]
+    assert page.text.count("<img src=x onerror=alert(1)>") >= 5
+    assert "{{ 7 * 7 }}" in page.text
+    assert len(drawn(run_page(hostile))) == len(drawn(run_page(report))) + 1
+
+
+def test_the_headline_has_the_figures_of_the_report(report: Report) -> None:
+    text = Read(run_page(report)).text
+    for figure in ("101.3 MB", "538.0 MB", "5.31× smaller", "29.10", "27.80", "0.0600", "94.0 %"):
+        assert figure in text
+    assert "−5.0 points" in text and "offline_piqa" in text
+    assert "python-docs" in text and "32,768" in text
+    assert "statistics of an equal run were used again" in text
+    assert "upon a" in text and "there was" in text
+
+
+def test_a_page_without_an_evaluation_says_so_and_leaves_out_what_was_not_measured(
+    report: Report,
+) -> None:
+    text = Read(run_page(replace(report, scores=None))).text
+    assert "was not evaluated" in text
+    assert not any(word in text for word in ("Perplexity", "KL divergence", "Tasks", "tokens/s"))
+
+
+def test_a_chart_without_data_is_a_sentence(report: Report) -> None:
+    bare = replace(
+        report,
+        scores=None,
+        timings={},
+        peak_memory={},
+        layers=tuple(
+            replace(
+                it, relative_error=None, spectrum=None, rank=None, bits_per_weight=4.0, form="x"
+            )
+            for it in report.layers
+        ),
+    )
+    page = run_page(bare)
+    assert len(drawn(page)) == 1
+    text = Read(page).text
+    for sentence in (
+        "No layer's error was measured.",
+        "Every layer takes 4.00 bits per weight.",
+        "No layer has a low-rank part.",
+        "so there is no spectrum that was cut",
+        "No stage was timed.",
+        "The report has no memory figures",
+    ):
+        assert sentence in text
+
+
+def test_every_chart_has_one_place_on_the_page(report: Report) -> None:
+    page = run_page(report)
+    places = [
+        attributes["data-chart"]
+        for _, attributes in Read(page).elements
+        if "data-chart" in attributes
+    ]
+    assert places == [str(number) for number in range(len(drawn(page)))]
+    # errors, bits, three spectra, bytes, time, memory, the tasks' differences
+    assert len(places) == 9
+
+
+def test_a_page_is_small_enough_to_send(report: Report) -> None:
+    layers = [with_spectrum(*each) for each in itertools.product(range(80), PROJECTIONS)]
+    assert len(run_page(replace(report, layers=tuple(layers))).encode()) < 1_500_000
+
+
+def test_the_heat_map_has_a_cell_for_every_layer(report: Report) -> None:
+    chart = error_figure(report, PAGE).chart
+    assert chart is not None
+    cells = chart.to_dict()["data"]["values"]
+    assert {(it["block"], it["projection"], it["value"]) for it in cells} == {
+        (str(block), projection.partition(".")[2], 0.01 * (block + 1))
+        for block, projection in itertools.product(range(4), PROJECTIONS)
+    }
+
+
+def test_layers_that_are_all_alike_are_told_in_a_sentence(report: Report) -> None:
+    assert ranks_figure(report, PAGE).told == "Every low-rank part has rank 8."
+    assert bits_figure(report, PAGE).chart is not None
+    same = replace(report, layers=tuple(replace(it, bits_per_weight=3.0) for it in report.layers))
+    assert bits_figure(same, PAGE).chart is None
+    assert memory_figure(report, PAGE).chart is not None
+
+
+def test_a_layer_is_named_by_block_and_the_shortest_ending_that_tells_it_apart() -> None:
+    places = places_of(
+        [
+            "encoder.layer.0.attention.output.dense",
+            "encoder.layer.0.output.dense",
+            "encoder.layer.11.attention.self.query",
+            "pooler.dense",
+        ]
+    )
+    assert list(places.values()) == [
+        Place("0", "attention.output.dense"),
+        Place("0", "output.dense"),
+        Place("11", "query"),
+        Place(NO_BLOCK, "pooler.dense"),
+    ]
+
+
+def test_many_experts_of_one_kind_are_one_projection() -> None:
+    names = [
+        f"model.layers.{block}.mlp.experts.{expert}.{kind}"
+        for block in range(2)
+        for expert in range(MOST_PROJECTIONS)
+        for kind in ("up_proj", "down_proj")
+    ]
+    assert {place.projection for place in places_of(names).values()} == {"up_proj", "down_proj"}
+
+
+def test_every_byte_is_in_one_part(report: Report) -> None:
+    kept = {"model.embed_tokens.weight": 10, "lm_head.weight": 20, "model.norm.weight": 1}
+    kept |= {"model.layers.0.self_attn.q_proj.bias": 2, "odd": 5}
+    tensors = [
+        KeptTensor(name=name, shape=(1,), reason="outside", n_bytes=size)
+        for name, size in kept.items()
+    ]
+    parts = bytes_by_part(replace(report, kept=tuple(tensors)))
+    assert parts[:3] == [(name, 4 * 8192, 4 * 2000) for name in ("q_proj", "o_proj", "down_proj")]
+    assert parts[3:] == [
+        ("head", 20, 20),
+        ("embeddings", 10, 10),
+        ("kept: outside", 5, 5),
+        ("biases", 2, 2),
+        ("norms", 1, 1),
+    ]
+
+
+def test_equal_notes_are_told_once_with_their_layers(report: Report) -> None:
+    noted = replace(report, layers=tuple(replace(it, note="dead") for it in report.layers))
+    found = remarks(noted)
+    assert [it.text for it in found] == [*report.notes, "dead"]
+    assert len(found[-1].layers) == len(report.layers)
+    assert found[-1].where.endswith(f"and {len(report.layers) - 3} more")
+
+
+def test_between_two_points_a_spectrum_is_straight_on_logarithmic_scales() -> None:
+    spectrum = Spectrum(ranks=(1, 10, 100), shares=(1.0, 0.1, 0.0))
+    assert share_at(spectrum, 10**0.5) == pytest.approx(10**-0.5)
+    assert [share_at(spectrum, rank) for rank in (1, 10, 100)] == [1.0, 0.1, 0.0]
+
+
+def test_cuts_at_different_ranks_are_points_on_the_lines(report: Report) -> None:
+    first, *rest = report.layers
+    _, figures = spectra_figures(replace(report, layers=(replace(first, rank=16), *rest)), PAGE)
+    marks = [
+        [part["mark"]["type"] for part in figure.chart.to_dict()["layer"]]
+        for figure in figures
+        if figure.chart is not None
+    ]
+    assert marks == [["line", "point"], ["line", "rule"], ["line", "rule"]]
+    assert [figure.told for figure in figures] == ["ranks 8 to 16 of 32"] + ["rank 8 of 32"] * 2
+
+
+@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.name)
+def test_the_front_is_what_no_other_beats(goal) -> None:
+    sign = 1 if goal.is_loss else -1
+    points = [
+        Point(n, str(n), "m", float(7 * n % 11), float(5 * n % 13), None) for n in range(1, 11)
+    ]
+    beaten = {
+        one.number
+        for one, other in itertools.permutations(points, 2)
+        if other.megabytes <= one.megabytes
+        and sign * other.value <= sign * one.value
+        and (other.megabytes, other.value) != (one.megabytes, one.value)
+    }
+    found = front(points, goal)
+    assert {it.number for it in found} == {it.number for it in points} - beaten
+    assert [it.megabytes for it in found] == sorted(it.megabytes for it in found)
+
+
+def test_names_lie_on_no_other_name_where_there_is_room() -> None:
+    points = [(100.0 + 40 * (n % 4), 60.0 + 45 * (n // 4)) for n in range(12)]
+    names = [f"run-{n}" for n in range(12)]
+    labels = placed(points, names, (640, 400))
+    boxes = []
+    for (x, y), name, label in zip(points, names, labels, strict=True):
+        width = LETTER * len(name)
+        left = x + label.dx - {"left": 0, "right": width, "center": width / 2}[label.align]
+        boxes.append((left, y + label.dy - LINE / 2, left + width, y + label.dy + LINE / 2))
+    for one, other in itertools.combinations(boxes, 2):
+        assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+    assert all(abs(label.dx) > 0 or abs(label.dy) > RADIUS for label in labels)
+
+
+def test_a_comparison_has_gaps_for_what_was_not_measured(report: Report) -> None:
+    text = Read(comparison_page(compare_runs(compared(report), Differences.REFUSE))).text
+    assert "2 b eora on gptq 90.0 MB 7.80 - - - - - - -" in text
+    assert "1 of 2 runs were not measured so" in text
+
+
+def test_a_comparison_tells_only_the_options_that_differ(report: Report) -> None:
+    found = recipe_differences(compare_runs(compared(report), Differences.REFUSE))
+    assert [label for label, _ in found] == ["a", "b"]
+    assert [dict(options) for _, options in found] == [
+        {"seed": "3", "limit": "40"},
+        {"seed": "4", "limit": "none"},
+    ]
+
+
+def test_pictures_are_drawn_of_what_there_is(report: Report, tmp_path: Path) -> None:
+    written = write_pictures(report, tmp_path)
+    assert [path.name for path in written] == [
+        f"{name}.{kind}" for name in ("bytes", "errors", "spectra") for kind in ("svg", "png")
+    ]
+    for path in written:
+        if path.suffix == ".svg":
+            assert ElementTree.fromstring(path.read_text(encoding="utf-8")).tag.endswith("svg")
+        else:
+            width, height = struct.unpack(">II", path.read_bytes()[16:24])
+            assert width > 1000 and height > 100
+    bare = replace(report, layers=(layer("odd", None),))
+    assert [path.stem for path in write_pictures(bare, tmp_path / "bare")] == ["bytes", "bytes"]
+
+
+def test_the_card_shows_the_pictures_that_are_drawn(report: Report, tmp_path: Path) -> None:
+    shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", model_card(report))
+    assert len(shown) == 3
+    write_pictures(report, tmp_path)
+    assert all((tmp_path / path).is_file() for path in shown)
+
+
+def test_a_comparison_has_a_picture_for_each_measure(report: Report, tmp_path: Path) -> None:
+    comparison = compare_runs(compared(report), Differences.REFUSE)
+    written = write_comparison_pictures(comparison, tmp_path)
+    assert {path.stem for path in written} == {f"pareto-{goal.name}" for goal in GOALS}
+    unmeasured = compare_runs(compared(report)[1:], Differences.REFUSE)
+    assert write_comparison_pictures(unmeasured, tmp_path) == []
+
+
+def test_durations_are_written_for_people() -> None:
+    times = (0.0, 0.02, 3.21, 250.0, 7300.0)
+    assert [duration(it) for it in times] == [
+        "0.0 s",
+        "under 0.1 s",
+        "3.2 s",
+        "4 min 10 s",
+        "2 h 1 min",
+    ]

@@ -1,0 +1,111 @@
+"""The spectrum that a low-rank part was cut out of: right in every shape, in the metric that errors are told in."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from problems import inputs, relative_output_error, statistics, weight
+from reports import make_report
+
+from calibration.stats import Gram
+from compress.compressor import LayerShape
+from compress.linalg import output_spectrum
+from compress.methods.cospadi import CoSpaDi
+from compress.methods.eora import EoRA
+from compress.methods.gptq import GPTQ
+from compress.methods.lord import LoRD
+from compress.methods.rtn import RTN
+from compress.methods.svd_llm import SVDLLM
+from compress.report import Report, Spectrum
+from compress.spectra import POINTS, cut_of, spectrum_of
+from compress.stopwatch import Stopwatch
+
+
+@pytest.mark.parametrize("shape", [(24, 64), (64, 64), (96, 64)])
+@pytest.mark.parametrize("n_tokens", [2048, 40])
+def test_the_spectrum_is_that_of_the_outputs(shape: tuple[int, int], n_tokens: int) -> None:
+    """Also where there are fewer tokens than inputs, and the Gram is singular."""
+    x, w = inputs(shape[1], n_tokens), weight(*shape)
+    gram = statistics(x)[Gram].mean_ii()
+    outputs = torch.linalg.svdvals(w.double() @ x.double().T) / n_tokens**0.5
+    found = output_spectrum(w, gram)
+    assert found.shape == (min(shape),)
+    # Eigenvalues know small ones to 1e-16 of the first, so their roots to 1e-8; products of fp32 set the rest.
+    assert torch.allclose(found[: len(outputs)], outputs[: len(found)], atol=3e-4 * outputs[0])
+
+
+@pytest.mark.parametrize("method", [SVDLLM, LoRD], ids=lambda it: it.name)
+def test_what_lies_right_of_the_cut_is_the_error(method) -> None:
+    """Of a path alone; one that puts the mean back is cut out of what varies."""
+    x, w = inputs(48), weight(40, 48)
+    stats = statistics(x)
+    [form] = method(rank=12, damping=0.0, factor_dtype="float32").compress([w], stats)
+    rank, spectrum = cut_of(form, w, stats)
+    assert rank == 12 and spectrum is not None
+    assert spectrum.ranks == tuple(range(1, 41))
+    shares = torch.tensor(spectrum.shares).square()
+    centre = x.mean(0) if method is LoRD else torch.zeros(48)
+    centred = (x - centre).double()
+    error = relative_output_error(w, form.dense(), centred.T @ centred)
+    assert float((shares[12:].sum() / shares.sum()).sqrt()) == pytest.approx(error, rel=2e-3)
+
+
+def test_of_a_repair_it_is_that_of_what_the_base_lost() -> None:
+    x, w = inputs(64), weight(48, 64)
+    stats = statistics(x)
+    method = EoRA(rank=8, base=GPTQ(bits=3, group_size=32))
+    [form] = method.compress([w], stats)
+    rank, spectrum = cut_of(form, w, stats)
+    lost = w.double() - form.terms[0].dense().double()
+    assert rank == 8
+    assert spectrum == spectrum_of(lost, stats[Gram].mean_ii())
+    assert spectrum != spectrum_of(w, stats[Gram].mean_ii())
+
+
+def test_forms_without_a_low_rank_part_have_no_rank() -> None:
+    x, w = inputs(64), weight(48, 64)
+    stats = statistics(x)
+    [grid] = RTN(bits=4, group_size=32).compress([w], stats)
+    planned = CoSpaDi(keep=0.7).plan({"layer": LayerShape((48, 64), 48 * 64 * 4)})["layer"]
+    [dictionary] = planned.compress([w], stats)
+    assert cut_of(grid, w, stats) == (None, None)
+    assert cut_of(dictionary, w, stats) == (None, None)
+
+
+def test_a_long_spectrum_is_thinned_out_with_both_ends() -> None:
+    spectrum = spectrum_of(torch.diag(torch.linspace(1, 0.001, 600)), torch.eye(600))
+    assert spectrum is not None
+    assert len(spectrum.ranks) == len(spectrum.shares) <= POINTS
+    assert (spectrum.ranks[0], spectrum.ranks[-1]) == (1, 600)
+    assert list(spectrum.ranks) == sorted(set(spectrum.ranks))
+    for rank, share in zip(spectrum.ranks, spectrum.shares, strict=True):
+        assert share == pytest.approx(1 - (rank - 1) / 599 * 0.999, rel=1e-3)
+
+
+def test_what_costs_nothing_has_no_spectrum() -> None:
+    assert spectrum_of(torch.zeros(4, 6), torch.eye(6)) is None
+
+
+def test_memory_marks_rise_by_what_is_held() -> None:
+    watch = Stopwatch()
+    with watch("first"):
+        pass
+    with watch("second"):
+        held = torch.ones(300_000_000, dtype=torch.uint8)
+    assert held.numel() == 300_000_000
+    assert list(watch.peak_bytes) == ["first", "second"]
+    assert watch.peak_bytes["second"] >= watch.peak_bytes["first"] > 10_000_000
+
+
+def test_a_report_of_an_earlier_version_has_no_spectra_and_no_memory() -> None:
+    report = make_report()
+    spectrum = Spectrum(ranks=(1, 8), shares=(1.0, 0.25))
+    layers = (replace(report.layers[0], rank=3, spectrum=spectrum), *report.layers[1:])
+    now = replace(report, layers=layers, peak_memory={"compress": 5})
+    assert Report.from_json(now.to_json()) == now
+    written = json.loads(now.to_json())
+    del written["peak_memory"]
+    for layer in written["layers"]:
+        del layer["rank"], layer["spectrum"]
+    assert Report.from_json(json.dumps(written)) == report
