@@ -86,7 +86,7 @@ def memory_figure(report: Report, palette: Palette) -> Figure:
             title, None, "The report has no memory figures: it was written by an earlier version."
         )
     rows = [Bar(stage, megabytes(held), held / 1e6) for stage, held in report.peak_memory.items()]
-    told = "The most that the process had held by the last end of each stage, so it never falls."
+    told = "The most that the process had held by the last end of each stage."
     return Figure(title, bars(rows, palette), told)
 
 
