@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from reports import make_report
 
@@ -147,4 +148,8 @@ def test_the_card_shows_what_both_wrote_without_a_folder_for_it() -> None:
 
 @pytest.mark.hub
 def test_the_hub_accepts_the_card(tmp_path: Path) -> None:
-    loaded(make_report(), tmp_path).validate()
+    card = loaded(make_report(), tmp_path)
+    try:
+        card.validate()
+    except OfflineModeIsEnabled as error:  # what the hub refuses is a ValueError
+        pytest.skip(f"the hub cannot be asked: {error}")

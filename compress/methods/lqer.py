@@ -13,7 +13,6 @@ before they are rounded to 16 bits, and after rounding A, B is refitted.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -21,10 +20,10 @@ from torch import Tensor
 
 from calibration.stats import AbsMean, Statistic, Statistics
 from compress.compressor import Compressor
-from compress.factors import Metric, best_low_rank
-from compress.forms import LowRank
+from compress.factors import Metric
 from compress.linalg import refuse_dead
 from compress.methods.gptq import GPTQ
+from compress.quantiser import Quantiser
 from compress.repair import Repair
 
 RIDGE = 1e-3
@@ -55,12 +54,15 @@ class LQER(Repair, name="lqer"):
         """A repair's, and the mean magnitudes if they are the scale."""
         return super().needs | ({AbsMean} if self.scale is Scale.MEAN_ABS else set())
 
-    def repair(self, residuals: Sequence[Tensor], stats: Statistics) -> list[LowRank]:
-        """EoRA's computation with a diagonal in the place of the Gram."""
+    def measure(self, residual: Tensor, stats: Statistics) -> Metric:  # noqa: ARG002  (the metric is the statistics')
+        """A diagonal in the place of the Gram. Raises LayerError if no input was ever active."""
         size_i = self._sizes(stats)
         refuse_dead(size_i)
-        metric = Metric.diagonal(size_i + RIDGE * size_i[size_i > 0].median())
-        return [best_low_rank(one, metric, self.rank, self.storage) for one in residuals]
+        return Metric.diagonal(size_i + RIDGE * size_i[size_i > 0].median())
+
+    def rounding(self, bits: int) -> Quantiser:
+        """As EoRA, so that the two differ in the metric of the path alone."""
+        return GPTQ(bits=bits).for_factors()
 
     def _sizes(self, stats: Statistics) -> Tensor:
         """Of each input: (i,), fp64."""
