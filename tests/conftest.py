@@ -19,7 +19,7 @@ def workspace(tmp_path, monkeypatch):
 
 @pytest.fixture
 def quick_verification(request, monkeypatch):
-    """Verification does the same in this process, except in slow tests: a fresh one takes seconds to start."""
+    """Verification does the same in this process and nothing is drawn, except in slow tests: both take seconds."""
     if request.node.get_closest_marker("slow"):
         return
     from compress import evaluating, pipeline
@@ -31,6 +31,12 @@ def quick_verification(request, monkeypatch):
         assert result.passed
         return result
 
+    def no_pictures(_, folder):
+        (folder / "pictures").mkdir()
+        return []
+
     monkeypatch.setattr(pipeline, "verify", in_this_process)
+    monkeypatch.setattr(pipeline, "run_page", lambda _: "<html></html>")
+    monkeypatch.setattr(pipeline, "write_pictures", no_pictures)
     memory = PeakMemory(baseline_bytes=1, peak_bytes=2, device_bytes=None)
     monkeypatch.setattr(evaluating, "peak_memory", lambda *_, **__: memory)
