@@ -15,7 +15,7 @@ from compress.packing import CODES_A_ROW
 from compress.quantities import parse_share_or_bytes
 from compress.ranks import Importance
 
-RANK_STEP = 8
+RANK, RANK_STEP = 32, 8
 FACTOR_BYTES = 2
 FULL_BITS = 16
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -74,7 +74,7 @@ class PathOptions(Compressor, ABC):
     """Options of every method that adds a low-rank path to a base method's form."""
 
     base: Compressor
-    rank: int = field(default=32, metadata={"help": "rank of the repair of every layer"})
+    rank: int = field(default=RANK, metadata={"help": "rank of the repair of every layer"})
     adapter_budget: str | None = field(
         default=None,
         metadata={
@@ -137,6 +137,11 @@ class PathOptions(Compressor, ABC):
 
     def _refuse_idle(self) -> None:
         """Raises RecipeError for an option that nothing would look at."""
+        if self.adapter_budget is not None and self.rank != RANK:
+            raise RecipeError(
+                f"method.rank: {self.rank} does nothing beside --adapter-budget {self.adapter_budget}, which settles "
+                "the ranks; give one of the two"
+            )
         if self.adapter_allocation is PathAllocation.UNIFORM and self.adapter_budget is None:
             raise RecipeError(
                 "method.adapter_allocation: uniform spreads an --adapter-budget, and there is none; a --rank is one "

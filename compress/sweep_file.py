@@ -71,6 +71,8 @@ def points_of(values: Mapping[str, Any], out: Path) -> tuple[Point, ...]:
             with one name, or an amount of bytes that is none.
     """
     _refuse_unknown(values)
+    if not {"points", "axes", "budgets"} & set(values):
+        raise RecipeError("points: there are none; give some, such as `- method: rtn`, or axes")
     entries = values.get("points", [{}])
     if not isinstance(entries, list) or not entries:
         raise RecipeError("points: not a list of partial recipes, such as `- method: rtn`")
@@ -99,7 +101,8 @@ def budgets_of(values: Mapping[str, Any]) -> tuple[str, ...]:
 def set_by_points(values: Mapping[str, Any]) -> dict[str, str]:
     """Top-level options that entries and axes set, each with where it does."""
     places = [("", values.get("axes", {}))]
-    for k, entry in enumerate(values.get("points") or []):
+    entries = values.get("points")
+    for k, entry in enumerate(entries if isinstance(entries, list) else []):
         if isinstance(entry, Mapping):
             options = {key: 0 for key in entry if key not in _OWN}
             places += [(f"points[{k}].", options), (f"points[{k}].", entry.get("axes", {}))]
@@ -127,6 +130,8 @@ def _axes(found: object, where: str) -> Mapping[str, list[object]]:
             f"{where}: {found!r} is no mapping of options to lists, such as bits: [3, 4]"
         )
     for key, values in found.items():
+        if not isinstance(key, str):
+            raise RecipeError(f"{where}.{key}: {key!r} is no option's name")
         if not isinstance(values, list) or not values:
             raise RecipeError(f"{where}.{key}: {values!r} is no list of values, such as [3, 4]")
     return found
@@ -171,14 +176,13 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with what `over` says; a method of another name takes none of the options of the one before."""
     result = dict(base)
     for key, value in over.items():
-        before = _spelled(result.get(key))
-        after = _spelled(value) if isinstance(before, Mapping) else value
-        same = (
-            isinstance(before, Mapping)
-            and isinstance(after, Mapping)
-            and ("name" not in after or after["name"] == before.get("name"))
-        )
-        result[key] = merged(before, after) if same else value
+        before, after = result.get(key), value
+        if isinstance(before, Mapping) or isinstance(after, Mapping):
+            before, after = _spelled(before), _spelled(after)
+        result[key] = value
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            same = "name" not in after or after["name"] == before.get("name")
+            result[key] = merged(before, after) if same else value
     return result
 
 

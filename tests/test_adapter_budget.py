@@ -205,15 +205,20 @@ def test_other_importances_make_plans_too(workspace, importance):
     assert len(plan.layers) == 21
 
 
-@pytest.mark.parametrize("budget", [None, "9kB"])
-def test_a_fisher_on_the_output_side_runs_on_a_base(workspace, budget):
+@pytest.mark.parametrize("size", [{"rank": 4}, {"adapter_budget": "9kB"}])
+def test_a_fisher_on_the_output_side_runs_on_a_base(workspace, size):
     base(workspace)
-    job = on_base(workspace, method=EoRA(rank=4, adapter_budget=budget, output_side="fisher"))
+    job = on_base(workspace, method=EoRA(**size, output_side="fisher"))
     report = compress.run(job)
     plain = compress.run(replace(job, out=workspace / "plain", method=EoRA(rank=4)))
     assert len(report.layers) == 21
     assert report.layers[0].relative_error != plain.layers[0].relative_error
     assert all(export.relative_difference < 1e-4 for export in report.exports)
+
+
+def test_a_rank_beside_a_budget_is_refused():
+    with pytest.raises(RecipeError, match="rank: 8 does nothing beside --adapter-budget 9kB"):
+        EoRA(rank=8, adapter_budget="9kB")
 
 
 def test_a_predicted_error_is_the_one_reached_on_the_same_inputs(workspace):

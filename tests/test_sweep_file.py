@@ -181,7 +181,10 @@ def test_a_budget_makes_points_of_that_size_for_methods_that_have_one(points) ->
             "axes.factor_dtype: could be method.base.factor_dtype or method.factor_dtype",
         ),
         ("points: [{out: x}]", "points[0].out: each point has a folder of its own"),
-        ("recipe: {out: x}", "recipe.out: each point has a folder of its own"),
+        (
+            "{recipe: {out: x}, points: [{method: rtn}]}",
+            "recipe.out: each point has a folder of its own",
+        ),
         ("axes: {out: [x]}", "axes.out: each point has a folder of its own"),
         ("points: [rtn, rtn]", "points[1]: rtn is the same job as rtn of points[0]"),
         (
@@ -201,3 +204,20 @@ def test_what_cannot_be_is_refused_with_its_place(points, text: str, message: st
 def test_a_point_equals_the_recipe_written_in_full(points) -> None:
     found = points("recipe: {seed: 3}\npoints: [{method: {name: gptq, bits: 3}}]")
     assert found[0].recipe == Recipe(method=GPTQ(bits=3), seed=3, out=OUT / "gptq-bits3")
+
+
+@pytest.mark.parametrize("axes", ["{method.bits: [3, 4]}", "{eval_text: [text.txt, python-docs]}"])
+def test_points_may_say_again_what_the_recipe_says(points, axes: str) -> None:
+    text = (
+        "recipe: {model: demo, method: rtn, eval_text: text.txt}\n"
+        f"points: [{{model: demo, method: rtn, axes: {axes}}}]\n"
+    )
+    assert [point.recipe.model for point in points(text)] == ["demo", "demo"]
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "recipe: {model: demo}", "points: 3", "points: [{axes: {1: [2]}}]"]
+)
+def test_a_sweep_without_points_is_refused(points, text: str) -> None:
+    with pytest.raises(RecipeError, match=r"points|axes"):
+        points(text)
