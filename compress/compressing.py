@@ -73,7 +73,7 @@ class Job:
     """The compressed checkpoint that paths are added to; None: the methods make the forms."""
 
 
-def compress_blocks(job: Job, watch: Stopwatch, progress: Progress) -> Iterator[Finished]:
+def compress_blocks(job: Job, watch: Stopwatch) -> Iterator[Finished]:
     """Walk the model once and yield every planned layer, finished; the probe follows through the compressed blocks.
 
     Raises LayerError or InputError with the layer's name for what can't be compressed and is not forgiven.
@@ -87,7 +87,6 @@ def compress_blocks(job: Job, watch: Stopwatch, progress: Progress) -> Iterator[
         at_once=job.plan.blocks_at_once,
     )
     for block in watch.each("load and propagate", blocks):
-        progress("compress", block.index, job.plan.n_blocks)
         refuse_not_finite(block.module, block.name)
         waiting = {name: planned[name] for name in block.layers if name in planned}
         gradients = {k: v for index in block.indices for k, v in job.gradients(index).items()}
@@ -110,7 +109,6 @@ def compress_blocks(job: Job, watch: Stopwatch, progress: Progress) -> Iterator[
             job.base.install(block, done, job.device)
         for index in block.indices:
             job.probe.advance(index)
-    progress("compress", job.plan.n_blocks, job.plan.n_blocks)
 
 
 def _statistics(job: Job, block: Block, names: frozenset[str]) -> Iterator[SharedInput]:

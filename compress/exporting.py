@@ -138,7 +138,10 @@ def _export_layers(
     """Run the block loop; its layers go to the exporters, what it found to the outcome."""
     exporters, outcome = sinks
     keys = prepared.loader.keys_of()
-    for finished in compress_blocks(job, watch, progress):
+    n_layers = len(prepared.plan.layers)
+    progress("compress", 0, n_layers)
+    for done, finished in enumerate(compress_blocks(job, watch), start=1):
+        progress("compress", done, n_layers)
         outcome.layers.append(finished.report)
         outcome.energies.append(finished.energies)
         if finished.form is None:

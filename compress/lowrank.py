@@ -6,7 +6,6 @@ the break-even rank, o i / (o + i).
 
 from __future__ import annotations
 
-import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,12 +16,12 @@ from torch import Tensor
 
 from calibration.gradients import GradientEnergy
 from calibration.stats import Anchor, Gram, Statistic, Statistics
+from compress.anchoring import Anchoring, anchored
 from compress.budget import refuse_share
 from compress.compressor import Compressor, LayerShape, Survey, Trial
 from compress.errors import LayerError, RecipeError
 from compress.factors import FactorDtype, Metric, best_low_rank, quantised_low_rank, settled_dtype
 from compress.forms import Form, LowRank, Product
-from compress.linalg import carried
 from compress.quantiser import Quantiser
 from compress.quantities import parse_bytes
 from compress.rank_plan import RankPlanner, parse_rank
@@ -30,18 +29,8 @@ from compress.ranks import Allocation, Importance
 from compress.weighing import fisher_cost
 
 FLOOR = 0.5
-ANCHOR_DAMPING = 0.01
 NOTHING = 1e-9
 """Share of a weight's energy that is as good as nothing."""
-
-
-class Anchoring(enum.StrEnum):
-    """What the factors are fitted to, on the inputs that the compressed blocks before give."""
-
-    NONE = "none"
-    """The weight's outputs on these inputs."""
-    DENSE = "dense"
-    """The original model's outputs for the same tokens, so that a layer takes back what came before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,19 +234,12 @@ class Factorisation(Compressor, ABC):
         return [self.fit(target, metric, stats) for target in self.targets(weights, stats)]
 
     def targets(self, weights: Sequence[Tensor], stats: Statistics) -> list[Tensor]:
-        """The dense weights (o, i) whose factors are wanted.
-
-        Anchored, W E[x x'^T] E[x' x'^T]^-1, which maps inputs x' of the compressed path to the original's outputs W x
-        with the least error: its best factors in the metric of E[x' x'^T] are the best for those outputs (AA-SVD,
-        2026, arXiv:2604.02119).
-        """
+        """The dense weights (o, i) whose factors are wanted: the best factors of these are the best for the outputs."""
         if self.anchor is Anchoring.NONE:
             return list(weights)
-        carry_ii = stats.once(
-            ("anchor", self.shifts_outputs),
-            lambda: carried(*self.anchored_moments(stats), ANCHOR_DAMPING),
+        return anchored(
+            weights, stats, lambda: self.anchored_moments(stats), key=self.shifts_outputs
         )
-        return [weight.double() @ carry_ii for weight in weights]
 
     def anchored_moments(self, stats: Statistics) -> tuple[Tensor, Tensor]:
         """E[x' x'^T] and E[x x'^T], around what the method fits around: (i, i) each, fp64."""

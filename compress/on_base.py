@@ -150,9 +150,10 @@ class OnBase:
         Raises LayerError for a path that cannot be had, CheckpointError for a layer that cannot be read.
         """
         forms = [self.form(name, weights[0].device) for name in names]
+        targets = method.targets(weights, stats)
         residuals = [
-            self.residual(name, weight, form)
-            for name, weight, form in zip(names, weights, forms, strict=True)
+            self.residual(name, target, form)
+            for name, target, form in zip(names, targets, forms, strict=True)
         ]
         paths = method.paths(residuals, stats)
         return [

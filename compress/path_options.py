@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from calibration.stats import Anchor
+from compress.anchoring import Anchoring
 from compress.compressor import Compressor
 from compress.errors import RecipeError
 from compress.packing import CODES_A_ROW
@@ -117,14 +118,33 @@ class PathOptions(Compressor, ABC):
             "error of its layer on those is dropped and listed"
         },
     )
+    base_rounds: int = field(
+        default=0,
+        metadata={
+            "help": "times that the base is made again of what the repair leaves, and the repair of what that loses; "
+            "a layer keeps its best pair, and each costs as much as the first"
+        },
+    )
+    anchor: Anchoring = field(
+        default=Anchoring.NONE,
+        metadata={
+            "help": "outputs that repairs bring back: the weight's own, or the original model's (dense), from inputs "
+            "as they have become"
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rank < 1:
             raise RecipeError(f"method.rank: {self.rank} is not a rank; 1 or more")
+        if self.base_rounds < 0:
+            raise RecipeError(
+                f"method.base_rounds: {self.base_rounds} is no number of rounds; 0 or more"
+            )
         if Anchor in self.base.needs:
             raise RecipeError(
-                "method.base.anchor: dense fits the original's outputs, a repair the weight's own; use none"
+                "method.base.anchor: dense fits the original's outputs before there is a repair; anchor the repair "
+                "(method.anchor) and not its base"
             )
         if isinstance(self.base, PathOptions):
             raise RecipeError(
@@ -170,9 +190,24 @@ class PathOptions(Compressor, ABC):
                 f"method.guard: {self.base.name} puts means of outputs back, which the held-out part does not know; "
                 "use off"
             )
+        if self.anchor is not Anchoring.NONE:
+            self._refuse_anchor()
         if self.adapter_importance is Importance.KL and self.base.shifts_outputs:
             raise RecipeError(
                 f"method.adapter_importance: kl measures weights, and {self.base.name} changes biases too; use fisher"
+            )
+
+    def _refuse_anchor(self) -> None:
+        """Raises RecipeError for what an anchor does not go with."""
+        if self.base.shifts_outputs:
+            raise RecipeError(
+                f"method.anchor: {self.base.name} puts means of outputs back, by the weight and not by the original's "
+                "outputs; use none"
+            )
+        if self.guard is not Guard.OFF:
+            raise RecipeError(
+                "method.guard: with --anchor dense the target itself is fitted to every sequence, so none is held out; "
+                "use off, or --anchor none"
             )
 
     @property

@@ -279,6 +279,11 @@ def _refuse_bases(recipe: Recipe) -> None:
             f"base_checkpoint: {recipe.method.name} compresses the model itself and puts nothing on top of "
             f"{recipe.base_checkpoint}; methods that do are {repairs}"
         )
+    if recipe.method.base_rounds:
+        raise RecipeError(
+            f"method.base_rounds: {recipe.method.base_rounds} would make the base again, and "
+            f"{recipe.base_checkpoint} is never changed; use 0, or leave base_checkpoint out"
+        )
     default = METHODS[recipe.method_name]()
     if isinstance(default, Repair) and recipe.method.base != default.base:
         raise RecipeError(_TWO_BASES)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from calibration.gradients import GradientEnergy
 from calibration.held_out import HeldOut, without_held_out
-from calibration.stats import Gram, Mean, Statistic, Statistics
+from calibration.stats import Anchor, Gram, Mean, Statistic, Statistics
+from compress.anchoring import Anchoring, anchored
 from compress.compressor import Compressor, LayerShape, Survey, Trial
 from compress.factors import Metric, Path, best_low_rank, covariance, quantised_low_rank, shifted
 from compress.forms import Form, Sum
@@ -28,6 +31,9 @@ from compress.path_plan import planned_paths, remaining
 from compress.quantiser import Quantiser
 from compress.ranks import Importance
 
+EXTRAPOLATION = 1.0
+"""Of a path's last step. At 2 and more errors grow after a few rounds; at 0 four rounds do what two do at 1."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Repair(PathOptions, ABC):
@@ -38,7 +44,8 @@ class Repair(PathOptions, ABC):
         """The Gram, what the base needs, the mean if the base puts one back, and what is kept aside."""
         mean = {Mean} if self.shifts_outputs else set()
         aside = set() if self.guard is Guard.OFF else {HeldOut}
-        return self.base.needs | {Gram} | mean | aside
+        anchor = set() if self.anchor is Anchoring.NONE else {Anchor}
+        return self.base.needs | {Gram} | mean | aside | anchor
 
     @property
     def shifts_outputs(self) -> bool:
@@ -51,7 +58,7 @@ class Repair(PathOptions, ABC):
         if not self.surveys_residuals:
             return self.base.surveys
         fisher = {GradientEnergy} if self.adapter_importance is Importance.FISHER else set()
-        return self.needs | fisher
+        return (self.needs - {Anchor}) | fisher
 
     @property
     def saves_bytes(self) -> bool:
@@ -133,13 +140,58 @@ class Repair(PathOptions, ABC):
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
         """The base's forms, each with a low-rank path for what it lost as it is stored.
 
+        With `base_rounds`, base and path take turns, as in CALDERA (Saha et al. 2024, arXiv:2405.18886, algorithm 1):
+        the base is made of what the path leaves of the weight, then the path of what that base loses. From the second
+        round on what it leaves is taken a step ahead, by as much as the path moved, which halves the rounds where the
+        base is pruned (theirs are not extrapolated). Of each layer's pairs that stays which loses least.
+        """
+        targets = self.targets(weights, stats)
+        found = best = self._pairs(weights, targets, stats)
+        before: list[Tensor] | None = None
+        for _ in range(self.base_rounds):
+            now = [_path_of(form, weight) for form, weight in zip(found, weights, strict=True)]
+            ahead = now if before is None else _extrapolated(before, now)
+            rests = [weight - path for weight, path in zip(weights, ahead, strict=True)]
+            found, before = self._pairs(rests, targets, stats), now
+            best = self._better(targets, best, found, stats)
+        return best
+
+    def _better(
+        self,
+        targets: Sequence[Tensor],
+        first: Sequence[Form],
+        second: Sequence[Form],
+        stats: Statistics,
+    ) -> list[Form]:
+        """Of two forms for each target (o, i) that which errs less."""
+        chosen = []
+        for part, own in stats.by_input(list(zip(targets, first, second, strict=True))):
+            moments_ii = self.moments(own)
+            for target, *forms in part:
+                left = [output_energy(target - form.dense(), moments_ii) for form in forms]
+                chosen.append(forms[left.index(min(left))])
+        return chosen
+
+    def targets(self, weights: Sequence[Tensor], stats: Statistics) -> list[Tensor]:
+        """What bases and paths are to come to: the weights (o, i), or what gives the original's outputs. fp64."""
+        if self.anchor is Anchoring.NONE:
+            return [weight.double() for weight in weights]
+        found = []
+        for part, own in stats.by_input(weights):
+            moments = partial(_anchored_moments, own)
+            found.extend(anchored(part, own, moments))
+        return found
+
+    def _pairs(
+        self, weights: Sequence[Tensor], targets: Sequence[Tensor], stats: Statistics
+    ) -> list[Form]:
+        """The base's forms of the weights, with paths for what they lack of the targets.
+
         A base that makes the mean output exact leaves its outputs' variation to be repaired; its offset is then that
         of both together, or the mean would be counted twice. A base whose path the guard drops stands alone.
         """
         bases = self.base.compress(weights, stats)
-        residuals = [
-            w.double() - base.dense().double() for w, base in zip(weights, bases, strict=True)
-        ]
+        residuals = [w - base.dense().double() for w, base in zip(targets, bases, strict=True)]
         paths = self.paths(residuals, stats)
         if self.shifts_outputs:
             mean_i = stats[Mean].mean_i()
@@ -211,6 +263,24 @@ class Repair(PathOptions, ABC):
         """The base's bytes and the two factors'."""
         bits = int(self.adapter_bits)
         return self.base.planned_bytes(shape) + self.path_bytes(shape, self.rank, bits)
+
+
+def _anchored_moments(stats: Statistics) -> tuple[Tensor, Tensor]:
+    return stats[Gram].mean_ii(), stats[Anchor].mean_ij()
+
+
+def _extrapolated(before: Sequence[Tensor], now: Sequence[Tensor]) -> list[Tensor]:
+    return [after + EXTRAPOLATION * (after - old) for old, after in zip(before, now, strict=True)]
+
+
+def _path_of(form: Form, weight: Tensor) -> Tensor:
+    """What the path of a pair for a weight (o, i) adds to its base: (o, i), in the weight's dtype."""
+    if not has_path(form):
+        return torch.zeros_like(weight)
+    assert isinstance(form, Sum)
+    path = form.terms[-1]
+    assert isinstance(path, Form)
+    return path.dense().to(weight.dtype)
 
 
 def has_path(form: Form) -> bool:

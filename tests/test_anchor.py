@@ -13,15 +13,21 @@ import compress
 from calibration.stats import STATISTICS, Anchor, Gram, Statistics
 from calibration.store import Store
 from calibration.walk import Propagate, SharedInput, walk
+from compress.anchoring import Anchoring
 from compress.compressor import LayerShape
 from compress.errors import RecipeError
 from compress.linalg import carried
+from compress.methods.eora import EoRA
 from compress.methods.lord import LoRD
+from compress.methods.lqer import LQER
+from compress.methods.rtn import RTN
 from compress.methods.svd_llm import SVDLLM
+from compress.methods.svd_residual import SVDResidual
 from compress.pipeline import no_progress
 from compress.preparing import prepare
 
 RANK = 8
+BASE = RTN(bits=3, group_size=32)
 
 
 def two_paths(n_inputs):
@@ -61,7 +67,7 @@ def test_anchored_factors_come_nearer_to_the_originals_outputs(kind, shape):
 
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48)])
 def test_anchored_svd_llm_is_reduced_rank_regression(shape, monkeypatch):
-    monkeypatch.setattr("compress.lowrank.ANCHOR_DAMPING", 1e-9)
+    monkeypatch.setattr("compress.anchoring.ANCHOR_DAMPING", 1e-9)
     w, (x, x_hat) = weight(*shape), two_paths(shape[1])
     y, z = x.double() @ w.double().T, x_hat.double()
     free = torch.linalg.lstsq(z, y).solution
@@ -151,9 +157,51 @@ def test_an_anchored_run_writes_another_model(workspace, kind):
     ]
 
 
+def test_an_anchored_repair_of_full_rank_is_the_best_map_to_the_originals_outputs(monkeypatch):
+    monkeypatch.setattr("compress.anchoring.ANCHOR_DAMPING", 1e-9)
+    w, (x, x_hat) = weight(48, 64), two_paths(64)
+    method = EoRA(base=BASE, rank=48, anchor="dense", damping=1e-9)
+    [form] = method.compress([w], statistics(x, x_hat))
+    y, z = x.double() @ w.double().T, x_hat.double()
+    best = (y - z @ torch.linalg.lstsq(z, y).solution).square().sum(1).mean()
+    assert missed(w, form, x, x_hat) == pytest.approx(float(best), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [EoRA, LQER, SVDResidual])
+def test_an_anchored_repair_comes_nearer_to_the_originals_outputs(kind):
+    w, (x, x_hat) = weight(48, 64), two_paths(64)
+    stats = statistics(x, x_hat)
+    [plain] = kind(base=BASE, rank=16).compress([w], stats)
+    [anchored] = kind(base=BASE, rank=16, anchor="dense").compress([w], stats)
+    assert missed(w, anchored, x, x_hat) < missed(w, plain, x, x_hat)
+
+
+def test_an_anchored_repair_reads_the_weight_where_nothing_came_before():
+    w, x = weight(48, 64), inputs(64)
+    stats = statistics(x, x)
+    plain, anchored = (
+        EoRA(base=BASE, rank=4, anchor=anchor).compress([w], stats)[0] for anchor in Anchoring
+    )
+    torch.testing.assert_close(anchored.dense(), plain.dense(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"base": LoRD(keep=0.5)}, r"method\.anchor: lord puts means of outputs back"),
+        ({"guard": "eighth"}, r"method\.guard: .* --anchor none"),
+        ({"base": SVDLLM(keep=0.5, anchor="dense")}, r"method\.base\.anchor: .* anchor the repair"),
+    ],
+)
+def test_an_anchored_repair_is_refused_where_targets_would_contradict_each_other(options, said):
+    with pytest.raises(RecipeError, match=said):
+        EoRA(**{"anchor": "dense"} | options)
+
+
+@pytest.mark.parametrize("method", [SVDLLM(anchor="dense"), EoRA(anchor="dense")])
 @pytest.mark.parametrize("propagate", ["none", "sublayer"])
-def test_an_anchor_without_a_compressed_path_is_refused(workspace, propagate):
-    job = recipe(workspace, method=SVDLLM(anchor="dense"), propagate=propagate)
+def test_an_anchor_without_a_compressed_path_is_refused(workspace, propagate, method):
+    job = recipe(workspace, method=method, propagate=propagate)
     with pytest.raises(RecipeError, match=r"method\.anchor: .* use --propagate block"):
         prepare(job, no_progress)
 

@@ -22,11 +22,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from calibration.stats import Anchor, Gram, Mean, Statistic, Statistics
+from compress.anchoring import Anchoring
 from compress.compressor import refuse_damping
 from compress.factors import Metric, covariance
 from compress.forms import Form
 from compress.linalg import add_ridge_, to_storage
-from compress.lowrank import Anchoring, Factorisation
+from compress.lowrank import Factorisation
 
 
 class Centre(enum.StrEnum):
