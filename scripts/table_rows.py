@@ -13,7 +13,7 @@ from compress.factors import FactorDtype
 from compress.methods.admm import ADMM
 from compress.methods.cospadi import CoSpaDi
 from compress.methods.dsnot import DSnoT
-from compress.methods.eora import EoRA
+from compress.methods.eora import EoRA, OutputSide
 from compress.methods.fwsvd import FWSVD, FisherMetric
 from compress.methods.gptq import GPTQ
 from compress.methods.lqer import LQER
@@ -109,13 +109,13 @@ def dictionaries() -> dict[str, Row]:
     return rows
 
 
-RANKS = (32, 64, 128)
+RANKS, ROUNDS = (32, 64, 128), 4
 EQUAL_SHARES = {32: 0.3194, 64: 0.3654, 128: 0.4575}
 """Share of the demo's 32-bit weights that 2:4 in 16 bits and a path of this rank in 16 bits take together."""
 
 
 def compensated() -> dict[str, Row]:
-    """In the manner of EoRA's paper: checkpoints, each repaired three ways at three ranks, and what has their bytes."""
+    """In the manner of EoRA's paper: checkpoints, each repaired five ways at three ranks, and what has their bytes."""
     half = {"pattern": Pattern.TWO_OF_FOUR, "value_dtype": FactorDtype.BFLOAT16}
     bases: dict[str, Compressor] = {
         "SparseGPT 2:4": SparseGPT(**half),
@@ -134,6 +134,10 @@ def compensated() -> dict[str, Row]:
         for rank in RANKS:
             for label, repair in {"SVD": SVDResidual, "LQER": LQER, "EoRA": EoRA}.items():
                 rows[f"{name} + {label} {rank}"] = Repaired(name, base, repair(rank=rank))
+            fisher = EoRA(rank=rank, output_side=OutputSide.FISHER)
+            rows[f"{name} + EoRA {rank} by outputs too"] = Repaired(name, base, fisher)
+            turns = EoRA(base=base, rank=rank, base_rounds=ROUNDS)
+            rows[f"{name} and EoRA {rank} in turns"] = turns
     for (bits, rank), (more, group) in EQUAL_BYTES.items():
         name = f"{more}-bit GPTQ g{group} (bytes of {bits}-bit + {rank})"
         rows[name] = GPTQ(bits=more, group_size=group)
