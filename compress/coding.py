@@ -24,11 +24,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from compress.errors import LayerError
 from compress.linalg import cholesky, rough_products
 from compress.patterns import Pattern, largest_entries
 
-RIDGE = {torch.float32: 1e-5, torch.float64: 1e-8}
-"""On normal equations scaled to a diagonal of ones: above what rounding makes of zero."""
+SMALL, TINIEST = 1e-5, 1e-8
+"""Ridges on normal equations scaled to a diagonal of ones, above what rounding to fp32 and fp64 makes of zero."""
 BLOCK_ENTRIES = 1 << 24
 """Entries of codes that are worked on at a time."""
 FLAT = 1e-6
@@ -129,9 +130,14 @@ class Lines(ABC):
         Raises LayerError if there is no solution.
         """
         normal, right = codes_nk.T @ self.weighted(codes_nk), codes_nk.T @ self.goal
-        atoms = solved(normal, right)
+        try:
+            atoms = solved(normal, right, SMALL)
+        except LayerError:  # fp32 took what a code of hardly any weight has with the others below zero
+            exact = codes_nk.double()
+            normal, right = exact.T @ self.weighted(exact), exact.T @ self.goal.double()
+            atoms = solved(normal, right, SMALL)
         explained = (atoms * (2 * right - normal @ atoms)).sum(dtype=torch.float64)
-        return atoms, self._share(self.total - float(explained))
+        return atoms.float(), self._share(self.total - float(explained))
 
     def polished(self, atoms_kd: Tensor, codes_nk: Tensor, n_steps: int) -> Tensor:
         """Conjugate gradients on the nonzeros that there are, as they are chosen."""
@@ -222,8 +228,9 @@ class CoupledLines(Lines):
     def weighted(self, matrix: Tensor) -> Tensor:  # noqa: D102
         parts = matrix.split(self._counts)
         if len(parts) == 1:
-            return self._grams[0] @ matrix
-        return torch.cat([gram @ part for gram, part in zip(self._grams, parts, strict=True)])
+            return self._grams[0].to(matrix.dtype) @ matrix
+        pairs = zip(self._grams, parts, strict=True)
+        return torch.cat([gram.to(matrix.dtype) @ part for gram, part in pairs])
 
     def code(  # noqa: D102
         self,
@@ -263,15 +270,15 @@ def _quotients(squares: Tensor, curvature: Tensor, lengths: Tensor, hessian_kk: 
     return torch.where(flat, torch.zeros_like(squares), squares / curvature.clamp_min(TINY))
 
 
-def solved(normal_kk: Tensor, right_kd: Tensor) -> Tensor:
-    """N^-1 B for symmetric N >= 0, in its dtype, with a small ridge; zeros for rows of N that are zero.
+def solved(normal_kk: Tensor, right_kd: Tensor, ridge: float = TINIEST) -> Tensor:
+    """N^-1 B for symmetric N >= 0, in its dtype, with this ridge; zeros for rows of N that are zero.
 
     Raises LayerError if it is not definite.
     """
     root_k = normal_kk.diagonal().clamp_min(0).sqrt()
     scale_k = torch.where(root_k > 0, 1 / root_k, torch.zeros_like(root_k))
     damped = normal_kk * scale_k * scale_k[:, None]
-    damped.diagonal().fill_(1 + RIDGE[normal_kk.dtype])
+    damped.diagonal().fill_(1 + ridge)
     solution: Tensor = torch.cholesky_solve(
         right_kd * scale_k[:, None], cholesky(damped, "the Gram of its codes")
     )

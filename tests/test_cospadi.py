@@ -6,7 +6,7 @@ from problems import inputs, relative_output_error, statistics, weight
 
 from calibration.stats import Gram, Pooled
 from compress.code_storage import CodeBits
-from compress.coding import Coded, CoupledLines, FreeLines, Lines
+from compress.coding import SMALL, Coded, CoupledLines, FreeLines, Lines, solved
 from compress.compressor import LayerShape, Survey
 from compress.dictionary import alternating, oneshot, revived
 from compress.dictionary_options import Solver
@@ -423,3 +423,20 @@ def test_where_inputs_are_the_more_numerous_each_layer_has_its_own_dictionary():
     assert plan["a"] == plan["b"]
     forms = plan["a"].compress([weight(*shape), weight(*shape, seed=1)], statistics(inputs(96)))
     assert [form.n_bytes() for form in forms] == [plan["a"].planned_bytes(shape)] * 2
+
+
+def test_codes_of_which_the_inputs_show_next_to_nothing_still_have_the_best_atoms():
+    n, k, shown = 400, 390, 1e-4
+    gram = (1 - shown) * torch.ones(n, n) + shown * torch.eye(n)
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randn(n, k, generator=generator)
+    codes -= codes.mean(
+        0
+    )  # G is nearly the mean's alone: fp32 makes these weights less than nothing
+    normal = codes.T @ gram @ codes
+    with pytest.raises(LayerError, match="singular"):
+        solved(normal, normal, SMALL)
+    lines = CoupledLines(codes @ torch.randn(k, 40, generator=generator), [gram])
+    atoms, _ = lines.fit(codes)
+    assert atoms.dtype == torch.float32
+    assert lines.error(codes, atoms) < 0.01
