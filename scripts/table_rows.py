@@ -99,9 +99,6 @@ def dictionaries() -> dict[str, Row]:
             "cospadi, codes of 14 bits": CoSpaDi(**stored, code_bits=CodeBits.SHORT_14),
             "cospadi, codes of 8 bits": CoSpaDi(**stored, code_bits=CodeBits.INT_8),
             "cospadi, codes of 4 bits": CoSpaDi(**stored, code_bits=CodeBits.INT_4),
-            "cospadi, all in 8 bits": CoSpaDi(
-                **{**stored, "dictionary_dtype": AtomDtype.INT_8}, code_bits=CodeBits.INT_8
-            ),
             "cospadi by errors, fisher": CoSpaDi(**stored, **plan, importance=Importance.FISHER),
             "cospadi by errors, kl": CoSpaDi(**stored, **plan, importance=Importance.KL),
         }
