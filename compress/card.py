@@ -14,7 +14,7 @@ import yaml
 from compress.card_loading import loading
 from compress.card_metadata import front_matter, model_name, source_name
 from compress.card_pictures import pictures
-from compress.changes import INTERVAL_NAME
+from compress.changes import INTERVAL_NAME, correction_text
 from compress.report import BaseReport, ExportReport, LayerReport, Report
 from compress.report_formats import changes_table, samples_text
 from compress.summary import counted, evaluated, megabytes, method_text, rows
@@ -162,14 +162,16 @@ def _scores(report: Report, export: ExportReport | None) -> Iterator[str]:
 
 def _changes(report: Report) -> Iterator[str]:
     table = changes_table(report)
-    if not table:
+    if not table or report.scores is None:
         return
+    correction = correction_text(report.scores)
     yield "What changed, item by item and window by window:"
     yield table
     yield (
         f"The {INTERVAL_NAME} is a paired bootstrap's, over the items of a task and the windows of the text; p is "
-        f'McNemar\'s, exact and two-sided. "{NO_CHANGE.capitalize()}" means that so many items do not tell the change '
-        "from chance, not that there is none."
+        f"McNemar's, exact and two-sided, and the bootstrap's where items are not just right or wrong. "
+        f'"{NO_CHANGE.capitalize()}" means that so many items do not tell the change '
+        "from chance, not that there is none." + (f" {correction}" if correction else "")
     )
 
 

@@ -20,6 +20,11 @@ SPECTRA_HEAD = ("spectrum", "full", "numerical", "stable", "90 %", "99 %")
 METHODS_HEAD = ("setting", "layers", "bits", "whole", "kept")
 
 
+def n_layer_columns(found: Inspection) -> int:
+    """How many columns of `LAYER_HEAD` there is something to say in: a rank that saves bytes is of ordinary weights."""
+    return len(LAYER_HEAD) - (found.ordinary is None)
+
+
 def layer_cells(found: Inspection, layers: Sequence[InspectedTensor]) -> list[Cells]:
     """Rows for `LAYER_HEAD`: layers of one place, shape and form together."""
     shapes = {} if found.ordinary is None else found.ordinary.linears.shapes

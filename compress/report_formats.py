@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from compress.changes import INTERVAL_NAME, changes
+from compress.changes import INTERVAL_NAME, changes, correction_text
 from compress.comparing import Figures, Measured, RunComparison
 from compress.errors import CheckpointError
 from compress.report import Report
@@ -76,7 +76,8 @@ def report_markdown(report: Report, title: str) -> str:
     summary = [(row.label, row.before, row.after) for row in rows(report)]
     parts = [f"# {title}", _table(("", "before", "after"), summary, n_words=1)]
     if report.scores is not None:
-        parts += [changes_table(report), *samples_text(report.scores.samples)]
+        parts += [changes_table(report), correction_text(report.scores)]
+        parts += samples_text(report.scores.samples)
     parts += [f"- {note}" for note in report.notes]
     return "\n\n".join(part for part in [*parts, MARK] if part) + "\n"
 

@@ -16,6 +16,7 @@ from compress.comparing import (
     load_runs,
 )
 from compress.errors import RecipeError
+from compress.pages import BestRow, BestTable
 from compress.quantities import parse_bytes
 from compress.recipe import Recipe
 from compress.summary import NOTHING, counted, megabytes, with_error
@@ -97,11 +98,10 @@ def comparison_cells(comparison: RunComparison) -> list[tuple[str, ...]]:
 
 def best_lines(best: Sequence[Best], figures: Sequence[Figures], aim: Aim) -> list[str]:
     """A line for each size."""
-    smallest = min(figures, key=lambda it: it.n_bytes)
     lines = []
     for one in best:
         if one.figures is None:
-            text = f"none fits; the smallest is {smallest.label}, {megabytes(smallest.n_bytes)}"
+            text = _none_fits(figures)
         else:
             value = with_error(getattr(_value(one.figures, aim), "value", None), None, 4)
             text = (
@@ -110,6 +110,28 @@ def best_lines(best: Sequence[Best], figures: Sequence[Figures], aim: Aim) -> li
             )
         lines.append(f"{one.budget}: {text}")
     return lines
+
+
+def _none_fits(figures: Sequence[Figures]) -> str:
+    smallest = min(figures, key=lambda it: it.n_bytes)
+    return f"none that was evaluated fits; the smallest of all is {smallest.label}, {megabytes(smallest.n_bytes)}"
+
+
+def best_table(best: Sequence[Best], comparison: RunComparison, aim: Aim) -> BestTable | None:
+    """The same for the page; None where no size was asked for."""
+    if not best:
+        return None
+    numbers = {it.label: str(number) for number, it in enumerate(comparison.figures, 1)}
+    rows = []
+    for one in best:
+        if one.figures is None:
+            rows.append(BestRow(one.budget, "", _none_fits(comparison.figures), NOTHING, NOTHING))
+            continue
+        value = _value(one.figures, aim)
+        text = NOTHING if value is None else with_error(value.value, value.stderr, 4)
+        label, size = one.figures.label, megabytes(one.figures.n_bytes)
+        rows.append(BestRow(one.budget, numbers[label], label, size, text))
+    return BestTable(by="KL" if aim is Aim.KL else aim.value, rows=tuple(rows))
 
 
 def _cells(it: Figures) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ from eval.scores import Fidelity, TaskScore, mean_and_stderr, paired_items
 LEVEL = 0.95
 """Of the intervals; a change is significant at one minus this."""
 N_RESAMPLES = 10_000
+LEAST_P = 2 / N_RESAMPLES
+"""A bootstrap tells no smaller p."""
 NO_CHANGE = "no significant change"
 TOO_FEW = "too few to tell"
 
@@ -50,15 +52,28 @@ class PairedChange:
     """None for a single item."""
     p_value: float | None
     """McNemar's exact two-sided p; None unless each item scores 0 or 1."""
+    bootstrap_p: float | None
+    """The two-sided level at which the interval just reaches 0, at least `LEAST_P`; None for a single item."""
     n_items: int
     n_up: int
     """Items with a higher score after."""
     n_down: int
     higher_is_better: bool
+    holm_p: float | None = None
+    """The p after Holm's correction for the tests beside this one; None where it stands alone (`corrected`)."""
+
+    @property
+    def tested_p(self) -> float | None:
+        """McNemar's p where there is one, else the bootstrap's; None for a single item, which tells nothing."""
+        if self.interval is None:
+            return None
+        return self.bootstrap_p if self.p_value is None else self.p_value
 
     @property
     def is_significant(self) -> bool:
-        """By McNemar's p where there is one, else if the interval leaves out 0."""
+        """By the corrected p where there is one, else by McNemar's, else if the interval leaves out 0."""
+        if self.holm_p is not None:
+            return self.holm_p < 1 - LEVEL
         if self.p_value is not None:
             return self.p_value < 1 - LEVEL
         return self.interval is not None and not self.interval.holds(0.0)
@@ -102,10 +117,12 @@ def task_change(before: TaskScore, after: TaskScore, seed: int = 0) -> PairedCha
     """
     pairs = paired_items(after, before)
     differences = [mine - other for mine, other in pairs]
+    means_b, n = _resampled_means([differences], seed), len(pairs)
     return PairedChange(
         change=mean_and_stderr(differences)[0],
-        interval=change_interval([differences], seed),
+        interval=None if means_b is None else _quantiles(means_b, n),
         p_value=mcnemar_p(pairs),
+        bootstrap_p=None if means_b is None else _bootstrap_p(means_b, n),
         n_items=len(pairs),
         n_up=sum(each > 0 for each in differences),
         n_down=sum(each < 0 for each in differences),
@@ -127,10 +144,12 @@ def mean_change(
         raise EvalError("mean_change: some of the tasks are better when lower, some when higher")
     tasks = [paired_items(mine, other) for mine, other in zip(after, before, strict=True)]
     differences = [[mine - other for mine, other in pairs] for pairs in tasks]
+    means_b, n = _resampled_means(differences, seed), min(map(len, tasks))
     return PairedChange(
         change=math.fsum(mean_and_stderr(each)[0] for each in differences) / len(differences),
-        interval=change_interval(differences, seed),
+        interval=None if means_b is None else _quantiles(means_b, n),
         p_value=None,
+        bootstrap_p=None if means_b is None else _bootstrap_p(means_b, n),
         n_items=sum(map(len, tasks)),
         n_up=sum(each > 0 for part in differences for each in part),
         n_down=sum(each < 0 for part in differences for each in part),
@@ -161,6 +180,32 @@ def perplexity_ratio(before: Fidelity, after: Fidelity, seed: int = 0) -> Paired
     )
 
 
+def corrected(changes: Sequence[PairedChange]) -> list[PairedChange]:
+    """Changes that are judged together: of several, each gets its `holm_p`; one alone stays as it is.
+
+    So the chance to call any of them significant that did not change is at most one minus `LEVEL`, whatever they have
+    in common. Those of a single item are not tested, and count for nothing.
+    """
+    tested = [change.tested_p for change in changes if change.tested_p is not None]
+    if len(tested) < 2:
+        return list(changes)
+    found = iter(holm(tested))
+    return [
+        change if change.tested_p is None else replace(change, holm_p=next(found))
+        for change in changes
+    ]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for there being several (Holm 1979): the k-th smallest of m times m - k + 1, never falling."""
+    n, reached = len(p_values), 0.0
+    adjusted = [0.0] * n
+    for done, index in enumerate(sorted(range(n), key=p_values.__getitem__)):
+        reached = max(reached, min(1.0, (n - done) * p_values[index]))
+        adjusted[index] = reached
+    return adjusted
+
+
 def mcnemar_p(pairs: Sequence[tuple[float, float]]) -> float | None:
     """McNemar's exact two-sided p of scores of 0 and 1 (McNemar 1947; the binomial test of items that changed).
 
@@ -185,6 +230,12 @@ def change_interval(tasks: Sequence[Sequence[float]], seed: int) -> Interval | N
     percentile interval holds 91.2 %; 2 and 2 %, BCa 90.3 % and the studentised one 83.0 %. Means of 16 normal
     differences: 94.7 %, and 91.6 % for the plain percentile and for BCa; of 16 exponential ones 90.9 %, 88.3 %, 89.5 %.
     """
+    means_b = _resampled_means(tasks, seed)
+    return None if means_b is None else _quantiles(means_b, min(map(len, tasks)))
+
+
+def _resampled_means(tasks: Sequence[Sequence[float]], seed: int) -> Array | None:
+    """Means (b,) over tasks of the means over their items, drawn anew; None if a task has a single item."""
     if min(map(len, tasks)) < 2:
         return None
     means_b = np.zeros(N_RESAMPLES)
@@ -197,7 +248,7 @@ def change_interval(tasks: Sequence[Sequence[float]], seed: int) -> Interval | N
             else _sums(values_n[:, None], seed + index)[:, 0]
         )
         means_b += sums_b / len(values_n)
-    return _quantiles(means_b / len(tasks), min(map(len, tasks)))
+    return means_b / len(tasks)
 
 
 def _sums_of_answers(values_n: Array, seed: int) -> Array:
@@ -232,3 +283,10 @@ def _tail(n: int) -> float:
     """
     quantile = t.ppf((1 + LEVEL) / 2, n - 1)
     return float(norm.cdf(-math.sqrt(n / (n - 1)) * quantile))
+
+
+def _bootstrap_p(means_b: Array, n: int) -> float:
+    """The interval's own test: `_tail` turned round, at the share of resamples on the other side of 0."""
+    share = min(float((means_b <= 0).mean()), float((means_b >= 0).mean()))
+    quantile = norm.ppf(min(share, 0.5)) / math.sqrt(n / (n - 1))
+    return max(LEAST_P, 2 * float(t.cdf(quantile, n - 1)))

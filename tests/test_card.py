@@ -13,7 +13,9 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from reports import make_report
 
 from compress.card import model_card
-from compress.report import Report
+from compress.pages import run_page
+from compress.report import Comparison, Report
+from compress.report_formats import report_markdown
 from eval.paired import task_change
 from eval.scores import primary
 
@@ -68,6 +70,23 @@ def test_the_changes_in_the_card_are_those_of_the_report() -> None:
     row = f"| offline_piqa, acc_norm | {found.change:+.3f} | {low:+.3f} to {high:+.3f} | no significant change (p = "
     assert row in card
     assert "| perplexity | x 1.047 |" in card
+
+
+def test_verdicts_on_several_tasks_are_corrected_in_card_page_and_table() -> None:
+    report = make_report()
+    assert report.scores is not None
+    said = "Verdicts on tasks are corrected for there being 2 of them (Holm 1979)."
+    assert said not in model_card(report) + run_page(report) + report_markdown(report, "x")
+    before, after = (
+        replace(each, tasks=(*each.tasks, replace(each.tasks[-1], task="offline_arc_easy")))
+        for each in (report.scores.before, report.scores.after)
+    )
+    report = replace(report, scores=Comparison(before=before, after=after))
+    for text in (model_card(report), report_markdown(report, "x")):
+        assert said in text
+        assert text.count("no significant change (p = 0.500, corrected = 1.000)") == 2
+    page = run_page(report)
+    assert said in page and page.count('data-of="p, corrected">1.000</td>') == 2
 
 
 def test_a_card_of_a_report_without_parts_tells_no_change() -> None:

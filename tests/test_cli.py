@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from reports import make_report
 
 from compress.cli import COMMANDS, main
 from compress.errors import LayerError, RecipeError
@@ -292,6 +293,18 @@ def test_eval_of_several_exports_takes_the_first_of_the_recipe_and_says_so(
     assert f"note: evaluating {tmp_path / 'native'}; there is also {tmp_path / 'dense'}" in (
         capsys.readouterr().err
     )
+
+
+def test_eval_tells_what_changed_and_how_sure_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = make_report().scores
+    monkeypatch.setattr("compress.pipeline.evaluate", lambda *_, **__: scores)
+    assert main(["eval", "--reference", "there", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "change: perplexity: x 1.047 (1.046 to 1.047), significantly worse" in printed
+    assert "change: offline_piqa, acc_norm: -0.050" in printed
+    assert "  before: 'upon a'" in printed
 
 
 def test_an_error_of_ours_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:

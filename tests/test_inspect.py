@@ -7,6 +7,7 @@ import pytest
 import torch
 from exported import compressed, export
 from families import save_tiny
+from test_pages import Read, drawn
 from workspaces import recipe
 
 import compress
@@ -14,7 +15,8 @@ from compress.checkpoint import Reader
 from compress.cli import main
 from compress.errors import LayerError
 from compress.inspecting import Inspection, inspect
-from compress.inspection_tables import layer_cells, other_cells
+from compress.inspection_page import inspection_page
+from compress.inspection_tables import layer_cells, other_cells, refused_lines, spectra_cells
 from compress.methods.cospadi import CoSpaDi
 from compress.methods.gptq import GPTQ
 from compress.methods.svd import SVD
@@ -157,3 +159,67 @@ def test_spectra_of_codes_are_refused(tmp_path, capsys):
     folder = export(compressed(tmp_path / "source"), tmp_path / "out", "native")
     assert main(["inspect", str(folder), "--spectra"]) == 2
     assert "is compressed (native); spectra are of ordinary weights" in capsys.readouterr().err
+
+
+def test_the_page_of_a_model_shows_what_the_terminal_does(workspace, tmp_path, capsys):
+    out = tmp_path / "model.html"
+    assert main(["inspect", str(workspace / "model"), "--spectra", "--html", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"the picture is {out}\n")
+    page = out.read_text(encoding="utf-8")
+    charts, text = drawn(page), Read(page).text
+    assert [title(chart) for chart in charts] == [
+        "Where the bytes are",
+        "Directions that hold 90 % of the energy",
+        "Stable rank",
+    ]
+    found = inspected(workspace / "model")
+    ranks = dict(weight_spectra(found.ordinary, progress=no_progress))
+    cells = {it["layer"]: it["value"] for it in charts[1]["data"]["values"]}
+    assert cells == {name: float(f"{one.holds_90 / one.full:.5g}") for name, one in ranks.items()}
+    bars = charts[0]["data"]["values"]
+    assert sum(bar["value"] for bar in bars) == pytest.approx(found.n_bytes / 1e6)
+    for rows in (layer_cells(found, found.layers), spectra_cells(ranks)):
+        assert all(" ".join(row) in text for row in rows)
+    possible = possibilities(found.ordinary)
+    settings = [one for one in possible if not one.refusal]
+    assert page.count('class="bar"') == len(settings) > 5
+    assert all(f"{one.setting} {', '.join(one.methods)} " in text for one in settings)
+    assert all(line in text for line in refused_lines(possible))
+
+
+def title(chart) -> str:
+    return chart["description"].partition(".")[0]
+
+
+def test_the_page_of_an_export_has_the_bits_and_no_methods(tmp_path):
+    folder = export(compressed(tmp_path / "source"), tmp_path / "out", "native")
+    found = inspected(folder)
+    page = inspection_page(str(folder), found, [], {})
+    assert [title(chart) for chart in drawn(page)] == [
+        "Where the bytes are",
+        "Bits per weight of each layer",
+    ]
+    text = Read(page).text
+    assert "native, written by compress-llm: 21 layers in 3 blocks" in text
+    assert "4-bit g32 + rank 4" in text
+    assert not any(word in text for word in ("--spectra", "What methods", "rank <"))
+
+
+def test_a_page_is_written_only_where_there_is_nothing_of_others(workspace, tmp_path, capsys):
+    arguments = ["inspect", str(workspace / "model"), "--html"]
+    mine, other = tmp_path / "mine.html", tmp_path / "other.html"
+    for _ in range(2):
+        assert main([*arguments, str(mine)]) == 0
+    assert "Not looked at: --spectra reads every weight." in Read(mine.read_text()).text
+    other.write_text("a thesis")
+    capsys.readouterr()
+    for place, message in (
+        (other, "is there and is no page that `compress inspect` wrote"),
+        (tmp_path, "is there and is no page"),
+        (tmp_path / "nix" / "x.html", "is no folder; make it first"),
+    ):
+        assert main([*arguments, str(place)]) == 2
+        printed = capsys.readouterr()
+        assert message in printed.err and printed.out == ""
+    assert other.read_text() == "a thesis"

@@ -3,10 +3,12 @@
 import itertools
 import json
 import re
+import runpy
 import struct
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -22,13 +24,17 @@ from compress.pages import (
 )
 from compress.pages.charts import bits_figure, duration, error_figure, memory_figure, ranks_figure
 from compress.pages.comparison import recipe_differences
+from compress.pages.figures import Figure
+from compress.pages.frames import GOALS, Point
 from compress.pages.labels import LETTER, LINE, RADIUS, placed
 from compress.pages.making import remarks
-from compress.pages.pareto import GOALS, Point, front
+from compress.pages.marks import marks_of
+from compress.pages.pareto import front, pareto_pictures
 from compress.pages.places import MOST_PROJECTIONS, NO_BLOCK, Place, bytes_by_part, places_of
 from compress.pages.spectra import share_at, spectra_figures
-from compress.pages.theme import PAGE
+from compress.pages.theme import PAGE, PICTURE
 from compress.report import KeptTensor, LayerReport, Report, Spectrum
+from compress.sweep_results import Aim, best_at, best_table
 
 PROJECTIONS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- \u2028 {{ 7 * 7 }} & 'quoted' \"twice\""
@@ -82,9 +88,9 @@ class Read(HTMLParser):
         return sum(name == tag for name, _ in self.elements)
 
 
-def drawn(page: str) -> list[dict[str, object]]:
+def drawn(page: str) -> list[dict[str, Any]]:
     """The charts of a page."""
-    charts: list[dict[str, object]] = json.loads(Read(page).scripts[0])["specs"]
+    charts: list[dict[str, Any]] = json.loads(Read(page).scripts[0])["specs"]
     return charts
 
 
@@ -205,11 +211,15 @@ def test_the_heat_map_has_a_cell_for_every_layer(report: Report) -> None:
     }
 
 
+def bits_of(report: Report) -> Figure:
+    return bits_figure({it.name: it.bits_per_weight for it in report.layers}, PAGE)
+
+
 def test_layers_that_are_all_alike_are_told_in_a_sentence(report: Report) -> None:
     assert ranks_figure(report, PAGE).told == "Every low-rank part has rank 8."
-    assert bits_figure(report, PAGE).chart is not None
+    assert bits_of(report).chart is not None
     same = replace(report, layers=tuple(replace(it, bits_per_weight=3.0) for it in report.layers))
-    assert bits_figure(same, PAGE).chart is None
+    assert bits_of(same).chart is None
     assert memory_figure(report, PAGE).chart is not None
 
 
@@ -305,7 +315,9 @@ def test_the_front_is_what_no_other_beats(goal) -> None:
 def test_names_lie_on_no_other_name_where_there_is_room() -> None:
     points = [(100.0 + 40 * (n % 4), 60.0 + 45 * (n // 4)) for n in range(12)]
     names = [f"run-{n}" for n in range(12)]
-    labels = placed(points, names, (640, 400))
+    found = placed(points, names, (640, 400))
+    labels = found.labels
+    assert found.covered == 0
     boxes = []
     for (x, y), name, label in zip(points, names, labels, strict=True):
         width = LETTER * len(name)
@@ -319,7 +331,75 @@ def test_names_lie_on_no_other_name_where_there_is_room() -> None:
 def test_a_comparison_has_gaps_for_what_was_not_measured(report: Report) -> None:
     text = Read(comparison_page(compare_runs(compared(report), Differences.REFUSE))).text
     assert "2 b eora on gptq 90.0 MB 7.80 - - - - - - -" in text
-    assert "1 of 2 runs were not measured so" in text
+    assert "1 of 2 runs were not measured so: 2." in text
+
+
+def test_the_best_at_each_size_is_a_table_of_a_sweeps_page(report: Report) -> None:
+    comparison = compare_runs(compared(report), Differences.REFUSE)
+    budgets = ["200MB", "95MB", "1MB"]
+    table = best_table(best_at(budgets, comparison.figures, Aim.KL), comparison, Aim.KL)
+    text = Read(comparison_page(comparison, table)).text
+    none = "none that was evaluated fits; the smallest of all is b, 90.0 MB - -"
+    assert "at most no. run size KL 200MB 1 a 101.3 MB 0.0600 ± 0.0010" in text
+    assert f"95MB {none} 1MB {none}" in text
+    assert best_table([], comparison, Aim.KL) is None
+    assert "Best at each size" not in Read(comparison_page(comparison)).text
+
+
+def test_methods_are_told_apart_by_colour_and_by_shape() -> None:
+    marks = list(marks_of([f"method {n}" for n in range(56)], PAGE).values())
+    assert len({(mark.color, mark.shape) for mark in marks}) == 56
+    assert len({mark.color for mark in marks[:7]}) == len({mark.shape for mark in marks[:7]}) == 7
+
+
+def many(report: Report, n_runs: int) -> list[Run]:
+    """Runs of three methods on a lattice of four by five."""
+    assert report.scores is not None and report.scores.after.fidelity is not None
+    fidelity, found = report.scores.after.fidelity, []
+    for n in range(n_runs):
+        after = replace(report.scores.after, fidelity=replace(fidelity, kl=0.05 + 0.01 * (n % 4)))
+        size = replace(report.totals, tensor_bytes_after=100_000_000 + 400_000 * (n % 5))
+        recipe = report.recipe | {"method": {"name": f"method{n % 3}"}}
+        scores = replace(report.scores, after=after)
+        label = f"eora, base.bits {n}, method.rank 64"
+        one = replace(report, recipe=recipe, scores=scores, totals=size)
+        found.append(Run(label=label, folder=Path(label), report=one))
+    return found
+
+
+def test_a_mark_in_the_table_is_that_of_the_plots(report: Report) -> None:
+    page = comparison_page(compare_runs(many(report, 5), Differences.REFUSE))
+    scales = [
+        layer["encoding"]["shape"]["scale"]
+        for layer in drawn(page)[0]["layer"]
+        if "shape" in layer["encoding"]
+    ]
+    assert [scale["domain"] for scale in scales] == [["method0", "method1", "method2"]]
+    paths = [attributes["d"] for name, attributes in Read(page).elements if name == "path"]
+    rows = [paths[n % 3] for n in range(5)]
+    assert paths == [*rows, *scales[0]["range"]]
+    assert scales[0]["range"] == paths[:3]
+
+
+def test_a_picture_without_room_for_names_has_numbers_and_a_key(report: Report) -> None:
+    few, crowded = (
+        pareto_pictures(compare_runs(many(report, n), Differences.REFUSE), PICTURE, (640, 400))
+        for n in (2, 20)
+    )
+    plain, keyed = few["pareto-kl"].to_dict(), crowded["pareto-kl"].to_dict()
+    assert "vconcat" not in plain
+    texts = [it["encoding"]["text"]["field"] for it in plain["layer"] if "text" in it["encoding"]]
+    assert set(texts) == {"label"}
+    plot, key = keyed["vconcat"]
+    texts = [it["encoding"]["text"]["field"] for it in plot["layer"] if "text" in it["encoding"]]
+    assert set(texts) == {"number"}
+    assert all(run.label in json.dumps(key) for run in many(report, 20))
+
+
+def test_numbers_lie_on_no_words_that_are_there_already() -> None:
+    words = (110.0, 90.0, 300.0, 110.0)
+    (label,) = placed([(100.0, 100.0)], ["12"], (300, 200), [words]).labels
+    assert (label.dx, label.align) == (-RADIUS - 3, "right")
 
 
 def test_a_comparison_tells_only_the_options_that_differ(report: Report) -> None:
@@ -359,6 +439,35 @@ def test_a_comparison_has_a_picture_for_each_measure(report: Report, tmp_path: P
     assert {path.stem for path in written} == {f"pareto-{goal.name}" for goal in GOALS}
     unmeasured = compare_runs(compared(report)[1:], Differences.REFUSE)
     assert write_comparison_pictures(unmeasured, tmp_path) == []
+
+
+def test_the_readmes_pictures_are_drawn_of_a_finished_sweep(
+    report: Report,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    points = []
+    for run, state in zip(many(report, 3), ("done", "failed", "done"), strict=True):
+        name = run.label.partition(" ")[2]
+        points.append({"name": name, "where": "", "state": state, "error": ""})
+        if state == "done":
+            (tmp_path / "sweep" / name).mkdir(parents=True)
+            (tmp_path / "sweep" / name / "report.json").write_text(run.report.to_json())
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"schema": 1, "points": points}))
+    script = str(Path(__file__).parent.parent / "scripts" / "readme_pictures")
+    out = tmp_path / "pictures"
+    monkeypatch.setattr("sys.argv", [script, str(tmp_path / "sweep"), "--out", str(out)])
+    runpy.run_path(script, run_name="__main__")
+    names = {"bytes", "errors", "spectra", *(f"pareto-{goal.name}" for goal in GOALS)}
+    assert {path.name for path in out.iterdir()} == {f"{name}.svg" for name in names}
+    assert len(capsys.readouterr().out.splitlines()) == len(names)
+    for path in out.iterdir():
+        assert 'fill="#ffffff"' in path.read_text(encoding="utf-8")  # so that it reads in the dark
+    monkeypatch.setattr("sys.argv", [script, str(tmp_path / "sweep"), "--show", "nix"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    assert "--show: nix is none of base.bits 0, method.rank 64, base" in capsys.readouterr().err
 
 
 def test_durations_are_written_for_people() -> None:

@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import save_tiny
 from reports import make_report
-from test_pages import HOSTILE, PROJECTIONS, compared, with_spectrum
+from test_pages import HOSTILE, PROJECTIONS, compared, many, with_spectrum
 
 from compress.comparing import Differences, compare_runs
+from compress.inspecting import inspect
+from compress.inspection_page import inspection_page
 from compress.pages import comparison_page, run_page
+from compress.pipeline import no_progress
+from compress.possibilities import possibilities
 from compress.report import Report
+from compress.weight_spectra import weight_spectra
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -37,6 +43,7 @@ const look = () => {
     drawn: charts.filter((one) => one.querySelector("svg")?.getBoundingClientRect().height > 40).length,
     marks: charts.map((one) => one.querySelectorAll("svg path, svg text").length),
     tooWide: root.scrollWidth - root.clientWidth,
+    hidden: [...page.querySelectorAll(".wide:has(.runs)")].map((one) => one.scrollWidth - one.clientWidth),
     cut: charts.filter((one) => one.querySelector("svg").getBoundingClientRect().right > root.clientWidth + 1).length,
     fetched: page.defaultView.performance.getEntriesByType("resource").map((one) => one.name),
     paper: page.defaultView.getComputedStyle(page.body).backgroundColor,
@@ -74,18 +81,33 @@ def opened(folder: Path, page: str, width: int, scheme: str) -> tuple[dict[str, 
 
 
 @pytest.fixture(scope="module")
-def pages() -> dict[str, str]:
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     layers = [with_spectrum(block, name) for block in range(6) for name in (*PROJECTIONS, HOSTILE)]
     report: Report = replace(
         make_report(), layers=tuple(layers), notes=(HOSTILE,), peak_memory={"compress": 10**9}
     )
-    comparison = compare_runs(compared(report), Differences.REFUSE)
-    return {"run": run_page(report), "comparison": comparison_page(comparison)}
+    few, some = (
+        compare_runs(runs, Differences.REFUSE) for runs in (compared(report), many(report, 20))
+    )
+    folder = tmp_path_factory.mktemp("inspected")
+    save_tiny(folder)
+    found = inspect(str(folder), progress=no_progress)
+    assert found.ordinary is not None
+    spectra = dict(weight_spectra(found.ordinary, progress=no_progress))
+    return {
+        "run": run_page(report),
+        "comparison": comparison_page(few),
+        "comparison of many": comparison_page(some),
+        "inspection": inspection_page("tiny", found, possibilities(found.ordinary), spectra),
+    }
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize(("name", "n_charts"), [("run", 10), ("comparison", 3)])
+@pytest.mark.parametrize(
+    ("name", "n_charts"),
+    [("run", 10), ("comparison", 3), ("comparison of many", 3), ("inspection", 3)],
+)
 def test_a_page_is_drawn_whole(
     pages: dict[str, str], tmp_path: Path, name: str, n_charts: int, width: int, scheme: str
 ) -> None:
@@ -96,6 +118,7 @@ def test_a_page_is_drawn_whole(
     assert found["drawn"] == found["places"] == n_charts
     assert min(found["marks"]) > 3
     assert found["tooWide"] <= 0 and found["cut"] == 0
+    assert all(pixels <= 0 for pixels in found["hidden"])  # no column scrolls out of sight
     channels = [int(it) for it in re.findall(r"\d+", found["paper"])[:3]]
     ink = [int(it) for it in re.findall(r"\d+", found["ink"])[:3]]
     assert (max(channels) < 60 < min(ink)) if scheme == "dark" else (min(channels) > 200 > max(ink))

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from eval.errors import EvalError
 from eval.paired import (
     NO_CHANGE,
     TOO_FEW,
     change_interval,
+    corrected,
+    holm,
     mcnemar_p,
     mean_change,
     perplexity_ratio,
@@ -226,6 +229,38 @@ def test_equal_shares_have_an_interval_without_width() -> None:
 def test_lower_is_better_where_the_metric_says_so() -> None:
     before, after = (replace(each, higher_is_better=False) for each in answers(50, 0, 20, 30))
     assert task_change(before, after).verdict == "significantly worse"
+
+
+@pytest.mark.parametrize(
+    "p_values", [(0.01, 0.04, 0.03), (0.5,), (0.04, 0.04, 1.0, 0.001, 0.6), (0.9, 0.8), ()]
+)
+def test_holms_correction_equals_statsmodels(p_values: tuple[float, ...]) -> None:
+    expected = multipletests(p_values, method="holm")[1].tolist() if p_values else []
+    assert holm(p_values) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_change_that_is_significant_alone_need_not_be_among_several() -> None:
+    alone = task_change(*answers(80, 8, 1, 11))
+    assert alone.p_value is not None and 0.025 < alone.p_value < 0.05
+    assert corrected([alone]) == [alone]
+    assert alone.verdict == "significantly worse"
+    other = task_change(*answers(80, 2, 2, 16))
+    item = task_change(*answers(0, 1, 0, 0))
+    found = corrected([other, alone, item])
+    assert [it.holm_p for it in found] == [1.0, pytest.approx(2 * alone.p_value), None]
+    assert [it.verdict for it in found] == [NO_CHANGE, NO_CHANGE, TOO_FEW]
+    clear = task_change(*answers(60, 30, 1, 9))
+    assert corrected([other, clear])[1].verdict == "significantly worse"
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.2, 0.26, 0.32, 0.4])
+def test_the_p_of_shares_and_their_interval_say_the_same(shift: float) -> None:
+    differences = np.random.default_rng(3).normal(size=60) + shift
+    found = task_change(score([0.0] * 60), score(differences.tolist()))
+    assert found.p_value is None and found.interval is not None and found.tested_p is not None
+    assert (found.tested_p < 0.05) == (not found.interval.holds(0.0))
+    expected = stats.ttest_1samp(differences, 0.0).pvalue
+    assert found.tested_p == pytest.approx(expected, rel=0.25, abs=0.002)
 
 
 def test_what_is_not_paired_is_refused() -> None:

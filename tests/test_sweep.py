@@ -259,7 +259,7 @@ def test_the_best_at_a_size_is_the_best_that_is_not_larger() -> None:
     assert by_accuracy[0].figures.label == "middle"
     lines = best_lines(best_at(["1MB", "120MB"], found, Aim.KL), found, Aim.KL)
     assert lines == [
-        "1MB: none fits; the smallest is unmeasured, 80.0 MB",
+        "1MB: none that was evaluated fits; the smallest of all is unmeasured, 80.0 MB",
         "120MB: large, 120.0 MB, kl 0.1000 (best of 3 points)",
     ]
 

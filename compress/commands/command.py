@@ -14,9 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 from transformers.utils import logging
 
+from compress.changes import changes, correction_text
 from compress.errors import CheckpointError
 from compress.progress import show_progress
 from compress.recipe_file import read_yaml
+from compress.report import Comparison
 from compress.summary import Row, lines, table
 
 RECIPE_NAME = "recipe.yaml"
@@ -67,6 +69,18 @@ def show_cells(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -
     for row in rows:
         drawn.add_row(*map(escape, row))
     console.print(drawn)
+
+
+def show_changes(scores: Comparison) -> None:
+    """What changed and how sure that is, and what both models write."""
+    for change in changes(scores):
+        interval = f" ({change.interval})" if change.interval else ""
+        print(f"change: {change.label}: {change.change}{interval}, {change.verdict}")
+    correction = correction_text(scores)
+    if correction:
+        print(f"note: {correction}")
+    for sample in scores.samples:
+        print(f"prompt: {sample.prompt}\n  before: {sample.before!r}\n  after:  {sample.after!r}")
 
 
 def recipe_of(folder: Path) -> Mapping[str, Any]:

@@ -9,7 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compress.commands.command import Command, exports, recipe_of, show, shown_progress
+from compress.commands.command import (
+    Command,
+    exports,
+    recipe_of,
+    show,
+    show_changes,
+    shown_progress,
+)
 from compress.errors import CheckpointError, RecipeError
 from compress.flags import Flags, Parser
 from compress.recipe import METHODS, Recipe
@@ -39,6 +46,7 @@ def _evaluate(given: list[str]) -> None:
     with shown_progress() as progress:
         scores = pipeline.evaluate(export, recipe, progress=progress)
     show(comparison_rows(scores), f"{recipe.model} and {export}")
+    show_changes(scores)
 
 
 def _evaluation(

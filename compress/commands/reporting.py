@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -10,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from compress.changes import changes
-from compress.commands.command import Command, show
+from compress.commands.command import Command, show, show_changes
+from compress.commands.writing import Written, refuse_place, write_whole
 from compress.comparing import Differences, Run, RunComparison, compare_runs, load_runs
 from compress.errors import RecipeError
 from compress.flags import Parser
@@ -63,7 +62,7 @@ def _report(given: list[str]) -> None:
     known = parser.parse_args(given)
     chosen = _format(known.format, known.out)
     if known.out is not None and chosen is not None:
-        _refuse_others_file(known.out, chosen)
+        refuse_place("--out", known.out, _written(chosen))
     runs = load_runs(known.folders)
     if chosen is None:
         _show(runs, known.differences)
@@ -72,7 +71,7 @@ def _report(given: list[str]) -> None:
     if known.out is None:
         print(text, end="")
     else:
-        _write(known.out, text)
+        write_whole(known.out, text)
 
 
 def _format(named: str | None, out: Path | None) -> Format | None:
@@ -121,13 +120,7 @@ def _show(runs: Sequence[Run], differences: Differences) -> None:
     report = runs[0].report
     show(rows(report), str(runs[0].folder))
     if report.scores is not None:
-        for change in changes(report.scores):
-            interval = f" ({change.interval})" if change.interval else ""
-            print(f"change: {change.label}: {change.change}{interval}, {change.verdict}")
-        for sample in report.scores.samples:
-            print(
-                f"prompt: {sample.prompt}\n  before: {sample.before!r}\n  after:  {sample.after!r}"
-            )
+        show_changes(report.scores)
     for note in report.notes:
         print(f"note: {note}")
 
@@ -148,31 +141,10 @@ def _show_comparison(comparison: RunComparison) -> None:
         print(f"measured differently: {difference.text}")
 
 
-def _refuse_others_file(out: Path, chosen: Format) -> None:
-    """Only what this command wrote is replaced; a report of ours can be made again."""
-    if not out.exists():
-        return
-    try:
-        ours = out.is_file() and is_ours(out.read_text(encoding="utf-8"), chosen.value)
-    except UnicodeDecodeError:
-        ours = False
-    if not ours:
-        raise RecipeError(
-            f"--out: {out} is there and is no {chosen.value} file that `compress report` wrote; name another, or move "
-            "it away"
-        )
-
-
-def _write(out: Path, text: str) -> None:
-    """The whole file or none: what was there is replaced at the end."""
-    if not out.absolute().parent.is_dir():
-        raise RecipeError(f"--out: {out.parent} is no folder; make it first")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+def _written(chosen: Format) -> Written:
+    """A report of ours can be made again."""
+    ending = chosen.value
+    return Written(f"{ending} file", "compress report", lambda text: is_ours(text, ending))
 
 
 REPORT = Command(_report, "Show the report in a folder that run wrote, or compare several.")

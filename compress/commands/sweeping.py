@@ -76,15 +76,23 @@ def _show_results(
     if not points:
         return
     from compress.pages import comparison_page
-    from compress.sweep_results import HEAD, best_at, best_lines, compare_points, comparison_cells
+    from compress.sweep_results import (
+        HEAD,
+        best_at,
+        best_lines,
+        best_table,
+        compare_points,
+        comparison_cells,
+    )
     from compress.sweeping import write_whole
 
     comparison = compare_points(points, [plan.out / point.name for point in points])
-    write_whole(plan.out / _PAGE, comparison_page(comparison))
+    best = best_at(budgets_of(values), comparison.figures, aim)
+    page = comparison_page(comparison, best_table(best, comparison, aim))
+    write_whole(plan.out / _PAGE, page)
     show_cells(str(plan.out), HEAD, comparison_cells(comparison))
     for difference in comparison.differences:
         print(f"note: measured differently: {difference.text}")
-    best = best_at(budgets_of(values), comparison.figures, aim)
     print("\n".join(best_lines(best, comparison.figures, aim)), end="\n" if best else "")
     print(f"the comparison is {plan.out / _PAGE}")
 

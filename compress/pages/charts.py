@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 from compress.pages.figures import Bar, Cell, Figure, bars, heat_map
 from compress.pages.places import bytes_by_part, places_of
 from compress.pages.theme import Palette
-from compress.report import LayerReport, Report
+from compress.report import Report
 from compress.summary import megabytes
 
 _ALIKE = 0.02
@@ -17,7 +17,7 @@ _SHORT, _MINUTE = 0.1, 60
 def error_figure(report: Report, palette: Palette) -> Figure:
     """The relative output error of every layer."""
     title = "Error of each layer"
-    cells = _cells(report, lambda layer: layer.relative_error)
+    cells = cells_of({layer.name: layer.relative_error for layer in report.layers})
     if not cells:
         return Figure(title, None, "No layer's error was measured.")
     worst = max(cells, key=lambda cell: cell.value)
@@ -28,10 +28,10 @@ def error_figure(report: Report, palette: Palette) -> Figure:
     return Figure(title, heat_map(cells, "relative error", ".3f", palette), told)
 
 
-def bits_figure(report: Report, palette: Palette) -> Figure:
+def bits_figure(layers: Mapping[str, float], palette: Palette) -> Figure:
     """The bits per weight of every layer, where they are not all about the same."""
     title = "Bits per weight of each layer"
-    values = {round(layer.bits_per_weight, 2) for layer in report.layers}
+    values = {round(bits, 2) for bits in layers.values()}
     if len(values) <= 1:
         same = f"Every layer takes {values.pop():.2f} bits per weight." if values else "No layers."
         return Figure(title, None, same)
@@ -39,8 +39,7 @@ def bits_figure(report: Report, palette: Palette) -> Figure:
     if max(values) - min(values) < _ALIKE * max(values):
         return Figure(title, None, f"Every layer takes {span} bits per weight.")
     told = f"All that a layer stores, scales and factors included: {span} bits."
-    cells = _cells(report, lambda layer: layer.bits_per_weight)
-    return Figure(title, heat_map(cells, "bits per weight", ".2f", palette), told)
+    return Figure(title, heat_map(cells_of(layers), "bits per weight", ".2f", palette), told)
 
 
 def ranks_figure(report: Report, palette: Palette) -> Figure:
@@ -52,7 +51,7 @@ def ranks_figure(report: Report, palette: Palette) -> Figure:
     if len(ranks) == 1:
         return Figure(title, None, f"Every low-rank part has rank {ranks.pop()}.")
     told = f"Ranks from {min(ranks)} to {max(ranks)}; layers without a low-rank part are left out."
-    cells = _cells(report, lambda layer: layer.rank)
+    cells = cells_of({layer.name: layer.rank for layer in report.layers})
     return Figure(title, heat_map(cells, "rank", "d", palette), told)
 
 
@@ -101,13 +100,13 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def _cells(report: Report, value: Callable[[LayerReport], float | None]) -> list[Cell]:
-    places = places_of([layer.name for layer in report.layers])
-    found = [(layer, value(layer)) for layer in report.layers]
+def cells_of(values: Mapping[str, float | None]) -> list[Cell]:
+    """Values of layers at their places; None leaves a gap."""
+    places = places_of(list(values))
     return [
-        Cell(layer.name, places[layer.name].block, places[layer.name].projection, one)
-        for layer, one in found
-        if one is not None
+        Cell(name, places[name].block, places[name].projection, value)
+        for name, value in values.items()
+        if value is not None
     ]
 
 

@@ -8,51 +8,81 @@ from typing import Any
 
 from compress.card_metadata import source_name
 from compress.comparing import Figures, Measured, RunComparison
+from compress.pages.marks import Mark, marks_of
 from compress.pages.pareto import pareto_figures
 from compress.pages.rendering import render
 from compress.pages.theme import PAGE
-from compress.summary import NOTHING, counted, megabytes, with_error
+from compress.summary import NOTHING, counted, megabytes
 
 _ABSENT = "none"
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A figure as text, and its standard error."""
+
+    value: str
+    """"-" for what was not measured."""
+    stderr: str = ""
+
+
+@dataclass(frozen=True)
 class RunRow:
-    """One run in the table, as text; "-" for what was not measured."""
+    """One run in the table."""
 
     number: str
     """As on the plots; empty for the original."""
     label: str
     method: str
-    cells: tuple[str, ...]
+    mark: Mark | None
+    """As on the plots; None for the original."""
+    cells: tuple[tuple[str, Cell], ...]
+    """Each with the name of its column."""
 
 
-COLUMNS = (
-    "size",
-    "bits, layers",
-    "bits, all",
-    "KL",
-    "perplexity",
-    "agreement",
-    "accuracy",
-    "writing",
-    "reading",
-)
+@dataclass(frozen=True)
+class BestRow:
+    """The best run that a size allows, as text."""
+
+    budget: str
+    number: str
+    """As in the table of runs; empty if there is none."""
+    label: str
+    """Of the run; or why there is none."""
+    size: str
+    value: str
 
 
-def comparison_page(comparison: RunComparison) -> str:
-    """Runs beside each other as one HTML file that fetches nothing and prints."""
+@dataclass(frozen=True)
+class BestTable:
+    """The best run at each size."""
+
+    by: str
+    """What they are best in: "KL", "perplexity", "accuracy"."""
+    rows: tuple[BestRow, ...]
+
+
+def comparison_page(comparison: RunComparison, best: BestTable | None = None) -> str:
+    """Runs beside each other as one HTML file that fetches nothing and prints.
+
+    `best`: of a sweep that was asked for the best run at some sizes.
+    """
     n_runs = len(comparison.runs)
     models = list(dict.fromkeys(source_name(run.report) for run in comparison.runs))
+    marks = marks_of([one.method for one in comparison.figures], PAGE)
     return render(
         "comparison.html",
         title=f"{counted(n_runs, 'run')} on {', '.join(models)}",
         models=models,
         n_runs=counted(n_runs, "run"),
-        columns=COLUMNS,
+        best=best,
+        marks=marks.values(),
         rows=[
-            *(_row("", one) for one in comparison.originals),
-            *(_row(str(number), one) for number, one in enumerate(comparison.figures, 1)),
+            *(_row("", one, None) for one in comparison.originals),
+            *(
+                _row(str(number), one, marks[one.method])
+                for number, one in enumerate(comparison.figures, 1)
+            ),
         ],
         n_tasks=max((one.n_tasks for one in comparison.figures), default=0),
         differences=[difference.text for difference in comparison.differences],
@@ -88,32 +118,40 @@ def _options(value: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
             yield name, _ABSENT if inner is None else str(inner)
 
 
-def _row(number: str, figures: Figures) -> RunRow:
-    cells = (
-        megabytes(figures.n_bytes),
-        _number(figures.layer_bits_per_weight, 2),
-        _number(figures.bits_per_weight, 2),
-        _measured(figures.kl, 4),
-        _measured(figures.perplexity, 2),
-        _percent(figures.top1_agreement),
-        _measured(figures.accuracy, 3),
-        _number(figures.decode_tokens_per_s, 1),
-        _number(figures.prefill_tokens_per_s, 0),
-    )
-    return RunRow(number, figures.label, figures.method, cells)
+def _row(number: str, figures: Figures, mark: Mark | None) -> RunRow:
+    cells = {
+        "size": Cell(megabytes(figures.n_bytes)),
+        "bits, layers": _number(figures.layer_bits_per_weight, 2),
+        "bits, all": _number(figures.bits_per_weight, 2),
+        "writing": _number(figures.decode_tokens_per_s, 1),
+        "reading": _number(figures.prefill_tokens_per_s, 0),
+        "KL": _measured(figures.kl, 4),
+        "perplexity": _measured(figures.perplexity, _perplexity_digits(figures)),
+        "agreement": _percent(figures.top1_agreement),
+        "accuracy": _measured(figures.accuracy, 3),
+    }
+    return RunRow(number, figures.label, figures.method, mark, tuple(cells.items()))
 
 
-def _measured(value: Measured | None, digits: int) -> str:
-    # The original's divergence from itself has an error of zero, which says nothing.
-    return NOTHING if value is None else with_error(value.value, value.stderr or None, digits)
-
-
-def _percent(value: Measured | None) -> str:
+def _measured(value: Measured | None, digits: int) -> Cell:
     if value is None:
-        return NOTHING
-    stderr = None if not value.stderr else 100 * value.stderr
-    return f"{with_error(100 * value.value, stderr, 1)}%"
+        return Cell(NOTHING)
+    # The original's divergence from itself has an error of zero, which says nothing.
+    return Cell(f"{value.value:.{digits}f}", f"± {value.stderr:.{digits}f}" if value.stderr else "")
 
 
-def _number(value: float | None, digits: int) -> str:
-    return NOTHING if value is None else f"{value:.{digits}f}"
+def _perplexity_digits(figures: Figures) -> int:
+    """Fewer of those that ran away."""
+    value = 0.0 if figures.perplexity is None else figures.perplexity.value
+    return 2 if value < 100 else 1 if value < 1000 else 0
+
+
+def _percent(value: Measured | None) -> Cell:
+    if value is None:
+        return Cell(NOTHING)
+    stderr = f"± {100 * value.stderr:.1f}" if value.stderr else ""
+    return Cell(f"{100 * value.value:.1f} %", stderr)
+
+
+def _number(value: float | None, digits: int) -> Cell:
+    return Cell(NOTHING if value is None else f"{value:.{digits}f}")

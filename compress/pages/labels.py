@@ -8,7 +8,7 @@ from typing import Literal
 
 LETTER, LINE = 6.4, 13.0
 """About how wide a letter and how high a line of 11 px is."""
-RADIUS = 9.0
+RADIUS = 7.0
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,40 @@ _PLACES = (
     Label(RADIUS, RADIUS + 5, "left"),
     Label(-RADIUS, -RADIUS - 5, "right"),
     Label(-RADIUS, RADIUS + 5, "right"),
+    Label(RADIUS + 3, -2 * RADIUS - 3, "left"),
+    Label(-RADIUS - 3, -2 * RADIUS - 3, "right"),
+    Label(RADIUS + 3, 2 * RADIUS + 3, "left"),
+    Label(-RADIUS - 3, 2 * RADIUS + 3, "right"),
+    Label(0, -2 * RADIUS - 13, "center"),
+    Label(0, 2 * RADIUS + 14, "center"),
 )
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
 
+@dataclass(frozen=True)
+class Placed:
+    """Names beside their points."""
+
+    labels: tuple[Label, ...]
+    covered: float
+    """Square pixels of names that lie on points, on other names or outside the picture; 0 where all had room."""
+
+
 def placed(
-    points: Sequence[tuple[float, float]], names: Sequence[str], size: tuple[float, float]
-) -> list[Label]:
+    points: Sequence[tuple[float, float]],
+    names: Sequence[str],
+    size: tuple[float, float],
+    taken: Sequence[Box] = (),
+) -> Placed:
     """A place for the name of each point (x, y from the top left, in pixels) within a picture of this size.
 
-    Each takes, in turn, the first place that is free, or else the one that covers least.
+    Each takes, in turn, the first place that is free, or else the one that covers least; `taken` are places of other
+    words.
     """
-    taken: list[Box] = [(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in points]
-    labels = []
+    taken = [*taken, *((x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in points)]
+    labels, all_covered = [], 0.0
     for (x, y), name in zip(points, names, strict=True):
         boxes = [_box(x + one.dx, y + one.dy, one, LETTER * len(name)) for one in _PLACES]
         covered = [
@@ -52,7 +71,8 @@ def placed(
         best = covered.index(min(covered))
         taken.append(boxes[best])
         labels.append(_PLACES[best])
-    return labels
+        all_covered += covered[best]
+    return Placed(tuple(labels), all_covered)
 
 
 def _box(x: float, y: float, label: Label, width: float) -> Box:

@@ -2,120 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
 
-from compress.comparing import Figures, Measured, RunComparison
+from compress.comparing import RunComparison
 from compress.pages.figures import Chart, Figure
-from compress.pages.labels import placed
+from compress.pages.frames import GOALS, Frame, Goal, Point
+from compress.pages.keys import run_key
+from compress.pages.labels import LETTER, LINE, Box, Placed, placed
+from compress.pages.marks import Mark, marks_of
 from compress.pages.theme import Palette
 
+Picture = Chart | alt.VConcatChart
 HEIGHT = 340
-_WIDE_RANGE = 8.0
-_ROOM = 0.06
-
-
-@dataclass(frozen=True, kw_only=True)
-class Goal:
-    """A measure of quality, and which end of it is good."""
-
-    name: str
-    title: str
-    of: Callable[[Figures], Measured | None]
-    is_loss: bool
-    number: str
-    """How a tooltip writes it."""
-
-
-GOALS = (
-    Goal(
-        name="kl",
-        title="KL divergence, nats a token",
-        of=lambda it: it.kl,
-        is_loss=True,
-        number=".4f",
-    ),
-    Goal(
-        name="perplexity",
-        title="perplexity",
-        of=lambda it: it.perplexity,
-        is_loss=True,
-        number=".2f",
-    ),
-    Goal(
-        name="accuracy",
-        title="mean accuracy of the tasks",
-        of=lambda it: it.accuracy,
-        is_loss=False,
-        number=".3f",
-    ),
-)
-
-
-@dataclass(frozen=True)
-class Point:
-    """A run, or the original (number 0), on a plot."""
-
-    number: int
-    label: str
-    method: str
-    megabytes: float
-    value: float
-    stderr: float | None
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What a plot shows, with a little room around its points; quality on a logarithmic scale where it spans much."""
-
-    sizes: tuple[float, float]
-    values: tuple[float, float]
-    is_log: bool
-
-    @classmethod
-    def around(cls, points: Sequence[Point], reference: float | None, goal: Goal) -> Frame:
-        """The points with their errors, and the reference."""
-        sizes = [it.megabytes for it in points]
-        room = _ROOM * ((max(sizes) - min(sizes)) or max(sizes))
-        spread = (min(sizes) - room, max(sizes) + room)
-        values = [it.value for it in points] + ([] if reference is None else [reference])
-        low = min([it.value - (it.stderr or 0) for it in points] + values)
-        high = max([it.value + (it.stderr or 0) for it in points] + values)
-        if goal.is_loss and max(values) > _WIDE_RANGE * min(values) > 0:
-            return cls(spread, (min(values) / 1.4, high * 1.2), is_log=True)
-        room = _ROOM * ((high - low) or abs(high) or 1.0)
-        return cls(spread, (low - room, high + room), is_log=False)
-
-    def x(self) -> alt.X:
-        """Of sizes."""
-        scale = alt.Scale(domain=list(self.sizes), nice=False, zero=False)
-        axis = alt.Axis(tickCount=6, grid=False)
-        return alt.X("megabytes:Q", title="size of the checkpoint, MB", scale=scale, axis=axis)
-
-    def y(self, field: str, title: str) -> alt.Y:
-        """Of a measure of quality."""
-        kind: dict[str, Any] = {"type": "log"} if self.is_log else {"zero": False}
-        scale = alt.Scale(domain=list(self.values), nice=False, **kind)
-        axis = alt.Axis(values=self._ticks()) if self.is_log else alt.Axis(tickCount=5)
-        return alt.Y(f"{field}:Q", title=title, scale=scale, axis=axis)
-
-    def _ticks(self) -> list[float]:
-        """1, 2, 5, 10, ... within the plot."""
-        decades = range(math.floor(math.log10(self.values[0])), 6)
-        every = (digit * 10.0**power for power in decades for digit in (1, 2, 5))
-        return [float(f"{one:.1g}") for one in every if self.values[0] <= one <= self.values[1]]
-
-    def at(self, point: Point, size: tuple[float, float]) -> tuple[float, float]:
-        """Pixels of a point from the top left of a plot of this size."""
-        low, high, value = *self.values, point.value
-        if self.is_log:
-            low, high, value = math.log(low), math.log(high), math.log(value)
-        across = (point.megabytes - self.sizes[0]) / (self.sizes[1] - self.sizes[0])
-        return across * size[0], (high - value) / (high - low) * size[1]
+NARROW = 290
+"""Numbers are placed for a plot of this width, a phone's: on a wider one they only move apart."""
+_SIZE = 120
 
 
 def pareto_figures(comparison: RunComparison, palette: Palette) -> list[Figure]:
@@ -125,17 +30,26 @@ def pareto_figures(comparison: RunComparison, palette: Palette) -> list[Figure]:
 
 def pareto_pictures(
     comparison: RunComparison, palette: Palette, size: tuple[int, int]
-) -> dict[str, Chart]:
-    """The same with the runs' names beside their points, for pictures of this width and height in pixels."""
-    found: dict[str, Chart] = {}
+) -> dict[str, Picture]:
+    """The same for pictures of this width and height in pixels: with the runs' names beside their points.
+
+    Where names would lie on each other, with their numbers, and a key of the names below.
+    """
+    marks = marks_of([one.method for one in comparison.figures], palette)
+    found: dict[str, Picture] = {}
     for goal in GOALS:
-        runs, original = _points(comparison, goal)
-        if runs:
-            frame = Frame.around(runs, _level(original), goal)
-            names = _names(runs, frame, size, palette)
-            chart = alt.layer(*_layers(runs, original, goal, palette), *names)
-            titled = chart.properties(width=size[0], height=size[1], title=_title(goal))
-            found[f"pareto-{goal.name}"] = titled
+        plot = Plot.of(comparison, goal)
+        if plot is None:
+            continue
+        names = plot.placed("label", size)
+        field = "number" if names.covered else "label"
+        texts = _texts(plot, field, plot.placed(field, size), palette)
+        layers = alt.layer(*_layers(plot, Look(palette, marks)), *texts)
+        chart = layers.properties(width=size[0], height=size[1], title=_title(goal))
+        key = run_key(plot.runs, marks, size[0], palette)
+        found[f"pareto-{goal.name}"] = (
+            alt.vconcat(chart, key, spacing=24) if names.covered else chart
+        )
     return found
 
 
@@ -154,50 +68,86 @@ def _title(goal: Goal) -> str:
 
 
 def _figure(comparison: RunComparison, goal: Goal, palette: Palette) -> Figure:
-    runs, original = _points(comparison, goal)
-    if not runs:
+    plot = Plot.of(comparison, goal)
+    if plot is None:
         return Figure(_title(goal), None, "No run was measured so.")
-    told = (
-        "Numbers are those of the table. The dashed line joins the runs that no other beats in both; bars are one "
-        "standard error."
-    )
-    missing = len(comparison.figures) - len(runs)
+    told = ""
+    measured = {it.number for it in plot.runs}
+    missing = [str(k) for k in range(1, len(comparison.figures) + 1) if k not in measured]
     if missing:
-        told += f" {missing} of {len(comparison.figures)} runs were not measured so."
-    chart = alt.layer(*_layers(runs, original, goal, palette)).properties(height=HEIGHT)
-    return Figure(_title(goal), chart, told)
+        which = ", ".join(missing)
+        told = f"{len(missing)} of {len(comparison.figures)} runs were not measured so: {which}."
+    marks = marks_of([one.method for one in comparison.figures], palette)
+    numbers = _texts(plot, "number", plot.placed("number", (NARROW, HEIGHT)), palette)
+    layers = alt.layer(*_layers(plot, Look(palette, marks)), *numbers)
+    return Figure(_title(goal), layers.properties(height=HEIGHT), told)
 
 
-def _points(comparison: RunComparison, goal: Goal) -> tuple[list[Point], Point | None]:
-    """The runs that were measured, numbered from 1, and the original."""
-    both = [
-        [
-            Point(number, one.label, one.method, one.n_bytes / 1e6, it.value, it.stderr)
-            for number, one in enumerate(figures, first)
-            if (it := goal.of(one)) is not None
-        ]
-        for first, figures in enumerate((comparison.originals[:1], comparison.figures))
-    ]
-    return both[1], both[0][0] if both[0] else None
+@dataclass(frozen=True)
+class Plot:
+    """The runs that were measured so, numbered from 1, and the original."""
+
+    goal: Goal
+    runs: Sequence[Point]
+    original: Point | None
+    """None where it was not measured, or needs no line: its divergence from itself is 0."""
+    frame: Frame
+
+    @classmethod
+    def of(cls, comparison: RunComparison, goal: Goal) -> Plot | None:
+        """None where no run was measured so."""
+        originals, runs = (
+            [
+                Point(number, one.label, one.method, one.n_bytes / 1e6, it.value, it.stderr)
+                for number, one in enumerate(figures, first)
+                if (it := goal.of(one)) is not None
+            ]
+            for first, figures in enumerate((comparison.originals[:1], comparison.figures))
+        )
+        if not runs:
+            return None
+        original = next((it for it in originals if it.value > 0), None)
+        reference = None if original is None else original.value
+        return cls(goal, runs, original, Frame.around(runs, reference, goal))
+
+    @property
+    def reference(self) -> str:
+        """What stands at the line of the original."""
+        one = self.original
+        return "" if one is None else f"{one.label}, {one.megabytes:.0f} MB"
+
+    @property
+    def reference_dy(self) -> float:
+        """Pixels from the line to its words: on the side where no worse run can be."""
+        return 9.0 if self.goal.is_loss else -7.0
+
+    def placed(self, field: str, size: tuple[float, float]) -> Placed:
+        """Places for the runs' numbers or labels in a plot of this size in pixels."""
+        taken: list[Box] = []
+        if self.original is not None:
+            middle = self.frame.at(self.original, size)[1] + self.reference_dy
+            left = size[0] - LETTER * len(self.reference)
+            taken = [(left, middle - LINE / 2, size[0], middle + LINE / 2)]
+        pixels = [self.frame.at(it, size) for it in self.runs]
+        return placed(pixels, [str(getattr(it, field)) for it in self.runs], size, taken)
 
 
-def _level(original: Point | None) -> float | None:
-    """Where the original is drawn: its divergence from itself, 0, needs no line."""
-    return None if original is None or original.value <= 0 else original.value
+@dataclass(frozen=True)
+class Look:
+    """Colours, and what each method is drawn as."""
+
+    palette: Palette
+    marks: Mapping[str, Mark]
 
 
-def _layers(
-    runs: Sequence[Point], original: Point | None, goal: Goal, palette: Palette
-) -> list[alt.Chart]:
-    frame = Frame.around(runs, _level(original), goal)
+def _layers(plot: Plot, look: Look) -> list[alt.Chart]:
+    frame, goal, palette = plot.frame, plot.goal, look.palette
     x, y = frame.x(), frame.y("value", goal.title)
-    best = [{"megabytes": it.megabytes, "value": it.value} for it in front(runs, goal)]
+    best = [{"megabytes": it.megabytes, "value": it.value} for it in front(plot.runs, goal)]
     line = alt.Chart(alt.Data(values=best)).mark_line(
         strokeDash=[4, 4], strokeWidth=1.5, color=palette.muted
     )
-    color = _colors(runs, palette)
-    inks = _inks(runs, palette)
-    rows = [_row(point, frame) | {"ink": inks[point.method]} for point in runs]
+    rows = [_row(point, frame) for point in plot.runs]
     dots = alt.Chart(alt.Data(values=rows)).encode(
         x=x,
         tooltip=[
@@ -207,46 +157,38 @@ def _layers(
             alt.Tooltip("value:Q", title=goal.title, format=goal.number),
         ],
     )
+    color, shape = _scales(look)
     low = frame.y("low", goal.title)
     return [
-        *_reference(original, y, palette),
+        *_reference(plot, y, palette),
         line.encode(x=x, y=y),
         dots.mark_rule(strokeWidth=1.5)
         .transform_filter("isValid(datum.low)")
         .encode(y=low, y2="high:Q", color=color),
-        dots.mark_circle(size=260, opacity=1).encode(y=y, color=color),
-        *(
-            dots.mark_text(fontSize=10, fontWeight="bold", color=ink)
-            .transform_filter(alt.FieldEqualPredicate(field="ink", equal=ink))
-            .encode(y=y, text="number:N")
-            for ink in dict.fromkeys(inks.values())
-        ),
+        dots.mark_point(
+            size=_SIZE, filled=True, opacity=1, stroke=palette.paper, strokeWidth=1
+        ).encode(y=y, color=color, shape=shape),
     ]
 
 
-def _colors(runs: Sequence[Point], palette: Palette) -> alt.Color:
-    """One for each method."""
-    methods = list(dict.fromkeys(point.method for point in runs))
-    colours = [palette.series[k % len(palette.series)] for k in range(len(methods))]
-    scale = alt.Scale(domain=methods, range=colours)
-    legend = alt.Legend(orient="bottom", title=None, columns=3, labelLimit=150)
-    return alt.Color("method:N", scale=scale, legend=legend)
+def _scales(look: Look) -> tuple[alt.Color, alt.Shape]:
+    """Without a legend: pages and pictures have one of their own, whose lines break where they must."""
+    methods, marks = list(look.marks), look.marks.values()
+    colors = alt.Scale(domain=methods, range=[mark.color for mark in marks])
+    shapes = alt.Scale(domain=methods, range=[mark.shape for mark in marks])
+    return (
+        alt.Color("method:N", scale=colors, legend=None),
+        alt.Shape("method:N", scale=shapes, legend=None),
+    )
 
 
-def _inks(runs: Sequence[Point], palette: Palette) -> dict[str, str]:
-    """What the numbers of each method are written in, on its colour."""
-    methods = dict.fromkeys(point.method for point in runs)
-    return {name: palette.on_series[k % len(palette.series)] for k, name in enumerate(methods)}
-
-
-def _reference(original: Point | None, y: alt.Y, palette: Palette) -> list[alt.Chart]:
+def _reference(plot: Plot, y: alt.Y, palette: Palette) -> list[alt.Chart]:
     """A line where the original is, far to the right."""
-    level = _level(original)
-    if original is None or level is None:
+    if plot.original is None:
         return []
-    text = f"{original.label}, {original.megabytes:.0f} MB"
-    base = alt.Chart(alt.Data(values=[{"value": level, "text": text}])).encode(y=y)
-    words = base.mark_text(align="right", dy=-7, color=palette.muted)
+    value = {"value": plot.original.value, "text": plot.reference}
+    base = alt.Chart(alt.Data(values=[value])).encode(y=y)
+    words = base.mark_text(align="right", dy=plot.reference_dy, color=palette.muted)
     return [
         base.mark_rule(strokeWidth=1, color=palette.muted),
         words.encode(x=alt.value("width"), text="text:N"),
@@ -262,18 +204,13 @@ def _row(point: Point, frame: Frame) -> dict[str, Any]:
     return vars(point) | spread
 
 
-def _names(
-    runs: Sequence[Point], frame: Frame, size: tuple[int, int], palette: Palette
-) -> list[alt.Chart]:
-    """A layer for each place that names take beside their points."""
-    ends = (float(size[0]), float(size[1]))
-    labels = placed([frame.at(it, ends) for it in runs], [it.label for it in runs], ends)
-    x, y = frame.x(), frame.y("value", "")
+def _texts(plot: Plot, field: str, places: Placed, palette: Palette) -> list[alt.Chart]:
+    """A layer for each place that names or numbers take beside their points."""
+    x, y = plot.frame.x(), plot.frame.y("value", "")
+    both = list(zip(plot.runs, places.labels, strict=True))
     return [
-        alt.Chart(
-            alt.Data(values=[vars(p) for p, one in zip(runs, labels, strict=True) if one == label])
-        )
+        alt.Chart(alt.Data(values=[vars(point) for point, one in both if one == label]))
         .mark_text(align=label.align, dx=label.dx, dy=label.dy, color=palette.ink)
-        .encode(x=x, y=y, text="label:N")
-        for label in dict.fromkeys(labels)
+        .encode(x=x, y=y, text=f"{field}:N")
+        for label in dict.fromkeys(places.labels)
     ]

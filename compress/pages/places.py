@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compress.report import KeptTensor, Report
+from compress.report import Report
 
 NO_BLOCK = "-"
 MOST_PROJECTIONS = 40
@@ -37,16 +37,15 @@ def places_of(names: Sequence[str]) -> dict[str, Place]:
     return {name: Place(block, short[rest]) for name, (block, rest) in parts.items()}
 
 
-def part_of(tensor: KeptTensor) -> str:
+def part_of(name: str, reason: str) -> str:
     """What a tensor that was kept is: embeddings, head, norms, biases, or the reason it was kept for."""
-    name = tensor.name
     if _HEAD.search(name):
         return "head"
     if _NORMS.search(name):
         return "norms"
     if _EMBEDDINGS.search(name):
         return "embeddings"
-    return "biases" if name.endswith("bias") else f"kept: {tensor.reason}"
+    return "biases" if name.endswith("bias") else f"kept: {reason}"
 
 
 def bytes_by_part(report: Report) -> list[tuple[str, int, int]]:
@@ -59,7 +58,8 @@ def bytes_by_part(report: Report) -> list[tuple[str, int, int]]:
         layers[places[layer.name].projection] = sizes
     kept: dict[str, int] = {}
     for tensor in report.kept:
-        kept[part_of(tensor)] = kept.get(part_of(tensor), 0) + tensor.n_bytes
+        part = part_of(tensor.name, tensor.reason)
+        kept[part] = kept.get(part, 0) + tensor.n_bytes
     largest = sorted(kept.items(), key=lambda entry: -entry[1])
     rest = [(part, n_bytes, n_bytes) for part, n_bytes in largest]
     return [*((part, *sizes) for part, sizes in layers.items()), *rest]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from compress.card_metadata import source_name
+from compress.changes import correction_text
 from compress.pages.charts import (
     bits_figure,
     bytes_figure,
@@ -43,10 +44,11 @@ def run_page(report: Report) -> str:
         lead=lead(report),
         stats=headline(report),
         tasks=task_rows(report),
+        correction="" if report.scores is None else correction_text(report.scores),
         figures={
             "tasks": tasks_figure(report, PAGE),
             "errors": error_figure(report, PAGE),
-            "bits": bits_figure(report, PAGE),
+            "bits": bits_figure({it.name: it.bits_per_weight for it in report.layers}, PAGE),
             "ranks": ranks_figure(report, PAGE),
             "bytes": bytes_figure(report, PAGE),
             "time": time_figure(report, PAGE),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from compress.changes import p_text, task_changes
 from compress.pages.figures import Difference, Figure, differences
 from compress.pages.theme import Palette
 from compress.report import Report
 from compress.summary import NOTHING, with_error
-from eval.paired import PairedChange, perplexity_ratio, task_change
+from eval.paired import PairedChange, perplexity_ratio
 from eval.scores import Fidelity, TaskScore, primary
 
 
@@ -24,6 +25,8 @@ class TaskRow:
     change: str
     interval: str
     p_value: str
+    holm: str
+    """The p after Holm's correction; "-" for a task that was tested alone."""
     verdict: str
     difference: Difference | None
     """For the chart; None where the score is no share of the items."""
@@ -34,8 +37,9 @@ def task_rows(report: Report) -> list[TaskRow]:
     if report.scores is None:
         return []
     after = {(score.task, score.metric): score for score in report.scores.after.tasks}
+    found = {score.task: change for score, change in task_changes(report.scores)}
     return [
-        _row(score, after[score.task, score.metric])
+        _row(score, after[score.task, score.metric], found.get(score.task))
         for score in primary(report.scores.before.tasks).values()
         if (score.task, score.metric) in after
     ]
@@ -68,7 +72,7 @@ def signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
 
 
-def _row(before: TaskScore, after: TaskScore) -> TaskRow:
+def _row(before: TaskScore, after: TaskScore, found: PairedChange | None) -> TaskRow:
     row = TaskRow(
         task=before.task,
         metric=before.metric,
@@ -78,16 +82,15 @@ def _row(before: TaskScore, after: TaskScore) -> TaskRow:
         change=NOTHING,
         interval=NOTHING,
         p_value=NOTHING,
+        holm=NOTHING,
         verdict="no score for each item",
         difference=None,
     )
-    known = len(before.per_item) == len(after.per_item) > 0
-    return _compared(row, before, after) if known else row
+    return row if found is None else _compared(row, before, after, found)
 
 
-def _compared(row: TaskRow, before: TaskScore, after: TaskScore) -> TaskRow:
+def _compared(row: TaskRow, before: TaskScore, after: TaskScore, found: PairedChange) -> TaskRow:
     """With the paired difference: in points where scores are shares, else in the metric's own unit."""
-    found = task_change(before, after)
     is_share = all(0 <= score <= 1 for score in (*before.per_item, *after.per_item))
     unit = 100 if is_share else 1
     interval = NOTHING
@@ -98,10 +101,15 @@ def _compared(row: TaskRow, before: TaskScore, after: TaskScore) -> TaskRow:
         row,
         change=f"{change} points" if is_share else change,
         interval=interval,
-        p_value=NOTHING if found.p_value is None else f"{found.p_value:.3f}",
+        p_value=_p(found.tested_p),
+        holm=_p(found.holm_p),
         verdict=found.verdict,
         difference=_drawn(row.task, f"{change} ({interval})", found) if is_share else None,
     )
+
+
+def _p(value: float | None) -> str:
+    return NOTHING if value is None else p_text(value).removeprefix("= ")
 
 
 def _drawn(task: str, text: str, found: PairedChange) -> Difference:

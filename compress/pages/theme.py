@@ -11,10 +11,6 @@ from typing import Any, Final
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 RAMP: Final = "viridis"
 
-_DARK = "#111111"
-_LIGHT = (1, 3, 5)
-"""Series whose colour asks for dark text: orange, purple and sky blue."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Palette:
@@ -27,9 +23,9 @@ class Palette:
     before: str
     after: str
     accent: str
+    paper: str
+    """Around marks, so that those that touch stay apart."""
     series: tuple[str, ...]
-    on_series: tuple[str, ...]
-    """Text on each of them."""
     font: str
 
 
@@ -41,8 +37,8 @@ PAGE = Palette(
     before="var(--before)",
     after="var(--after)",
     accent="var(--accent)",
+    paper="var(--paper)",
     series=tuple(f"var(--series-{n})" for n in range(1, 8)),
-    on_series=tuple(_DARK if n in _LIGHT else "var(--on-series)" for n in range(7)),
     font=FONT,
 )
 """Of pages: the style sheet's variables, so that charts turn dark, and light again on paper, without a redraw."""
@@ -55,8 +51,8 @@ PICTURE = Palette(
     before="#a8b0b9",
     after="#0072b2",
     accent="#d55e00",
+    paper="#ffffff",
     series=("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#6e6e6e"),
-    on_series=tuple(_DARK if n in _LIGHT else "#ffffff" for n in range(7)),
     font="sans-serif",
 )
 """Of pictures: dark on white, for a card may be shown on either."""

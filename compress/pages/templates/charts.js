@@ -8,7 +8,7 @@
   );
   results.forEach((result, index) => {
     if (result.status === "rejected") {
-      places[index].textContent = "This chart could not be drawn; its figures are in report.json.";
+      places[index].textContent = "This chart could not be drawn.";
       console.error(result.reason);
     }
   });
