@@ -1,6 +1,7 @@
 """Factors fitted to the original's outputs on the inputs that compressed layers give."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -139,13 +140,20 @@ def test_the_walk_keeps_the_originals_path_beside_the_compressed_one(family):
 
 
 @pytest.mark.usefixtures("quick_verification")
-@pytest.mark.parametrize("kind", [SVDLLM, LoRD])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        partial(SVDLLM, keep=0.5, rank_multiple=1),
+        partial(LoRD, keep=0.5, rank_multiple=1),
+        partial(EoRA, base=BASE, rank=4),
+    ],
+)
 def test_an_anchored_run_writes_another_model(workspace, kind):
     plain, anchored = (
         recipe(
             workspace,
             out=workspace / anchor,
-            method=kind(keep=0.5, rank_multiple=1, anchor=anchor),
+            method=kind(anchor=anchor),
         )
         for anchor in ("none", "dense")
     )

@@ -197,6 +197,22 @@ def test_each_option_of_propagation_gives_another_adapter(workspace):
     assert not torch.equal(found[1], found[2])
 
 
+def test_anchored_paths_differ_where_blocks_before_have_changed_the_inputs(workspace):
+    base(workspace, "pruned")
+    plain, anchored = {}, {}
+    for anchor, paths in (("none", plain), ("dense", anchored)):
+        method = EoRA(rank=4, anchor=anchor)
+        compress.run(on_base(workspace, method=method, out=workspace / anchor))
+        read = read_adapter(workspace / anchor / "adapter")
+        paths |= {name: path.dense() for name, path in read.items()}
+    apart = {
+        name: float((anchored[name] - plain[name]).norm() / plain[name].norm()) for name in plain
+    }
+    first = [apart[name] for name in apart if "layers.0.self_attn.q" in name]
+    assert max(first) < 0.02
+    assert all(apart[name] > 0.1 for name in apart if "layers.0." not in name)
+
+
 def test_saved_statistics_serve_the_same_base_and_no_other(workspace):
     folder = base(workspace)
     compress.run(on_base(workspace))
