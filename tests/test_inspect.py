@@ -7,6 +7,7 @@ import pytest
 import torch
 from exported import compressed, export
 from families import save_tiny
+from test_on_base import base, on_base
 from workspaces import recipe
 
 import compress
@@ -157,3 +158,16 @@ def test_spectra_of_codes_are_refused(tmp_path, capsys):
     folder = export(compressed(tmp_path / "source"), tmp_path / "out", "native")
     assert main(["inspect", str(folder), "--spectra"]) == 2
     assert "is compressed (native); spectra are of ordinary weights" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick_verification")
+def test_a_folder_of_exports_is_refused_with_those_that_are_in_it(workspace, capsys):
+    base(workspace)
+    compress.run(on_base(workspace))
+    out = workspace / "out"
+    assert main(["inspect", str(out)]) == 2
+    message = (
+        f"{out}: it holds no checkpoint itself, but {out / 'adapter'}; inspect {out / 'adapter'}"
+    )
+    assert message in capsys.readouterr().err
+    assert main(["inspect", str(out / "adapter")]) == 0
