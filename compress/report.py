@@ -178,7 +178,11 @@ class Report:
             data = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
             raise CheckpointError(f"report: not JSON: {error}") from error
-        schema = data.get("schema") if isinstance(data, dict) else None
+        if not isinstance(data, dict):
+            raise CheckpointError(
+                f"report: {_short(text)} is no report that `run` wrote; get it again"
+            )
+        schema = data.get("schema")
         if schema != SCHEMA:
             raise CheckpointError(f"report.schema: {schema!r}; this version reads {SCHEMA}")
         report: Report = decode(cls, data, "report")
@@ -191,6 +195,8 @@ class Report:
         Raises:
             CheckpointError: there is none, or it is not one of ours (naming the file).
         """
+        if folder.is_file():
+            raise CheckpointError(f"{folder}: a file; name the folder that `run` wrote it into")
         path = folder / "report.json"
         if not path.is_file():
             raise CheckpointError(f"{folder}: no report.json in it; name a folder that `run` wrote")
@@ -202,6 +208,15 @@ class Report:
             return cls.from_json(text)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
+
+
+def _short(text: str) -> str:
+    return text.strip() if len(text) < 40 else f"{text.strip()[:40]}..."
+
+
+def n_weights(layer: LayerReport) -> int:
+    """Of the layer as it was."""
+    return layer.shape[0] * layer.shape[1]
 
 
 def decode(hint: Any, value: Any, path: str) -> Any:
