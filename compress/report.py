@@ -57,6 +57,8 @@ class LayerReport:
     """Of its low-rank part; None if it has none (the atoms of a dictionary are no rank)."""
     spectrum: Spectrum | None = field(default=None, metadata={"later": LATER})
     """In the outputs on the calibration tokens, of the weight less everything but the low-rank part."""
+    stored_with: str | None = field(default=None, metadata={"later": LATER})
+    """The layer that stores, in its own bytes, what this one shares with it; None if it stores all of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,8 @@ class BaseReport:
     tensor_bytes: int
     n_packed: int
     """Layers that it holds as something else than their weight."""
+    revision: str | None = field(default=None, metadata={"later": LATER})
+    """The commit, for a checkpoint of the hub."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +166,19 @@ class Report:
     """Most bytes that the process had ever held in memory by the last end of each stage."""
     notes: tuple[str, ...]
     """Anything chosen or found on the way: statistics used again, tensors that were not read."""
+
+    def bits_by_layer(self) -> dict[str, float]:
+        """Bits per weight by layer's name; layers that share what one of them stores have those of all together."""
+        groups: dict[str, list[LayerReport]] = {}
+        for layer in self.layers:
+            groups.setdefault(layer.stored_with or layer.name, []).append(layer)
+        return {
+            layer.name: 8 * sum(one.bytes_after for one in group) / sum(map(n_weights, group))
+            if len(group) > 1
+            else layer.bits_per_weight
+            for group in groups.values()
+            for layer in group
+        }
 
     def to_json(self) -> str:
         """The text of report.json. Raises ValueError for NaN and infinity: JSON has neither."""

@@ -54,6 +54,7 @@ def _base_report(prepared: Prepared) -> BaseReport | None:
         fingerprint=on_base.fingerprint,
         tensor_bytes=base.reader.total_bytes,
         n_packed=len(base.layers),
+        revision=on_base.revision,
     )
 
 
