@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -211,6 +211,11 @@ class Repair(PathOptions, ABC):
         """The base's bytes and the two factors'."""
         bits = int(self.adapter_bits)
         return self.base.planned_bytes(shape) + self.path_bytes(shape, self.rank, bits)
+
+
+def widens(exports: Collection[str]) -> bool:
+    """Whether paths of few bits are written in 16 alone: PEFT has no other format, a native export holds codes."""
+    return "native" not in exports and not {"adapter", "gptq"}.isdisjoint(exports)
 
 
 def has_path(form: Form) -> bool:

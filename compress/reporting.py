@@ -80,7 +80,7 @@ def _totals(prepared: Prepared, outcome: Outcome, exports: Sequence[ExportReport
 
 
 def _notes(prepared: Prepared, outcome: Outcome) -> tuple[str, ...]:
-    notes = list(prepared.source.notes)
+    notes = [*prepared.source.notes, *prepared.plan.notes]
     if prepared.on_base is not None:
         notes.extend(prepared.on_base.notes)
     if outcome.reused is not None:

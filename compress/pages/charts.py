@@ -31,7 +31,8 @@ def error_figure(report: Report, palette: Palette) -> Figure:
 def bits_figure(report: Report, palette: Palette) -> Figure:
     """The bits per weight of every layer, where they are not all about the same."""
     title = "Bits per weight of each layer"
-    values = {round(layer.bits_per_weight, 2) for layer in report.layers}
+    bits = report.bits_by_layer()
+    values = {round(each, 2) for each in bits.values()}
     if len(values) <= 1:
         same = f"Every layer takes {values.pop():.2f} bits per weight." if values else "No layers."
         return Figure(title, None, same)
@@ -39,7 +40,7 @@ def bits_figure(report: Report, palette: Palette) -> Figure:
     if max(values) - min(values) < _ALIKE * max(values):
         return Figure(title, None, f"Every layer takes {span} bits per weight.")
     told = f"All that a layer stores, scales and factors included: {span} bits."
-    cells = _cells(report, lambda layer: layer.bits_per_weight)
+    cells = _cells(report, lambda layer: bits[layer.name])
     return Figure(title, heat_map(cells, "bits per weight", ".2f", palette), told)
 
 
