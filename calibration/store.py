@@ -1,7 +1,9 @@
 """Statistics on disk, under a fingerprint of everything that decides them.
 
 One safetensors file for each decoder block, in a folder named by the fingerprint. The folder gets its name when it is
-complete, so what is found can be used. Grams are stored in fp64 (as sums, exactly), lower triangle only.
+complete, so what is found can be used. While a folder is written its writer holds a lock in it, which ends with the
+process however that ends: the next writer removes folders that nobody holds. Grams are stored in fp64 (as sums,
+exactly), lower triangle only.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,6 +32,7 @@ from calibration.walk import SharedInput
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+PARTIAL, LOCK = ".partial", "writer.lock"
 KINDS: Mapping[str, type[Statistic]] = {
     **STATISTICS,
     **GRADIENTS,
@@ -54,6 +58,7 @@ class Store:
         self.key = fingerprint(settings)
         self.folder = root / self.key[:32]
         self._partial: Path | None = None
+        self._lock: BaseFileLock | None = None
 
     @property
     def complete(self) -> bool:
@@ -83,9 +88,13 @@ class Store:
     def save(self, block: int, shared: list[SharedInput]) -> None:
         """Write one block's statistics; nothing counts before `finish`."""
         if self._partial is None:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            root = self.folder.parent
+            root.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(root)
             prefix = f".{self.folder.name}-"
-            self._partial = Path(mkdtemp(prefix=prefix, suffix=".partial", dir=self.folder.parent))
+            self._partial = Path(mkdtemp(prefix=prefix, suffix=PARTIAL, dir=root))
+            self._lock = FileLock(self._partial / LOCK)
+            self._lock.acquire()
         tensors: dict[str, Tensor] = {}
         groups = [_encode(tensors, f"{k}", entry) for k, entry in enumerate(shared)]
         path = _file(self._partial, block)
@@ -99,24 +108,46 @@ class Store:
         files = {
             path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
             for path in sorted(self._partial.iterdir())
+            if path.name != LOCK
         }
         manifest = {"settings": self.settings, "files": files}
         text = json.dumps(manifest, indent=2)
         (self._partial / MANIFEST).write_text(text, encoding="utf-8")
         shutil.rmtree(self.folder, ignore_errors=True)  # what was there was not complete
+        # Held until it has its name: a folder that is not held may be removed.
         self._partial.rename(self.folder)
         self._partial = None
+        self._release()
+        (self.folder / LOCK).unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Remove what an unfinished run of this process left."""
         if self._partial is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
             self._partial = None
+            self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _manifest(self) -> Mapping[str, Any]:
         text = (self.folder / MANIFEST).read_text(encoding="utf-8")
         files: Mapping[str, Any] = json.loads(text)["files"]
         return files
+
+
+def remove_abandoned(root: Path) -> None:
+    """Remove what writers that were killed left; folders without a lock are of a writer that is only beginning."""
+    for folder in root.glob(f".*{PARTIAL}"):
+        if not (folder / LOCK).is_file():
+            continue
+        try:
+            with FileLock(folder / LOCK, timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
+        except (Timeout, OSError):
+            continue  # it is held, or was removed by another process in between
 
 
 def file_sha256(path: Path) -> str:

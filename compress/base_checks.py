@@ -16,6 +16,7 @@ from calibration.skeleton import PartLoader, decoder_blocks
 from compress.bases import AsDense, Base, open_base
 from compress.errors import CheckpointError
 from compress.given import Held
+from compress.models import Wanted, is_hub_id, snapshot
 from compress.on_base import HEAD, OnBase
 from compress.planning import block_linears, other_shapes
 
@@ -36,19 +37,42 @@ _FREE = frozenset(
 """What two configs of one architecture may differ in."""
 
 
-def open_named(spec: str) -> Base:
-    """The checkpoint that the option names. Raises CheckpointError saying what was found."""
+_WANTED = Wanted(
+    "base_checkpoint",
+    "name a folder with config.json and safetensors",
+    "name a folder with config.json and safetensors, or an id of the hub (owner/name, or owner/name@revision)",
+)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A checkpoint that the option names."""
+
+    base: Base
+    reference: str
+    """What an adapter is to call it."""
+    revision: str | None
+    """The commit, for one of the hub."""
+
+
+def open_named(spec: str) -> Named:
+    """The checkpoint in a folder, or of the hub. Raises CheckpointError saying what was found."""
+    folder, reference, revision = Path(spec).expanduser(), spec, None
+    if not folder.exists() and is_hub_id(spec):
+        folder, revision = snapshot(spec, _WANTED)
+        reference = spec.partition("@")[0]
     try:
-        return open_base(Path(spec).expanduser())
+        return Named(open_base(folder), reference, revision)
     except CheckpointError as error:
         raise CheckpointError(f"base_checkpoint: {error}") from error
 
 
-def checked(base: Base, original: PartLoader, config: PretrainedConfig) -> OnBase:
+def checked(named: Named, original: PartLoader, config: PretrainedConfig) -> OnBase:
     """The base, ready to be built on.
 
     Raises CheckpointError naming the tensor or the entry of config.json that does not belong to the original.
     """
+    base = named.base
     try:
         parsed = _parsed(base, config)
         view = AsDense(base, original.model)
@@ -69,7 +93,17 @@ def checked(base: Base, original: PartLoader, config: PretrainedConfig) -> OnBas
         if name not in read
     )
     own_head = HEAD in view and (view.is_packed(HEAD) or not parsed.tie_word_embeddings)
-    return OnBase(view, loader, held, packed, read, notes, own_head)
+    return OnBase(
+        view,
+        loader,
+        held,
+        packed,
+        read,
+        notes,
+        own_head,
+        reference=named.reference,
+        revision=named.revision,
+    )
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ that holds several has a card that tells them apart.
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from compress.card_loading import loading
-from compress.card_metadata import front_matter, model_name, source_name
+from compress.card_metadata import base_name, front_matter, has_few_bits, model_name, source_name
 from compress.card_pictures import pictures
 from compress.changes import INTERVAL_NAME, correction_text
 from compress.report import BaseReport, ExportReport, LayerReport, Report
@@ -51,12 +50,12 @@ def model_card(report: Report, export: ExportReport | None = None) -> str:
 def _introduction(report: Report, export: ExportReport | None) -> Iterator[str]:
     source, method = source_name(report), method_text(report.recipe["method"])
     if report.base is not None:
-        yield f"# {Path(report.base.checkpoint).name}, repaired with {method}"
+        yield f"# {base_name(report.base)}, repaired with {method}"
         yield from _repaired(report, report.base, export)
         return
     yield f"# {model_name(report)}"
     if export is None:
-        yield f"{_packed(report)}. Nothing was trained."
+        yield f"{_packed(report, export)}. Nothing was trained."
         yield "\n".join(["One folder for each format:", "", *_sizes(report)])
     elif export.format == "dense":
         yield (
@@ -66,7 +65,7 @@ def _introduction(report: Report, export: ExportReport | None) -> Iterator[str]:
             "Nothing was trained."
         )
     else:
-        yield f"{_packed(report)}. {_size(report, export)} Nothing was trained."
+        yield f"{_packed(report, export)}. {_size(report, export)} Nothing was trained."
         if export.adapter is not None:
             yield from _widened(report)
 
@@ -74,11 +73,11 @@ def _introduction(report: Report, export: ExportReport | None) -> Iterator[str]:
 def _repaired(report: Report, base: BaseReport, export: ExportReport | None) -> Iterator[str]:
     totals, writer = report.totals, f", written by {base.producer}" if base.producer else ""
     yield (
-        f"`{Path(base.checkpoint).name}` is a compressed checkpoint of `{source_name(report)}`: {base.format}{writer}, "
+        f"`{base_name(base)}` is a compressed checkpoint of `{source_name(report)}`: {base.format}{writer}, "
         f"{megabytes(base.tensor_bytes)}, sha256 `{base.fingerprint}`. A low-rank path was added to "
         f"{counted(totals.n_layers, 'linear layer')} of it, {_form_text(report)}, which takes "
-        f"{totals.layer_bits_per_weight:.2f} bits per weight in these layers, base and path together. The base itself "
-        "was not changed, and nothing was trained."
+        f"{totals.layer_bits_per_weight:.2f} bits per weight in these layers, base and path "
+        f"together{_where_packed(report, export)}. The base itself was not changed, and nothing was trained."
     )
     if export is None:
         yield "\n".join(["One folder for each format:", "", *_sizes(report)])
@@ -92,22 +91,31 @@ def _repaired(report: Report, base: BaseReport, export: ExportReport | None) -> 
         yield f"This checkpoint holds base and paths. {_size(report, export)}"
 
 
+def _where_packed(report: Report, export: ExportReport | None) -> str:
+    """Which of several exports the figures of the layers are those of, where paths of few bits make a difference."""
+    formats = [each.format for each in report.exports]
+    others = len(formats) > 1 if export is None else export.format != "native"
+    return (
+        " in the native export" if has_few_bits(report) and "native" in formats and others else ""
+    )
+
+
 def _widened(report: Report) -> Iterator[str]:
     """What a PEFT adapter does to paths of few bits."""
-    if str(report.recipe["method"].get("adapter_bits", "16")) != "16":
+    if has_few_bits(report):
         yield (
             "PEFT has no format for factors of few bits, so an adapter holds their values in 16; "
             "a native export stores the codes."
         )
 
 
-def _packed(report: Report) -> str:
+def _packed(report: Report, export: ExportReport | None) -> str:
     totals = report.totals
     verb = "is" if totals.n_layers == 1 else "are"
     return (
         f"{counted(totals.n_layers, 'linear layer')} of `{source_name(report)}` {verb} stored as "
         f"{_form_text(report)}, which takes {totals.layer_bits_per_weight:.2f} bits per weight "
-        "in these layers"
+        f"in these layers{_where_packed(report, export)}"
     )
 
 
@@ -202,15 +210,21 @@ def _layers(report: Report) -> Iterator[str]:
         f"| layer | shape | form | bits per weight in it |{alone[0]} error |",
         f"| --- | --- | --- | ---: |{alone[1]} ---: |",
     ]
-    yield "\n".join([*head, *map(_layer_row, worst)])
+    bits = report.bits_by_layer()
+    yield "\n".join([*head, *(_layer_row(layer, bits[layer.name]) for layer in worst)])
+    if any(layer.stored_with for layer in report.layers):
+        yield (
+            "Layers that share what one of them stores have the bits per weight of all together; `stored_with` in "
+            "`report.json` names that one."
+        )
 
 
-def _layer_row(layer: LayerReport) -> str:
+def _layer_row(layer: LayerReport, bits: float) -> str:
     shape = " x ".join(map(str, layer.shape))
     error = f"{layer.relative_error:.4f}"
     if layer.base_error is not None:
         error = f"{layer.base_error:.4f} | {error}"
-    return f"| {layer.name} | {shape} | {layer.form} | {layer.bits_per_weight:.2f} | {error} |"
+    return f"| {layer.name} | {shape} | {layer.form} | {bits:.2f} | {error} |"
 
 
 def _calibration(report: Report) -> Iterator[str]:

@@ -1,9 +1,10 @@
 """How each export is loaded, as its model card says."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from calibration.heads import AUTO_CLASSES, Head
+from compress.card_metadata import base_name
 from compress.report import ExportReport, Report
 
 _LOAD_NATIVE = """
@@ -62,7 +63,7 @@ A PEFT adapter for the checkpoint `{base}`, which is loaded as the tool that wro
 from peft import PeftModel
 from transformers import {auto}
 
-model = {auto}.from_pretrained("{base}")
+model = {auto}.from_pretrained("{base}"{revision})
 model = PeftModel.from_pretrained(model, "{folder}")
 ```
 
@@ -85,9 +86,11 @@ def loading(report: Report, own: ExportReport | None) -> Iterator[str]:
         root = "." if own is None else own.folder
         folder = _folder(export.folder, root)
         auto = AUTO_CLASSES[Head(report.head)].__name__
-        base = Path(report.base.checkpoint).name if report.base else ""
+        base = base_name(report.base) if report.base else ""
+        commit = report.base.revision if report.base else None
+        revision = f', revision="{commit}"' if commit else ""
         text = _LOADING.get(export.format, _LOAD_PLAIN)
-        yield text.format(folder=folder, auto=auto, base=base).strip()
+        yield text.format(folder=folder, auto=auto, base=base, revision=revision).strip()
         if export.adapter is not None and export.adapter != export.folder:
             yield _LOAD_BESIDE.format(folder=_folder(export.adapter, root)).strip()
         yield (

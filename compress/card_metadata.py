@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from calibration.heads import Head
-from compress.report import ExportReport, Report
+from compress.report import BaseReport, ExportReport, Report
 from compress.summary import evaluated, method_text
 from eval.scores import TaskScore
 from eval.whole import ACCURACY
@@ -85,14 +85,29 @@ def front_matter(report: Report, export: ExportReport | None) -> ModelCardData:
     }
     base = base_model(report)
     if export is not None and export.format == "adapter":
-        # What it adapts is a folder of somebody's: the original's id would be wrong.
+        # What it adapts may be a folder of somebody's: the original's id would be wrong.
         matter["library_name"] = "peft"
+        if report.base is not None and report.base.revision is not None:
+            matter |= {"base_model": base_name(report.base), "base_model_relation": "adapter"}
     elif base is not None:
         matter |= {"base_model": base, "base_model_relation": "quantized"}
     results = list(_results(report)) if evaluated(report, export) else []
     if results:
         matter |= {"model_name": model_name(report), "eval_results": results}
     return ModelCardData(**matter)
+
+
+def base_name(base: BaseReport) -> str:
+    """The compressed checkpoint that a run built on: its hub id, or its folder's own name."""
+    if base.revision is None:
+        return Path(base.checkpoint).name
+    return base.checkpoint.partition("@")[0]
+
+
+def has_few_bits(report: Report) -> bool:
+    """Whether there are paths whose factors are on grids."""
+    bits = str(report.recipe["method"].get("adapter_bits", "16"))
+    return bits != "16" and any("-bit" in each.form.rpartition("rank")[2] for each in report.layers)
 
 
 def base_model(report: Report) -> str | None:

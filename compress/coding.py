@@ -132,7 +132,9 @@ class Lines(ABC):
         normal, right = codes_nk.T @ self.weighted(codes_nk), codes_nk.T @ self.goal
         try:
             atoms = solved(normal, right, SMALL)
-        except LayerError:  # fp32 took what a code of hardly any weight has with the others below zero
+        except (
+            LayerError
+        ):  # fp32 took what a code of hardly any weight has with the others below zero
             exact = codes_nk.double()
             normal, right = exact.T @ self.weighted(exact), exact.T @ self.goal.double()
             atoms = solved(normal, right, SMALL)

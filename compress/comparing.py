@@ -88,12 +88,13 @@ class RunComparison:
 
 
 def load_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
-    """The reports of output folders.
+    """The reports of output folders; a report.json stands for the folder that it is in.
 
     Raises:
         CheckpointError: a folder has no report, or one that is not ours (naming the file).
         ComparisonError: a folder is named twice.
     """
+    folders = [path.parent if _is_report(path) else path for path in folders]
     places = [folder.resolve() for folder in folders]
     for index, place in enumerate(places):
         if place in places[:index]:
@@ -126,6 +127,10 @@ def compare_runs(runs: Sequence[Run], differences: Differences) -> RunComparison
         originals=_originals(runs, found),
         differences=found,
     )
+
+
+def _is_report(path: Path) -> bool:
+    return path.name == "report.json" and path.is_file()
 
 
 def _labels(places: Sequence[Path]) -> list[str]:

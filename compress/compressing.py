@@ -19,7 +19,7 @@ from calibration.stats import Gram, Mean, Statistic, Statistics
 from calibration.store import Store
 from calibration.stream import Stream
 from calibration.walk import Block, Propagate, SharedInput, walk
-from compress.describing import describe, remarks
+from compress.describing import remarks, written
 from compress.errors import LayerError
 from compress.forms import CompressedLinear, Form
 from compress.groups import Group, Inputs, groups_of, inputs_in_turn, name_owners
@@ -237,18 +237,18 @@ def _finish(
     rank, spectrum = _cut(job, layer, form, weight, stats)
     energy = output_energy(weight, gram)
     dead = int((gram.diagonal() == 0).sum())
-    n_bytes, bias, base_error = form.n_bytes(), bias_of(module), None
+    text, n_bytes = written(form, job.plan.exports)
+    bias, base_error = bias_of(module), None
     if job.base is not None:
         bare = output_energy(weight.double() - _dense(job, layer, base_of(form)), gram)
-        path = path_of(form)
-        n_bytes = job.base.stored_bytes(layer.name) + (path.n_bytes() if path else 0)
+        n_bytes += job.base.stored_bytes(layer.name) - base_of(form).n_bytes()
         bias, base_error = job.base.bias(layer.name), _relative(bare, energy)
         bias = None if bias is None else bias.to(job.device, job.dtype)
     report = LayerReport(
         name=layer.name,
         shape=layer.shape,
         method=layer.compressor.name,
-        form=describe(form),
+        form=text,
         bytes_before=layer.bytes_before,
         bytes_after=n_bytes,
         bits_per_weight=8 * n_bytes / weight.numel(),
@@ -258,6 +258,7 @@ def _finish(
         spectrum=spectrum,
         seconds=seconds,
         note=remarks(layer, form, dead),
+        stored_with=layer.owner or None,
     )
     stand_in = form.unpacked(job.dtype).to(job.device)
     block.replace(layer.name, CompressedLinear(stand_in, bias))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from compress.forms import Form
+from compress.factors import as_low_rank
+from compress.forms import Form, Product, Sum
 from compress.plans import PlannedLayer
-from compress.repair import Repair, has_path
+from compress.repair import Repair, has_path, widens
 
 
 def describe(form: Form) -> str:
@@ -36,6 +37,20 @@ def describe(form: Form) -> str:
             return f"{spec['bits']}-bit floats"
         case other:
             return str(other)
+
+
+def written(form: Form, exports: Collection[str]) -> tuple[str, int]:
+    """A form in a few words and its bytes, as exports of these formats hold it.
+
+    They are those of the form itself, unless its path is on grids and only PEFT adapters are there to hold it.
+    """
+    path = form.terms[-1] if isinstance(form, Sum) and has_path(form) else None
+    if not isinstance(path, Product) or not widens(exports):
+        return describe(form), form.n_bytes()
+    *others, _ = map(describe, form.terms)  # type: ignore[arg-type]  # a module list has modules
+    text = f"rank {path.rank} rounded to {describe(path.down)}"
+    more = as_low_rank(path).n_bytes() - path.n_bytes()
+    return " + ".join([*others, text]), form.n_bytes() + more
 
 
 def _described_codes(spec: Mapping[str, Any]) -> str:

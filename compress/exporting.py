@@ -75,8 +75,8 @@ def export(
 def _exporters(prepared: Prepared, folders: Mapping[str, Path]) -> list[Exporter]:
     recipe, source, on_base = prepared.recipe, prepared.source, prepared.on_base
     if on_base is not None:
-        reference, view = recipe.base_checkpoint, on_base.view
-        return [ON_BASE[name](path, source, reference, view) for name, path in folders.items()]
+        given = (source, on_base.reference, on_base.view, on_base.revision)
+        return [ON_BASE[name](path, *given) for name, path in folders.items()]
     out = recipe.folder.name
     return [
         # Where an adapter says that its base is: the folder as published, never a path of this machine.

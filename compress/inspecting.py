@@ -94,7 +94,22 @@ def inspect(spec: str, *, progress: Progress) -> Inspection:
         return _adapted(_stored(find_base(folder), progress), folder, Reader(folder, STEM))
     if (folder / "config.json").is_file() and _is_compressed(folder):
         return _stored(folder, progress)
+    _refuse_several(folder)
     return _ordinary(resolve_model(spec, None, progress=progress).folder)
+
+
+def _refuse_several(folder: Path) -> None:
+    """Raises CheckpointError for the output folder of a run whose exports have a folder each, naming these."""
+    if not (folder / "report.json").is_file() or (folder / "config.json").is_file():
+        return
+    inside = sorted(
+        path.parent for name in (CONFIG, "config.json") for path in folder.glob(f"*/{name}")
+    )
+    if inside:
+        raise CheckpointError(
+            f"{folder}: it holds no checkpoint itself, but {', '.join(map(str, inside))}; inspect "
+            f"{inside[0] if len(inside) == 1 else 'one of these'}"
+        )
 
 
 def _is_compressed(folder: Path) -> bool:

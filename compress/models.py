@@ -80,7 +80,7 @@ def resolve_model(
     elif path.is_file():
         folder = _converted(path, cache or cache_root(), progress)
     else:
-        folder, revision = _download(spec)
+        folder, revision = snapshot(spec)
     check_folder(spec, folder)
     return SourceModel(spec, folder, revision, _notes(folder), *read_licence(folder))
 
@@ -92,10 +92,35 @@ def _converted(path: Path, cache: Path, progress: Progress) -> Path:
     return folder
 
 
-def _download(spec: str) -> tuple[Path, str | None]:
-    """The model of the hub as its folder in the hub's own cache, and its commit."""
-    if Path(spec).suffix.lower() in (".gguf", ".safetensors") or not _HUB_ID.fullmatch(spec):
-        raise CheckpointError(f"model: there is no file or folder {spec!r}; {WHAT_MODELS_ARE}")
+@dataclass(frozen=True)
+class Wanted:
+    """What a snapshot of the hub is looked for as."""
+
+    option: str
+    """That names it."""
+    here: str
+    """What would be right without the hub."""
+    right: str = WHAT_MODELS_ARE
+    """What would be right at all."""
+
+
+_MODEL = Wanted("model", f"name a local folder or .gguf file, or {DEMO!r}")
+
+
+def is_hub_id(spec: str) -> bool:
+    """Whether it is written like one: owner/name, or owner/name@revision."""
+    is_file = Path(spec).suffix.lower() in (".gguf", ".safetensors")
+    return not is_file and _HUB_ID.fullmatch(spec) is not None
+
+
+def snapshot(spec: str, wanted: Wanted = _MODEL) -> tuple[Path, str]:
+    """A repository of the hub as its folder in the hub's own cache, fetched if it is not there; and its commit.
+
+    Raises CheckpointError naming the option.
+    """
+    option, right = wanted.option, wanted.right
+    if not is_hub_id(spec):
+        raise CheckpointError(f"{option}: there is no file or folder {spec!r}; {right}")
     name, _, revision = spec.partition("@")
     try:
         folder = snapshot_download(
@@ -106,25 +131,20 @@ def _download(spec: str) -> tuple[Path, str | None]:
         )
     except GatedRepoError as error:
         raise CheckpointError(
-            f"model: {name} is gated; accept its terms on the hub, then run `hf auth login`"
+            f"{option}: {name} is gated; accept its terms on the hub, then run `hf auth login`"
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise CheckpointError(
-            f"model: {spec!r} is neither a file or folder here nor a model of the hub;"
-            f" {WHAT_MODELS_ARE}"
+            f"{option}: {spec!r} is neither a file or folder here nor a model of the hub; {right}"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        raise _out_of_reach(spec, error) from error
+        raise CheckpointError(
+            f"{option}: {spec!r} is no file or folder here, and the Hugging Face hub cannot be asked for it "
+            f"({_first_line(error)}); {wanted.here}"
+        ) from error
     except ValueError as error:  # what the hub's client raises for a malformed name
-        raise CheckpointError(f"model: {spec!r} is no model: {error}; {WHAT_MODELS_ARE}") from error
+        raise CheckpointError(f"{option}: {spec!r} is no model: {error}; {right}") from error
     return Path(folder), Path(folder).name
-
-
-def _out_of_reach(spec: str, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"model: {spec!r} is no file or folder here, and the Hugging Face hub cannot be asked"
-        f" for it ({_first_line(error)}); name a local folder or .gguf file, or {DEMO!r}"
-    )
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

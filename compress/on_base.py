@@ -72,6 +72,10 @@ class OnBase:
     """Whether it has a head that is not its embeddings."""
     rescalings: Mapping[str, Rescaling] = field(default_factory=dict)
     """Of layers that read, or put out, something rescaled."""
+    reference: str = ""
+    """What an adapter is to call the checkpoint: the folder as it was named, or the id of the hub."""
+    revision: str | None = None
+    """The commit, for a checkpoint of the hub."""
 
     @property
     def fingerprint(self) -> str:

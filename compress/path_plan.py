@@ -41,10 +41,10 @@ class PathPlanner:
 
     def choices(self) -> Mapping[str, PathChoice]:
         """A rank and a width for each layer. Raises RecipeError for a rank or a budget that cannot be."""
-        self._refuse_unpaid()
+        self._refuse_budget()
         surveyed = all(layer.survey is not None for layer in self.layers.values())
         if not self.method.surveys_residuals or not surveyed:
-            return self._alike(self._plain_rank(), self.method.widths[0])
+            return self._provisional(self._plain_rank(), self.method.widths[0])
         budget = self._budget()
         found = self._uniform(budget)
         if self.method.adapter_budget is None:
@@ -54,20 +54,42 @@ class PathPlanner:
             found.append(self._by_spectrum(budget))
         return min(found, key=lambda plan: sum(choice.loss for choice in plan.values()))
 
-    def _refuse_unpaid(self) -> None:
-        """Raises RecipeError for a budget that does not pay for the least path of any layer."""
+    def _refuse_budget(self) -> None:
+        """Raises RecipeError for a budget that pays for no path, or for more than every layer's largest."""
         if not self.method.allocates_by_spectrum:
             return
+        budget, text = self._budget(), self.method.adapter_budget
         least, name = min(
             (self.method.path_bytes(layer.shape, rank, bits), name)
             for name, layer in self.layers.items()
             for bits in self.method.widths
             for rank in self.method.ranks_in(min(layer.shape), bits)[:1]
         )
-        if least > self._budget():
+        if least > budget:
             raise RecipeError(
-                f"method.adapter_budget: {self._budget()} bytes pay for no path; the least, of {name}, takes {least}"
+                f"method.adapter_budget: {budget} bytes pay for no path; the least, of {name}, takes {least}"
             )
+        rooms = {name: (layer.shape, self._room(name)) for name, layer in self.layers.items()}
+        largest = {kind: max(self._paths_in(*kind), default=0) for kind in set(rooms.values())}
+        most = sum(largest[kind] for kind in rooms.values())
+        if not most:
+            raise RecipeError(
+                f"method.adapter_budget: {text} buys nothing: the least path of any layer, {least} bytes for {name}, "
+                "would make it as large as it was, or larger; compress more, or --exclude these layers"
+            )
+        if budget > most:
+            raise RecipeError(
+                f"method.adapter_budget: {text} ({budget} bytes) is more than the largest paths of all layers take; "
+                f"give {most} bytes or less"
+            )
+
+    def _paths_in(self, shape: tuple[int, int], room: float) -> Iterator[int]:
+        """Bytes of every path that a layer may have."""
+        for bits in self.method.widths:
+            for rank in self.method.ranks_in(min(shape), bits):
+                n_bytes = self.method.path_bytes(shape, rank, bits)
+                if n_bytes < room:
+                    yield n_bytes
 
     def _budget(self) -> int:
         """Bytes of all paths together: as given, or those of the rank in 16 bits."""
@@ -98,22 +120,24 @@ class PathPlanner:
     def _rank_for(self, budget: int, bits: int) -> int:
         """The largest rank whose factors fit the budget in all layers together. Raises RecipeError if there is none."""
         ranks = self.method.ranks_in(self._thinnest, bits)
-        most, least = self._total(ranks[-1], bits), self._total(ranks[0], bits)
         if self.method.allocates_by_spectrum:
             # Provisional: a survey will say which layers get a path at all.
             return max((r for r in ranks if self._fits(r, bits, budget)), default=ranks[0])
+        ranks = [r for r in ranks if self._fits(r, bits, math.inf)] or ranks[:1]
+        most, least = self._total(ranks[-1], bits), self._total(ranks[0], bits)
         if budget < least:
             raise RecipeError(
                 f"method.adapter_budget: {budget} bytes do not pay for rank {ranks[0]}, which takes {least}"
             )
         if budget >= most + most // ranks[-1]:
             raise RecipeError(
-                f"method.adapter_budget: {budget} bytes pay for more than rank {ranks[-1]}, the most that every layer "
-                f"can have; give {most} bytes or less, --adapter-allocation spectrum, or --exclude thin layers"
+                f"method.adapter_budget: {self.method.adapter_budget} ({budget} bytes) pays for more than rank "
+                f"{ranks[-1]}, the most that every layer can have; give {most} bytes or less, --adapter-allocation "
+                "spectrum, or --exclude thin layers"
             )
         return max(r for r in ranks if self._total(r, bits) <= budget)
 
-    def _fits(self, rank: int, bits: int, budget: int) -> bool:
+    def _fits(self, rank: int, bits: int, budget: float) -> bool:
         """Within the budget, and every layer smaller than it was."""
         smaller = all(
             self.method.path_bytes(layer.shape, rank, bits) < self._room(name)
@@ -136,6 +160,18 @@ class PathPlanner:
             self.method.path_bytes(layer.shape, rank, bits) for layer in self.layers.values()
         )
 
+    def _provisional(self, rank: int, bits: int) -> dict[str, PathChoice]:
+        """One for all layers; where each is to have its own, none for those that it would not leave smaller."""
+        found = self._alike(rank, bits)
+        if not self.method.allocates_by_spectrum:
+            return found
+        return {
+            name: choice
+            if self.method.path_bytes(self.layers[name].shape, rank, bits) < self._room(name)
+            else PathChoice(0, 0, 0, bits)
+            for name, choice in found.items()
+        }
+
     def _alike(self, rank: int, bits: int) -> dict[str, PathChoice]:
         return {
             name: self._choice(layer, rank, bits) if layer.survey else PathChoice(0, 0, rank, bits)
@@ -149,7 +185,7 @@ class PathPlanner:
             paid = [
                 rank
                 for rank in self.method.ranks_in(self._thinnest, bits)
-                if self._total(rank, bits) <= budget
+                if self._fits(rank, bits, budget)
             ]
             if paid:
                 found.append(self._alike(paid[-1], bits))

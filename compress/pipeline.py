@@ -30,13 +30,13 @@ from compress.exports.load import stored_in
 from compress.gradients import with_gradients
 from compress.original_scores import Originals
 from compress.originals import original_blocks
+from compress.output_place import refuse_existing_output
 from compress.pages import run_page, write_pictures
 from compress.planning import seconds_of_forward
 from compress.plans import Forecast
 from compress.preparing import (
     Prepared,
     prepare,
-    refuse_existing_output,
     refuse_small_disks,
     refuse_small_statistics_disk,
 )
@@ -57,7 +57,7 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Forecast:
     """What a run would do, what it would weigh and take; refuses all that a run refuses before work."""
-    refuse_existing_output(recipe)
+    refuse_existing_output(recipe.folder)
     prepared = prepare(recipe, progress)
     refuse_small_disks(prepared)
     prepared = surveyed(prepared, progress)
@@ -77,7 +77,7 @@ def run(
     LayerError, CheckpointError, InputError or OSError during it. Nothing half-written is left behind.
     """
     watch = Stopwatch()
-    refuse_existing_output(recipe)
+    refuse_existing_output(recipe.folder)
     with watch("prepare"):
         prepared = prepare(recipe, progress)
         recipe = prepared.recipe

@@ -58,7 +58,9 @@ def make_plan(
             layer if isinstance(layer.compressor, Repair) else replace(layer, note=NO_PATH)
             for layer in layers
         )
-    refuse_no_gain(layers, {name: method.shared_by(name, shapes[name]) for name in shapes})
+    shared_by = {name: method.shared_by(name, shapes[name]) for name in shapes}
+    refuse_no_gain(layers, shared_by)
+    layers = with_owners(layers, shared_by)
     left = dict.fromkeys(set(shapes) - {layer.name for layer in layers}, "left dense by the plan")
     replaced = {layer.tensor for layer in layers}
     reasons = {**found.reasons, **left}
@@ -154,6 +156,19 @@ def other_shapes(
         stored, shape = tuple(reader.shape(found[0])), tuple(expected[name].shape)
         if stored != shape:
             yield found[0], stored, shape
+
+
+def with_owners(
+    layers: Sequence[PlannedLayer], shared_by: Mapping[str, object]
+) -> tuple[PlannedLayer, ...]:
+    """The layers, each that reads what another stores with that one's name; `shared_by`: what they share by name."""
+    stored = {(shared_by[layer.name], layer.compressor): layer.name for layer in reversed(layers)}
+    found = []
+    for layer in layers:
+        owner = stored.get((shared_by[layer.name], layer.compressor.together), "")
+        reads = layer.compressor.together != layer.compressor
+        found.append(replace(layer, owner=owner) if reads else layer)
+    return tuple(found)
 
 
 def refuse_no_gain(layers: Sequence[PlannedLayer], shared_by: Mapping[str, object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 
 import torch
@@ -10,8 +11,9 @@ import torch
 from compress.compressor import Compressor
 from compress.given import Given
 from compress.lowrank import Factorisation
+from compress.plan_notes import path_notes, shared_lines
 from compress.quantiser import Quantiser
-from compress.repair import Repair
+from compress.repair import Repair, widens
 from compress.report import KeptTensor
 
 
@@ -30,6 +32,8 @@ class PlannedLayer:
     """Relative, of the outputs."""
     note: str = ""
     """What the plan decided of it that is not to be seen from its compressor."""
+    owner: str = ""
+    """The layer that stores what this one shares with it; empty for one that stores all of its own."""
 
     @property
     def rank(self) -> int | None:
@@ -63,6 +67,14 @@ class PlannedLayer:
         if not isinstance(self.compressor, Repair):
             return 0
         return self.compressor.adapter_bytes(self.shape)
+
+    def held_bytes(self, exports: Collection[str]) -> int:
+        """What it takes where these formats are written: without a native one, its path is in a PEFT adapter."""
+        return self.bytes_after + (self.held_path_bytes(exports) - self.path_bytes)
+
+    def held_path_bytes(self, exports: Collection[str]) -> int:
+        """The same of its path alone."""
+        return self.adapter_bytes if widens(exports) else self.path_bytes
 
     @property
     def gptq_bytes(self) -> int:
@@ -137,6 +149,11 @@ class Plan:
         return self.export_bytes(name)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of the options' effect on the bytes."""
+        return path_notes(self.layers, self.exports)
+
+    @property
     def kept_bytes(self) -> int:
         """Tensors that are copied."""
         return sum(tensor.n_bytes for tensor in self.kept)
@@ -157,15 +174,14 @@ class Plan:
             f"{'layers':<22}{'out x in':>14}{'bytes before':>15}{'after':>13}{'bits/weight':>13}"
         ]
         for (leaf, (o, i), _), group in kinds.items():
-            before, after = (
-                sum(getattr(e, f"bytes_{w}") for e in group) for w in ("before", "after")
-            )
+            before = sum(layer.bytes_before for layer in group)
+            after = sum(layer.held_bytes(self.exports) for layer in group)
             bits = 8 * after / (len(group) * o * i)
             out.append(
                 f"{len(group)} x {leaf:<18}{f'{o} x {i}':>14}{before:>15,}{after:>13,}{bits:>13.2f}"
             )
         out += [f"method: {text}" for text in dict.fromkeys(options for _, _, options in kinds)]
-        return [*out, *self._rest()]
+        return [*out, *shared_lines(self.layers), *self._rest()]
 
     def _ranks(self) -> list[str]:
         """Every layer's rank, share and predicted error, then all ranks as a recipe has them."""
@@ -195,9 +211,8 @@ class Plan:
         for layer in self.layers:
             shape = f"{layer.shape[0]} x {layer.shape[1]}"
             error = "-" if layer.predicted_error is None else f"{layer.predicted_error:.4f}"
-            out.append(
-                f"{layer.name:<44}{shape:>14}{layer.path:>20}{layer.path_bytes:>11,}{error:>11}"
-            )
+            n_bytes = layer.held_path_bytes(self.exports)
+            out.append(f"{layer.name:<44}{shape:>14}{layer.path:>20}{n_bytes:>11,}{error:>11}")
         return out
 
     def _rest(self) -> list[str]:
@@ -229,6 +244,7 @@ class Plan:
             )
         n_bytes = self.input_statistics_bytes + self.gradient_statistics_bytes
         out.append(f"saved statistics: at most {n_bytes:,} bytes")
+        out += [f"note: {note}" for note in self.notes]
         return out
 
 

@@ -1,7 +1,7 @@
 """From a recipe to everything a run needs, refusing on the way what can be refused before work.
 
 Cheap checks come first: the names of exports and tasks, the device; then the model, the plan, the texts. Whether the
-output folder is free and the disks suffice is asked by `refuse_existing_output` and `refuse_small_disks`.
+output folder can be made and the disks suffice is asked by `output_place` and `refuse_small_disks`.
 """
 
 from __future__ import annotations
@@ -257,12 +257,6 @@ def refuse_rescaled(recipe: Recipe, on_base: OnBase) -> None:
             f"method.adapter_bits: {recipe.base_checkpoint} has moved scales between its norms and its layers, and a "
             "path in their scale is not on a grid any more; use 16"
         )
-
-
-def refuse_existing_output(recipe: Recipe) -> None:
-    """Raises RecipeError if the output folder is there already."""
-    if recipe.folder.exists():
-        raise RecipeError(f"out: {recipe.folder} exists; name a new folder, or remove it")
 
 
 def refuse_small_disks(prepared: Prepared) -> None:

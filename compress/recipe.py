@@ -90,8 +90,8 @@ class Recipe:
         default=None,
         metadata=_about(
             "method",
-            "a compressed checkpoint of the model, whoever wrote it, which a repair (eora, lqer, svd_residual) is put "
-            "on top of: gptq, awq, compressed-tensors, native, or a folder of changed weights",
+            "a compressed checkpoint of the model, a folder or a hub id, whoever wrote it, which a repair (eora, lqer, "
+            "svd_residual) is put on top of: gptq, awq, compressed-tensors, native, or a folder of changed weights",
         ),
     )
     include: tuple[str, ...] = field(
@@ -272,7 +272,7 @@ def _refuse_bases(recipe: Recipe) -> None:
             )
         return
     if not recipe.base_checkpoint.strip():
-        raise RecipeError("base_checkpoint: empty; name a folder, or leave the option out")
+        raise RecipeError("base_checkpoint: empty; name a folder or a hub id, or leave it out")
     if not isinstance(recipe.method, Repair):
         repairs = ", ".join(name for name, kind in METHODS.items() if issubclass(kind, Repair))
         raise RecipeError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
@@ -281,6 +281,11 @@ def _path_of(form: Form, weight: Tensor) -> Tensor:
     path = form.terms[-1]
     assert isinstance(path, Form)
     return path.dense().to(weight.dtype)
+
+
+def widens(exports: Collection[str]) -> bool:
+    """Whether paths of few bits are written in 16 alone: PEFT has no other format, a native export holds codes."""
+    return "native" not in exports and not {"adapter", "gptq"}.isdisjoint(exports)
 
 
 def has_path(form: Form) -> bool:

@@ -57,6 +57,8 @@ class LayerReport:
     """Of its low-rank part; None if it has none (the atoms of a dictionary are no rank)."""
     spectrum: Spectrum | None = field(default=None, metadata={"later": LATER})
     """In the outputs on the calibration tokens, of the weight less everything but the low-rank part."""
+    stored_with: str | None = field(default=None, metadata={"later": LATER})
+    """The layer that stores, in its own bytes, what this one shares with it; None if it stores all of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,8 @@ class BaseReport:
     tensor_bytes: int
     n_packed: int
     """Layers that it holds as something else than their weight."""
+    revision: str | None = field(default=None, metadata={"later": LATER})
+    """The commit, for a checkpoint of the hub."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +167,19 @@ class Report:
     notes: tuple[str, ...]
     """Anything chosen or found on the way: statistics used again, tensors that were not read."""
 
+    def bits_by_layer(self) -> dict[str, float]:
+        """Bits per weight by layer's name; layers that share what one of them stores have those of all together."""
+        groups: dict[str, list[LayerReport]] = {}
+        for layer in self.layers:
+            groups.setdefault(layer.stored_with or layer.name, []).append(layer)
+        return {
+            layer.name: 8 * sum(one.bytes_after for one in group) / sum(map(n_weights, group))
+            if len(group) > 1
+            else layer.bits_per_weight
+            for group in groups.values()
+            for layer in group
+        }
+
     def to_json(self) -> str:
         """The text of report.json. Raises ValueError for NaN and infinity: JSON has neither."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -178,7 +195,11 @@ class Report:
             data = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
             raise CheckpointError(f"report: not JSON: {error}") from error
-        schema = data.get("schema") if isinstance(data, dict) else None
+        if not isinstance(data, dict):
+            raise CheckpointError(
+                f"report: {_short(text)} is no report that `run` wrote; get it again"
+            )
+        schema = data.get("schema")
         if schema != SCHEMA:
             raise CheckpointError(f"report.schema: {schema!r}; this version reads {SCHEMA}")
         report: Report = decode(cls, data, "report")
@@ -191,6 +212,8 @@ class Report:
         Raises:
             CheckpointError: there is none, or it is not one of ours (naming the file).
         """
+        if folder.is_file():
+            raise CheckpointError(f"{folder}: a file; name the folder that `run` wrote it into")
         path = folder / "report.json"
         if not path.is_file():
             raise CheckpointError(f"{folder}: no report.json in it; name a folder that `run` wrote")
@@ -202,6 +225,15 @@ class Report:
             return cls.from_json(text)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
+
+
+def _short(text: str) -> str:
+    return text.strip() if len(text) < 40 else f"{text.strip()[:40]}..."
+
+
+def n_weights(layer: LayerReport) -> int:
+    """Of the layer as it was."""
+    return layer.shape[0] * layer.shape[1]
 
 
 def decode(hint: Any, value: Any, path: str) -> Any:

@@ -54,6 +54,7 @@ def _base_report(prepared: Prepared) -> BaseReport | None:
         fingerprint=on_base.fingerprint,
         tensor_bytes=base.reader.total_bytes,
         n_packed=len(base.layers),
+        revision=on_base.revision,
     )
 
 
@@ -79,7 +80,7 @@ def _totals(prepared: Prepared, outcome: Outcome, exports: Sequence[ExportReport
 
 
 def _notes(prepared: Prepared, outcome: Outcome) -> tuple[str, ...]:
-    notes = list(prepared.source.notes)
+    notes = [*prepared.source.notes, *prepared.plan.notes]
     if prepared.on_base is not None:
         notes.extend(prepared.on_base.notes)
     if outcome.reused is not None:

@@ -92,10 +92,23 @@ def budgets_of(values: Mapping[str, Any]) -> tuple[str, ...]:
     texts = given.split(",") if isinstance(given, str) else given
     if not isinstance(texts, list):
         raise RecipeError(f"budgets: {given!r} is no list of sizes such as [120MB, 80MB]")
-    budgets = tuple(str(text).strip() for text in texts)
-    for budget in budgets:
-        parse_bytes(budget, "budgets")
-    return budgets
+    if "budgets" in values and not texts:
+        raise RecipeError("budgets: empty; give sizes such as [120MB, 80MB], or leave it out")
+    return sizes_of(texts, "budgets")
+
+
+def sizes_of(texts: Sequence[object], option: str) -> tuple[str, ...]:
+    """Amounts of bytes as written. Raises RecipeError naming the option for one that is none, or there twice."""
+    sizes = tuple(str(text).strip() for text in texts)
+    found: dict[int, str] = {}
+    for size in sizes:
+        n_bytes = parse_bytes(size, option)
+        if n_bytes in found:
+            raise RecipeError(
+                f"{option}: {found[n_bytes]} and {size} are one size; name each size once"
+            )
+        found[n_bytes] = size
+    return sizes
 
 
 def set_by_points(values: Mapping[str, Any]) -> dict[str, str]:

@@ -22,6 +22,7 @@ from compress.compressing import Progress
 from compress.errors import CheckpointError, RecipeError
 from compress.models import resolve_model
 from compress.original_scores import Originals
+from compress.output_place import refuse_unwritable
 from compress.planning import refuse_full_disk
 from compress.preparing import SCRATCH_BYTES, Prepared, prepare
 from compress.recipe import Recipe
@@ -85,9 +86,11 @@ def plan_sweep(points: Sequence[Point], out: Path, *, progress: Progress) -> Swe
     """Look for what is done, and prepare every other point as a run would; nothing is written.
 
     Raises:
-        RecipeError: points that cannot be run, all of them, each by its name and with the reason; folders in the way.
+        RecipeError: points that cannot be run, all of them, each by its name and with the reason; folders in the way;
+            an `out` that nothing can be written to.
         CheckpointError: a report or scores of an original that cannot be read.
     """
+    refuse_unwritable(out)
     Originals(out / ORIGINALS, "").check()
     problems, planned, needs = [], [], _Needs()
     sources = _Sources(progress)
@@ -176,10 +179,7 @@ def _finished(point: Point, sources: _Sources) -> PlannedPoint:
         raise RecipeError(
             f"out: {folder} is there and holds no {pipeline.REPORT}; remove it, or name another --out"
         )
-    try:
-        report = Report.load(folder)
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder / pipeline.REPORT}: {error}") from error
+    report = Report.load(folder)
     wanted = sources.settled(point.recipe)
     different = _differences(report.recipe, wanted)
     if different:

@@ -70,6 +70,7 @@ def loss(layers, plan):
 @pytest.mark.parametrize("budget", [7_000, 20_000, 45_000, 60_123])
 def test_a_budget_is_kept_and_no_uniform_rank_loses_less(budget, bits):
     layers = surveyed(rounding=ROUNDING)
+    budget = budget // 2 if bits == "4" else budget  # all there is in 4 bits takes 36 kB
     plan = planned(layers, budget, adapter_bits=bits)
     assert path_bytes(layers, plan) <= budget
     for rank in range(1, 65):
@@ -106,7 +107,7 @@ def test_a_layer_without_error_gets_no_path_and_the_base_alone():
     layers = surveyed()
     nothing = replace(layers["layer1"].survey, spectrum=torch.zeros(64, dtype=torch.float64))
     layers["layer1"] = replace(layers["layer1"], survey=nothing)
-    plan = planned(layers, 10**6)
+    plan = planned(layers, 10**5)
     assert plan["layer1"] == ROUGH
     assert all(isinstance(plan[name], EoRA) for name in layers if name != "layer1")
 
@@ -249,6 +250,11 @@ def test_a_plan_shows_every_path(workspace, capsys):
     ("options", "message"),
     [
         ({"adapter_budget": "much"}, r"adapter_budget: 'much' is not an amount.*or 5% of the base"),
+        (
+            {"adapter_budget": "200%"},
+            r"adapter_budget: 200% is more than all of the base's bytes; 100% is",
+        ),
+        ({"adapter_budget": "1XB"}, r"'1XB' is not an amount.*units: B, kB, MB, GB, TB, KiB"),
         ({"adapter_allocation": "uniform"}, r"uniform spreads an --adapter-budget"),
         ({"adapter_importance": "kl"}, r"compares layers, and nothing here does"),
         (
@@ -270,3 +276,50 @@ def test_a_budget_that_pays_for_no_path_is_refused_before_work(workspace):
     base(workspace)
     with pytest.raises(RecipeError, match="adapter_budget: 100 bytes pay for no path"):
         compress.plan(on_base(workspace, method=EoRA(adapter_budget="100")))
+
+
+def largest(layers, bits=16):
+    """Bytes of the largest path of each layer that leaves it smaller than it was, every rank tried."""
+    total = 0
+    for layer in layers.values():
+        method = EoRA(base=ROUGH)
+        room = layer.n_bytes - ROUGH.planned_bytes(layer.shape)
+        ranks = range(8, min(layer.shape) + 1, 8)
+        total += max(
+            size for r in ranks if (size := method.path_bytes(layer.shape, r, bits)) < room
+        )
+    return total
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_a_budget_above_the_largest_paths_is_refused_with_the_largest_there_is(found):
+    layers = surveyed()
+    most = largest(layers)
+    if not found:
+        layers = {name: replace(layer, survey=None) for name, layer in layers.items()}
+    planned(layers, most)
+    with pytest.raises(
+        RecipeError, match=rf"adapter_budget: 99GB \(99000000000 bytes\).*give {most} "
+    ):
+        planned(layers, "99GB")
+    with pytest.raises(
+        RecipeError, match=rf"adapter_budget: {most + 1} .*give {most} bytes or less"
+    ):
+        planned(layers, most + 1)
+
+
+def test_a_uniform_budget_above_the_largest_rank_that_saves_bytes_is_refused_with_it():
+    layers = surveyed()
+    with pytest.raises(
+        RecipeError, match=r"adapter_budget: 99GB .*pays for more than rank 64.*give \d+"
+    ):
+        planned(layers, "99GB", adapter_allocation="uniform")
+
+
+def test_a_layer_without_room_for_a_path_gets_none_before_a_survey_too():
+    layers = surveyed()
+    small = replace(layers["layer0"], n_bytes=ROUGH.planned_bytes(layers["layer0"].shape) + 8)
+    layers["layer0"] = replace(small, survey=None)
+    plan = planned(layers, 20_000)
+    assert plan["layer0"] == ROUGH
+    assert isinstance(plan["layer1"], EoRA)

@@ -158,6 +158,42 @@ def test_a_broken_report_is_refused_by_the_name_of_its_file(tmp_path: Path) -> N
         load_runs(folders)
 
 
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"report"'])
+def test_json_that_is_no_report_is_refused_by_the_name_of_its_file(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "a", make_report())
+    (folder / "report.json").write_text(text, encoding="utf-8")
+    assert main(["report", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("report.json") == 1
+    assert f"a/report.json: report: {text} is no report that `run` wrote" in error
+
+
+def test_a_report_may_be_named_by_its_file_and_another_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "a", make_report())
+    assert main(["report", str(folder), "--format", "md"]) == 0
+    shown = capsys.readouterr().out
+    assert main(["report", str(folder / "report.json"), "--format", "md"]) == 0
+    assert capsys.readouterr().out == shown
+    (folder / "card.md").touch()
+    assert main(["report", str(folder / "card.md")]) == 2
+    assert "card.md: a file; name the folder that `run` wrote" in capsys.readouterr().err
+
+
+def test_a_format_that_the_name_of_the_file_contradicts_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(write(tmp_path / "a", make_report()))
+    out = tmp_path / "a.csv"
+    assert main(["report", folder, "--out", str(out), "--format", "md"]) == 2
+    assert f"--format: md, but --out {out} is to be csv" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["report", folder, "--out", str(tmp_path / "table"), "--format", "md"]) == 0
+
+
 @pytest.mark.parametrize("ending", ["md", "json", "csv"])
 def test_a_file_is_named_by_its_ending_and_replaced_only_if_it_is_ours(
     ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from exported import compressed, export
 from families import save_tiny
+from test_on_base import base, on_base
 from test_pages import Read, drawn
 from workspaces import recipe
 
@@ -223,3 +224,16 @@ def test_a_page_is_written_only_where_there_is_nothing_of_others(workspace, tmp_
         printed = capsys.readouterr()
         assert message in printed.err and printed.out == ""
     assert other.read_text() == "a thesis"
+
+
+@pytest.mark.usefixtures("quick_verification")
+def test_a_folder_of_exports_is_refused_with_those_that_are_in_it(workspace, capsys):
+    base(workspace)
+    compress.run(on_base(workspace))
+    out = workspace / "out"
+    assert main(["inspect", str(out)]) == 2
+    message = (
+        f"{out}: it holds no checkpoint itself, but {out / 'adapter'}; inspect {out / 'adapter'}"
+    )
+    assert message in capsys.readouterr().err
+    assert main(["inspect", str(out / "adapter")]) == 0

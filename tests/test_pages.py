@@ -212,7 +212,7 @@ def test_the_heat_map_has_a_cell_for_every_layer(report: Report) -> None:
 
 
 def bits_of(report: Report) -> Figure:
-    return bits_figure({it.name: it.bits_per_weight for it in report.layers}, PAGE)
+    return bits_figure(report.bits_by_layer(), PAGE)
 
 
 def test_layers_that_are_all_alike_are_told_in_a_sentence(report: Report) -> None:

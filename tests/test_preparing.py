@@ -18,9 +18,10 @@ from compress.layers import refuse_not_finite
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
+from compress.output_place import refuse_existing_output
 from compress.pipeline import no_progress
 from compress.plans import Forecast
-from compress.preparing import prepare, refuse_existing_output
+from compress.preparing import prepare
 from eval.errors import EvalError
 from eval.footprint import Timing, measure_speed, tensor_bytes
 
@@ -205,7 +206,17 @@ def test_preparing_does_not_look_at_the_output_folder(workspace):
     (workspace / "out").mkdir()
     prepared(workspace)
     with pytest.raises(RecipeError, match=r"out: .* exists"):
-        refuse_existing_output(recipe(workspace))
+        refuse_existing_output(recipe(workspace).folder)
+
+
+@pytest.mark.parametrize("place", ["text.txt/out", "/proc/out"])
+def test_an_output_that_cannot_be_made_is_refused_before_anything_is_read(workspace, place):
+    out = workspace / place
+    if not out.parent.exists():
+        pytest.skip(f"there is no {out.parent} here")
+    for work in (compress.plan, compress.run):
+        with pytest.raises(RecipeError, match=rf"out: {out} cannot be made, for {out.parent} "):
+            work(recipe(workspace, out=out, model="no/such/model/at all"))
 
 
 def test_saved_statistics_are_told_apart_by_versions_and_read_the_source_once(workspace):

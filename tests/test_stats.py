@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -124,3 +126,21 @@ def test_a_damaged_block_is_an_error_that_says_what_to_remove(tmp_path):
         InputError, match=r"block-0000\.safetensors is damaged; remove .*--statistics off"
     ):
         store.load(0, torch.device("cpu"))
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_stays(tmp_path):
+    child = os.fork()
+    if child == 0:
+        saved(tmp_path, by="another")
+        os._exit(0)  # nothing is cleaned up, as after a kill
+    os.waitpid(child, 0)
+    [left] = tmp_path.iterdir()
+    at_work = saved(tmp_path)
+    assert not left.exists()
+    [living] = tmp_path.iterdir()
+    last = saved(tmp_path, more=1)
+    assert living.exists()
+    for store in (at_work, last):
+        store.finish()
+        assert store.complete
+        assert {path.suffix for path in store.folder.iterdir()} == {".safetensors", ".json"}

@@ -163,3 +163,41 @@ def test_a_sweep_that_is_killed_in_a_point_goes_on_and_ends_in_the_same_report(
         for out in (killed, whole)
     ]
     assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("", "--budget: '' leaves out a size; write 120MB or 120MB,80MB"),
+        (",", "--budget: ',' leaves out a size"),
+        ("80MB,80MB", "--budget: 80MB and 80MB are one size; name each size once"),
+        (
+            "80XB",
+            "--budget: '80XB' is not an amount of bytes; write 120MB, 1.5GiB or 4096 (units: B, kB,",
+        ),
+    ],
+)
+def test_sizes_that_are_none_are_blamed_on_their_option(
+    given: str, message: str, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["sweep", str(sweep), "--out", str(tmp_path / "all"), f"--budget={given}"]
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_damaged_point_is_named_once(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "all" / NAMES[0]
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text("[]", encoding="utf-8")
+    assert main(["sweep", str(sweep), "--out", str(tmp_path / "all"), "--plan"]) == 2
+    error = capsys.readouterr().err
+    assert error.count(str(folder / "report.json")) == 1
+
+
+def test_a_sweep_that_cannot_be_written_is_refused_before_work(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", str(sweep), "--out", str(sweep / "all")]) == 2
+    assert f"out: {sweep / 'all'} cannot be made" in capsys.readouterr().err

@@ -193,6 +193,8 @@ def test_a_budget_makes_points_of_that_size_for_methods_that_have_one(points) ->
         ),
         ("points: [{name: ../x, method: rtn}]", "points[0].name: '../x' cannot be"),
         ("budgets: [many]", "budgets: 'many' is not an amount of bytes"),
+        ("{points: [rtn], budgets: []}", "budgets: empty; give sizes"),
+        ("budgets: [80MB, 0.08GB]", "budgets: 80MB and 0.08GB are one size"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_place(points, text: str, message: str) -> None:

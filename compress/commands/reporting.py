@@ -43,7 +43,7 @@ def _report(given: list[str]) -> None:
         metavar="DIR",
         type=Path,
         nargs="+",
-        help="a folder that `run` wrote; several are compared",
+        help="a folder that `run` wrote, or the report.json in it; several are compared",
     )
     parser.add_argument(
         "--format",
@@ -76,15 +76,18 @@ def _report(given: list[str]) -> None:
 
 def _format(named: str | None, out: Path | None) -> Format | None:
     """None: a table in the terminal."""
+    known, ending = [each.value for each in Format], "" if out is None else out.suffix[1:]
+    if named is not None and ending in known and ending != named:
+        raise RecipeError(
+            f"--format: {named}, but --out {out} is to be {ending}; leave --format out, or name a .{named} file"
+        )
     if named is not None:
         return Format(named)
     if out is None:
         return None
-    ending = out.suffix.removeprefix(".")
-    if ending not in {each.value for each in Format}:
-        known = ", ".join(each.value for each in Format)
+    if ending not in known:
         raise RecipeError(
-            f"--out: {out}: the name does not tell the format; add --format ({known})"
+            f"--out: {out}: the name does not tell the format; add --format ({', '.join(known)})"
         )
     return Format(ending)
 

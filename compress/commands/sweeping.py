@@ -18,7 +18,7 @@ from compress.flags import Flags, Parser
 from compress.recipe import METHODS, Recipe
 from compress.recipe_file import read_yaml
 from compress.summary import counted, megabytes
-from compress.sweep_file import Point, budgets_of, points_of, set_by_points
+from compress.sweep_file import Point, budgets_of, points_of, set_by_points, sizes_of
 
 if TYPE_CHECKING:
     from compress.sweep_results import Aim
@@ -146,8 +146,16 @@ def _read(given: list[str]) -> tuple[dict[str, Any], argparse.Namespace]:
             )
     values["recipe"] = recipe
     if known.budget is not None:
-        values["budgets"] = list(known.budget)
+        values["budgets"] = list(_sizes(known.budget))
     return values, known
+
+
+def _sizes(text: str) -> tuple[str, ...]:
+    """Raises RecipeError for sizes that are none."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise RecipeError(f"--budget: {text!r} leaves out a size; write 120MB or 120MB,80MB")
+    return sizes_of(parts, "--budget")
 
 
 def _parser() -> Parser:
@@ -157,7 +165,6 @@ def _parser() -> Parser:
     parser.add_argument(
         "--budget",
         metavar="SIZES",
-        type=lambda text: [part.strip() for part in text.split(",") if part.strip()],
         help="sizes of whole checkpoints (120MB,80MB): tells the best point at each, and makes points of just these "
         "sizes for methods that have a budget",
     )

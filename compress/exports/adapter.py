@@ -21,6 +21,7 @@ from compress.exports.base import Exporter, LayerExport
 from compress.factors import Path as LowRankPath
 from compress.factors import as_low_rank
 from compress.forms import LowRank
+from compress.models import Wanted, snapshot
 
 PREFIX = "base_model.model."
 STEM = "adapter_model"
@@ -50,9 +51,12 @@ class AdapterWriter:
         self._writer.add(f"{PREFIX}{name}.lora_A.weight", form.down.weight)
         self._writer.add(f"{PREFIX}{name}.lora_B.weight", form.up.weight)
 
-    def close(self, others: Collection[str], base_reference: str | None) -> None:
+    def close(
+        self, others: Collection[str], base_reference: str | None, revision: str | None = None
+    ) -> None:
         """Finish, given the names of the linear layers that have no factors.
 
+        `revision`: the commit of a base that is an id of the hub.
         A leaf name stands for all layers of that name only if each of them has factors.
         """
         leaves = {name.rpartition(".")[2] for name in self.ranks}
@@ -67,6 +71,7 @@ class AdapterWriter:
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": base_reference,
+            "revision": revision,
             "inference_mode": True,
             "r": rank,
             "lora_alpha": rank,
@@ -122,15 +127,23 @@ class AdapterExporter(Exporter):
         self._write_config()
 
     def _write_config(self) -> None:
-        self._adapter.close(self._bare, self.base_reference)
+        self._adapter.close(self._bare, self.base_reference, self.base_revision)
 
 
 def find_base(folder: Path) -> Path:
     """The checkpoint that an adapter in a folder of its own says it belongs to.
 
-    A relative path counts from the current folder, or else from the adapter's. Raises CheckpointError.
+    A relative path counts from the current folder, or else from the adapter's; an id of the hub, which has a commit
+    beside it, is looked up in its cache, or fetched. Raises CheckpointError.
     """
-    named = read_json(folder / CONFIG).get("base_model_name_or_path")
+    config = read_json(folder / CONFIG)
+    named, commit = config.get("base_model_name_or_path"), config.get("revision")
+    if named and commit:
+        wanted = Wanted(
+            f"{folder / CONFIG}: base_model_name_or_path",
+            "load it once where the hub can be reached",
+        )
+        return snapshot(f"{named}@{commit}", wanted)[0]
     places = [Path(str(named)).expanduser(), folder / str(named)] if named else []
     found = next((place for place in places if place.is_dir()), None)
     if found is None:

@@ -66,13 +66,17 @@ class Exporter(ABC):
         source: SourceModel,
         base_reference: str | None = None,
         base: AsDense | None = None,
+        base_revision: str | None = None,
     ) -> None:
         """`folder` exists and is empty; `base_reference` is where what an adapter belongs to will be found.
+
+        `base_revision`: its commit, if that is an id of the hub.
 
         `base`: the compressed checkpoint that the layers are built on; what no layer replaces is its, not the source's.
         Raises CheckpointError if the source is already quantised.
         """
         self.folder, self.source, self.base_reference = Path(folder), source, base_reference
+        self.base_revision = base_revision
         self.config = read_json(source.folder / "config.json") if base is None else base.base.config
         if self.config.get("quantization_config"):
             raise CheckpointError(

@@ -48,7 +48,7 @@ def run_page(report: Report) -> str:
         figures={
             "tasks": tasks_figure(report, PAGE),
             "errors": error_figure(report, PAGE),
-            "bits": bits_figure({it.name: it.bits_per_weight for it in report.layers}, PAGE),
+            "bits": bits_figure(report.bits_by_layer(), PAGE),
             "ranks": ranks_figure(report, PAGE),
             "bytes": bytes_figure(report, PAGE),
             "time": time_figure(report, PAGE),
