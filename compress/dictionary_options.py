@@ -25,6 +25,11 @@ class Solver(enum.StrEnum):
     ONESHOT = "oneshot"
     """Principal components, their largest coefficients, one fit."""
 
+    @property
+    def iterates(self) -> bool:
+        """Whether there are rounds."""
+        return self is not Solver.ONESHOT
+
 
 ROUNDS = {Solver.ADMM: 12, Solver.KSVD: 60}
 

@@ -35,20 +35,28 @@ def test_curves_meet_their_points_fall_between_them_and_start_at_the_whole_weigh
 
 
 @pytest.mark.parametrize("coded", [Coded.OUTPUTS, Coded.INPUTS])
-def test_points_are_the_output_errors_of_one_shot_dictionaries(coded):
+@pytest.mark.parametrize("solver", [{"solver": "oneshot"}, {"solver": "admm", "rounds": 3}])
+def test_points_are_the_output_errors_of_dictionaries_after_the_first_rounds(coded, solver):
     w, stats = weight(96, 64), statistics(inputs(64))
-    method = CoSpaDi(spread="errors", coded=coded, share="none", damping=1e-6)
+    options = {"coded": coded, "share": "none", "damping": 1e-6, "solver": solver["solver"]}
+    method = CoSpaDi(spread="errors", **options)
     [found] = curves(method, [w], [stats])
     gram = stats[Gram].mean_ii()
     assert found.energy == pytest.approx(output_energy(w, gram), rel=1e-2)
     k, lost = found.points[2]
     [once] = (
-        CoSpaDi(atoms=k, coded=coded, share="none", solver="oneshot", damping=1e-6)
-        .plan({"w": LayerShape((96, 64), 96 * 64 * 4)})
-        .values()
+        CoSpaDi(atoms=k, **options | solver).plan({"w": LayerShape((96, 64), 96 * 64 * 4)}).values()
     )
     [form] = once.compress([w], stats)
     assert lost == pytest.approx(output_energy(w - form.dense(), gram), rel=2e-2)
+
+
+def test_more_atoms_are_never_said_to_lose_more():
+    """Without rounds those beyond an atom's entries do lose more."""
+    w, stats = weight(256, 32), statistics(inputs(32))
+    [found] = curves(CoSpaDi(spread="errors", solver="oneshot"), [w], [stats])
+    lost = [each for _, each in found.points]
+    assert lost == sorted(lost, reverse=True)
 
 
 def test_layers_that_share_a_dictionary_have_their_own_parts_of_its_error():

@@ -164,7 +164,7 @@ class CoSpaDi(Compressor, name="cospadi"):
     def trials(
         self, weights: Sequence[Tensor], surveys: Sequence[Survey], stats: Sequence[Statistics]
     ) -> list[Trial]:
-        """At the share of the bytes that `keep` says, without iteration."""
+        """At the share of the bytes that `keep` says, after the first rounds."""
         return trials(self, weights, surveys, stats)
 
     def predicted_error(self, layer: LayerShape) -> float | None:
