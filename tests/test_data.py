@@ -78,6 +78,7 @@ def test_a_seed_gives_the_same_tokens_and_another_seed_others(
     assert prints[0] == prints[1] != prints[2]
 
 
+@pytest.mark.slow
 def test_tokens_do_not_depend_on_the_hash_seed_or_the_place_of_the_file(tmp_path):
     code = (
         "import sys; from calibration.data import *; import runpy;"

@@ -98,6 +98,7 @@ def test_a_native_export_loads_without_the_toolkit_by_the_code_shipped_with_it(m
     assert torch.equal(found, made.logits())
 
 
+@pytest.mark.slow
 def test_two_checkpoints_and_the_toolkit_share_a_process(tmp_path):
     made = compressed(tmp_path / "source")
     folder = export(made, tmp_path / "native", "native")

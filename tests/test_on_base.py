@@ -593,6 +593,7 @@ def test_biases_that_the_base_has_changed_stay_and_are_told(workspace):
     assert torch.equal(written[name], load_file(folder / "model.safetensors")[name])
 
 
+@pytest.mark.slow
 def test_an_adapter_does_not_verify_on_another_base(workspace):
     folder = base(workspace)
     compress.run(on_base(workspace))

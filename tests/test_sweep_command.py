@@ -44,6 +44,7 @@ def sweep(workspace: Path) -> Path:
 
 
 @pytest.mark.usefixtures("quick_verification")
+@pytest.mark.slow
 def test_a_sweep_ends_in_a_table_and_a_page(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
