@@ -23,7 +23,7 @@ from compress.dictionary import alternating, oneshot
 from compress.errors import LayerError
 from compress.forms import Dense
 from compress.weighing import fisher_cost
-from compress.weight_lines import stacked
+from compress.weight_lines import Stacked, stacked
 
 if TYPE_CHECKING:
     from compress.methods.cospadi import CoSpaDi
@@ -53,13 +53,13 @@ def curves(method: CoSpaDi, weights: Sequence[Tensor], stats: Sequence[Statistic
     if len(weights) > 1 and side is Coded.INPUTS:
         pairs = zip(weights, stats, strict=True)
         return [found for w, own in pairs for found in curves(method, [w], [own])]
-    lines = stacked(weights, stats[0], side, method.damping).lines()
-    n_lines = _counts(weights, lines)
+    stack = stacked(weights, stats[0], side, method.damping)
+    lines = stack.lines()
     sizes = sorted({_atoms_for(share, lines, method.ratio) for share in SHARES})
-    lost = [_split(lines.lost(*_coded(method, lines, k)), n_lines) for k in sizes]
+    lost = [_split(lines.lost(*_coded(method, lines, k)), stack) for k in sizes]
     # A larger dictionary could do what a smaller one does.
     falling = list(zip(*(accumulate(each, min) for each in zip(*lost, strict=True)), strict=True))
-    energies = _split((lines.goal * lines.target).sum(1), n_lines)
+    energies = _split((lines.goal * lines.target).sum(1), stack)
     return [
         Survey(
             points=tuple((k, each[number]) for k, each in zip(sizes, falling, strict=True)),
@@ -119,13 +119,11 @@ def _side(method: CoSpaDi, weights: Sequence[Tensor]) -> Coded:
     return side_of(method, sum(len(weight) for weight in weights), weights[0].shape[1])
 
 
-def _counts(weights: Sequence[Tensor], lines: Lines) -> list[int]:
-    """How many of the stacked lines each weight has."""
-    return [len(weight) for weight in weights] if len(weights) > 1 else [len(lines.target)]
-
-
-def _split(lost_n: Tensor, n_lines: Sequence[int]) -> list[float]:
-    return [max(float(part.sum()), 0.0) for part in lost_n.double().split(list(n_lines))]
+def _split(lost_n: Tensor, stack: Stacked) -> list[float]:
+    """What the lines of each weight have, in the weight's own scale."""
+    n_lines = [len(weight) for weight in stack.weights] if len(stack.weights) > 1 else [len(lost_n)]
+    parts = zip(lost_n.double().split(n_lines), stack.scales, strict=True)
+    return [max(float(part.sum()), 0.0) / scale**2 for part, scale in parts]
 
 
 def _atoms_for(share: float, lines: Lines, ratio: float) -> int:

@@ -16,16 +16,18 @@ OUTLIER_RIDGE = 1e-3
 
 @contextmanager
 def rough_products() -> Iterator[None]:
-    """Within it, fp32 matrix products may keep 8 bits of their factors (bf16, TF32) where that is faster.
+    """Within it, fp32 matrix products on CUDA devices may keep 10 bits of their factors (TF32).
 
-    For steps whose result is fitted again. On processors without such units they are as exact as ever.
+    For steps whose result is fitted again. On CPUs they are as exact as ever: those with units for bf16 would be done
+    with a dictionary in 0.6 to 0.9 of the time, 0.3 to 0.9 % worse, but the result would depend on the processor and
+    on how many lines are worked on at a time.
     """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def add_ridge_(gram_ii: Tensor, damping: float) -> Tensor:

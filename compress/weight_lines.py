@@ -1,7 +1,8 @@
 """From weights with one dictionary to the lines that are coded, and from codes back to the best dictionary.
 
-Weights of one input share its Gram. Those of several inputs, the like of one another in blocks in a row, are each
-measured by their own, in shares of what they put out, so that no block outweighs the others.
+Weights of one input share its Gram; those of several inputs, the like of one another in blocks in a row, are each
+measured by their own. Every weight counts by its relative error: its lines are scaled so that all have the same energy
+of outputs, or the largest would take the dictionary for itself and leave the others what it happens to hold.
 
 Shapes: o = out_features, i = in_features, n = lines, k = atoms, b = inputs.
 """
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from calibration.stats import Gram, Statistics
-from compress.coding import Coded, CoupledLines, FreeLines, Lines, Steps, solved
+from compress.coding import TINY, Coded, CoupledLines, FreeLines, Lines, Steps, solved
 from compress.dictionary import lengths_of
 from compress.forms import Along
 from compress.linalg import add_ridge_, cholesky, output_energy
@@ -41,16 +42,47 @@ class Stacked(ABC):
         self.inputs = [(list(part), own) for part, own in stats.by_input(self.weights)]
 
     @cached_property
-    def shares(self) -> list[float]:
-        """What a unit of squared error counts for each input: 1 if it is the only one."""
-        if len(self.inputs) == 1:
-            return [1.0]
-        energies = [
-            sum(output_energy(weight, own[Gram].mean_ii()) for weight in part)
+    def _energies(self) -> list[list[float]]:
+        """Of what each weight puts out, ||W X^T||_F^2 for a mean row of X, by input."""
+        return [
+            [output_energy(weight, own[Gram].mean_ii()) for weight in part]
             for part, own in self.inputs
         ]
-        mean = sum(energies) / len(energies)
-        return [mean / energy if energy > 0 else 1.0 for energy in energies]
+
+    @cached_property
+    def shares(self) -> list[float]:
+        """What each input's Gram is multiplied by: 1 if it is the only one, or weights of norm 1 put out as much."""
+        if len(self.inputs) == 1:
+            return [1.0]
+        means = [
+            sum(
+                energy / max(squared_norm(weight), TINY)
+                for weight, energy in zip(part, own, strict=True)
+            )
+            / len(part)
+            for (part, _), own in zip(self.inputs, self._energies, strict=True)
+        ]
+        return [1 / mean if mean > 0 else 1.0 for mean in means]
+
+    @cached_property
+    def scales(self) -> list[float]:
+        """What each weight is multiplied by, so that all put out as much: 1 if it is the only one, or zero."""
+        if len(self.weights) == 1:
+            return [1.0]
+        energies = [
+            share * energy
+            for share, own in zip(self.shares, self._energies, strict=True)
+            for energy in own
+        ]
+        return [energy**-0.5 if energy > 0 else 1.0 for energy in energies]
+
+    def scaled(self) -> list[Tensor]:
+        """The weights, each times its scale."""
+        return [w * scale for w, scale in zip(self.weights, self.scales, strict=True)]
+
+    def counted(self, codes: Sequence[Tensor]) -> list[Tensor]:
+        """Each weight's codes as those of its scaled weight: fp64."""
+        return [own.double() * scale for own, scale in zip(codes, self.scales, strict=True)]
 
     def metrics(self) -> list[Tensor]:
         """The damped Gram of each input, in its share: (i, i), fp64."""
@@ -81,16 +113,17 @@ class OfOutputs(Stacked):
     def lines(self) -> Lines:
         """In the metric of the one input, or in the mean of all metrics."""
         if len(self.inputs) == 1:
-            return FreeLines(torch.cat(self.weights) @ whitening(self.inputs[0][1], self.damping))
+            return FreeLines(torch.cat(self.scaled()) @ whitening(self.inputs[0][1], self.damping))
         chol_ii = cholesky(total(self.metrics())).float()
-        return FreeLines(torch.cat(self.weights) @ chol_ii)
+        return FreeLines(torch.cat(self.scaled()) @ chol_ii)
 
     def codes(self, codes_nk: Tensor, s: int, pattern: Pattern) -> list[Tensor]:
-        """Of several inputs each weight's are found again, from there, in its own metric."""
-        parts = list(codes_nk.split([len(weight) for weight in self.weights]))
+        """Their scale taken back; of several inputs each weight's are found again, from there, in its own metric."""
+        found = codes_nk.split([len(weight) for weight in self.weights])
+        parts = [part / scale for part, scale in zip(found, self.scales, strict=True)]
         if len(self.inputs) == 1:
             return parts
-        stack, codes = torch.cat(self.weights).double(), codes_nk.double()
+        stack, codes = torch.cat(self.scaled()).double(), codes_nk.double()
         atoms_ki = solved(codes.T @ codes, codes.T @ stack).float()
         metrics = [whitening(own, self.damping) for part, own in self.inputs for _ in part]
         return [
@@ -100,15 +133,17 @@ class OfOutputs(Stacked):
 
     def dictionary(self, codes: Sequence[Tensor]) -> Tensor:
         """Under one metric (Z^T Z)^-1 Z^T W: the inputs drop out."""
-        together, weight = torch.cat(list(codes)).double(), torch.cat(self.weights).double()
+        weights = [weight.double() for weight in self.scaled()]
+        together, weight = torch.cat(self.counted(codes)), torch.cat(weights)
         common = solved(together.T @ together, together.T @ weight)
         if len(self.inputs) == 1:
             return common
         normals, rights, metrics = [], [], self.metrics()
-        parts = together.split([sum(map(len, part)) for part, _ in self.inputs])
-        for (part, _), own, gram_ii in zip(self.inputs, parts, metrics, strict=True):
+        n_lines = [sum(map(len, part)) for part, _ in self.inputs]
+        parts = zip(together.split(n_lines), weight.split(n_lines), metrics, strict=True)
+        for own, part, gram_ii in parts:
             normals.append(own.T @ own)
-            rights.append(own.T @ torch.cat(part).double() @ gram_ii)
+            rights.append(own.T @ part @ gram_ii)
         return under_all(common, normals, metrics, total(rights))
 
 
@@ -119,31 +154,32 @@ class OfInputs(Stacked):
 
     def lines(self) -> Lines:
         """Scaled to inputs of one size, so that the penalty of ADMM suits all."""
-        scaled = [self._scaled(own) for _, own in self.inputs]
-        target = torch.cat([(w * r).T for w, r in zip(self.weights, self._roots(), strict=True)])
+        scaled = [self._of_one_size(own) for _, own in self.inputs]
+        target = torch.cat([(w * r).T for w, r in zip(self.scaled(), self._roots(), strict=True)])
         return CoupledLines(target, [gram for gram, _, _ in scaled], [eig for _, _, eig in scaled])
 
     def codes(self, codes_nk: Tensor, s: int, pattern: Pattern) -> list[Tensor]:  # noqa: ARG002
         """Their lines' scale taken back."""
-        roots = self._roots()
+        roots = [root * scale for root, scale in zip(self._roots(), self.scales, strict=True)]
         parts = codes_nk.split([len(root) for root in roots])
         return [part / root[:, None] for part, root in zip(parts, roots, strict=True)]
 
     def dictionary(self, codes: Sequence[Tensor]) -> Tensor:
         """(sum of Z G Z^T)^-1 (sum of Z G W^T), transposed."""
-        images = [own.double() @ gram for own, gram in zip(codes, self.metrics(), strict=True)]
-        normals = [image @ own.double().T for image, own in zip(images, codes, strict=True)]
-        rights = [image @ w.double().T for image, w in zip(images, self.weights, strict=True)]
+        counted = self.counted(codes)
+        images = [own @ gram for own, gram in zip(counted, self.metrics(), strict=True)]
+        normals = [image @ own.T for image, own in zip(images, counted, strict=True)]
+        rights = [image @ w.double().T for image, w in zip(images, self.scaled(), strict=True)]
         return solved(total(normals), total(rights)).T
 
     def _roots(self) -> list[Tensor]:
-        """What the lines of each weight are multiplied by: (i,)."""
+        """What the lines of each scaled weight are multiplied by: (i,)."""
         return [
-            share**0.5 * self._scaled(own)[1]
+            share**0.5 * self._of_one_size(own)[1]
             for share, (_, own) in zip(self.shares, self.inputs, strict=True)
         ]
 
-    def _scaled(self, stats: Statistics) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def _of_one_size(self, stats: Statistics) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """The Gram with a diagonal of ones, the roots of the one it had, and its eigendecomposition."""
 
         def make() -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
@@ -213,6 +249,11 @@ def under_all(
         before, square = square, float((residual * guess).sum())
         direction = guess + square / before * direction
     return atoms
+
+
+def squared_norm(weight_oi: Tensor) -> float:
+    """||W||_F^2."""
+    return float(weight_oi.double().square().sum())
 
 
 def total(tensors: Sequence[Tensor]) -> Tensor:

@@ -61,11 +61,14 @@ def test_more_atoms_are_never_said_to_lose_more():
 
 def test_layers_that_share_a_dictionary_have_their_own_parts_of_its_error():
     weights, stats = [weight(64, 48), weight(16, 48, seed=1)], statistics(inputs(48))
+    energies = [output_energy(w, stats[Gram].mean_ii()) for w in weights]
     parts = curves(BY_ERRORS, weights, [stats, stats])
-    [whole] = curves(BY_ERRORS, [torch.cat(weights)], [stats])
+    scaled = [w * energy**-0.5 for w, energy in zip(weights, energies, strict=True)]
+    [whole] = curves(BY_ERRORS, [torch.cat(scaled)], [stats])
     assert [k for k, _ in parts[0].points] == [k for k, _ in whole.points]
     for one, other, both in zip(parts[0].points, parts[1].points, whole.points, strict=True):
-        assert one[1] + other[1] == pytest.approx(both[1], rel=1e-4)
+        assert one[1] / energies[0] + other[1] / energies[1] == pytest.approx(both[1], rel=1e-3)
+    assert [part.energy for part in parts] == pytest.approx(energies, rel=0.05)  # the ridge besides
 
 
 @pytest.mark.parametrize("shape", [(96, 48), (48, 96)])
