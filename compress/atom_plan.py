@@ -98,6 +98,11 @@ class AtomPlanner:
         shapes = [layer.shape for layer in group.values()]
         n_bytes = share * sum(layer.n_bytes for layer in group.values())
         k = settled.atoms or most_atoms(settled, shapes, n_bytes)
+        if k > n_lines(settled, shapes):
+            raise RecipeError(
+                f"method.atoms: {k} for the {n_lines(settled, shapes)} {settled.coded} of {', '.join(group)}, of which "
+                "each could be an atom; fewer, or --exclude the layer"
+            )
         if k == 0:
             raise RecipeError(
                 f"method.keep: {share:.3g} of the bytes of {', '.join(group)} {shapes[0]} does not pay for "
@@ -174,9 +179,15 @@ def _sides(group: Mapping[str, LayerShape]) -> tuple[int, int]:
     return sum(o for o, _ in shapes) // n_blocks, shapes[0][1]
 
 
+def n_lines(method: CoSpaDi, shapes: Sequence[tuple[int, int]]) -> int:
+    """What has a code each in layers with one dictionary, its side settled."""
+    return sum(o if method.coded is Coded.OUTPUTS else i for o, i in shapes)
+
+
 def most_atoms(method: CoSpaDi, shapes: Sequence[tuple[int, int]], n_bytes: float) -> int:
-    """The most atoms, a multiple of 4, that so many bytes pay for; 0 if for none."""
-    low, high = 0, MOST_ATOMS * max(map(max, shapes)) // ATOM_MULTIPLE
+    """The most atoms, a multiple of 4, that so many bytes pay for, one a line at most; 0 if for none."""
+    most = min(MOST_ATOMS * max(map(max, shapes)), n_lines(method, shapes))
+    low, high = 0, most // ATOM_MULTIPLE
     while low < high:
         middle = (low + high + 1) // 2
         fits = method.bytes_of(shapes, middle * ATOM_MULTIPLE) <= n_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -163,14 +164,19 @@ class Repair(PathOptions, ABC):
         second: Sequence[Form],
         stats: Statistics,
     ) -> list[Form]:
-        """Of two forms for each target (o, i) that which errs less."""
-        chosen = []
+        """Of two forms for each target (o, i) that which errs less; all of one round where they share a dictionary."""
+        shares = []
         for part, own in stats.by_input(list(zip(targets, first, second, strict=True))):
             moments_ii = self.moments(own)
             for target, *forms in part:
                 left = [output_energy(target - form.dense(), moments_ii) for form in forms]
-                chosen.append(forms[left.index(min(left))])
-        return chosen
+                most = max(left)
+                shares.append([each / most if most > 0 else 1.0 for each in left])
+        if self.base.joins_layers:
+            sums = [math.fsum(each) for each in zip(*shares, strict=True)]
+            return list(first if sums[0] <= sums[1] else second)
+        triples = zip(shares, first, second, strict=True)
+        return [one if before <= after else other for (before, after), one, other in triples]
 
     def targets(self, weights: Sequence[Tensor], stats: Statistics) -> list[Tensor]:
         """What bases and paths are to come to: the weights (o, i), or what gives the original's outputs. fp64."""

