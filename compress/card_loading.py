@@ -5,6 +5,7 @@ from pathlib import PurePosixPath
 
 from calibration.heads import AUTO_CLASSES, Head
 from compress.card_metadata import base_name
+from compress.path_options import VLLM_RANKS
 from compress.report import ExportReport, Report
 
 _LOAD_NATIVE = """
@@ -25,7 +26,7 @@ Without the toolkit, `from_pretrained("{folder}", trust_remote_code=True)` runs 
 """
 
 _LOAD_GPTQ = """
-As GPTQ, for transformers with gptqmodel, and for vLLM:
+As GPTQ, for transformers with gptqmodel:
 
 ```python
 from transformers import {auto}, AutoTokenizer
@@ -34,6 +35,12 @@ model = {auto}.from_pretrained("{folder}", device_map="auto")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 """
+
+_SERVE = """
+With vLLM: `vllm serve {folder}{lora}`.
+"""
+
+_LORA = " --enable-lora --max-lora-rank {most} --lora-modules repaired={adapter}"
 
 _LOAD_BESIDE = """
 The low-rank repair is a PEFT adapter beside it; without it the model is the unrepaired one:
@@ -66,9 +73,6 @@ from transformers import {auto}
 model = {auto}.from_pretrained("{base}"{revision})
 model = PeftModel.from_pretrained(model, "{folder}")
 ```
-
-For vLLM it is a LoRA that is always on: `--enable-lora --lora-modules repaired={folder}`, with `--max-lora-rank` not
-below its rank.
 """
 
 _LOADING: Mapping[str, str] = {
@@ -93,11 +97,29 @@ def loading(report: Report, own: ExportReport | None) -> Iterator[str]:
         yield text.format(folder=folder, auto=auto, base=base, revision=revision).strip()
         if export.adapter is not None and export.adapter != export.folder:
             yield _LOAD_BESIDE.format(folder=_folder(export.adapter, root)).strip()
+        stands_on = (
+            report.base.format if report.base and export.format == "adapter" else export.format
+        )
+        if stands_on != "native" and report.head == Head.NEXT_TOKEN:
+            yield _serving(report, export, base or folder, root)
         yield (
             f"Loaded again in a fresh process, its logits differed from those of the compressed "
             f"model by {export.relative_difference:.1e} (relative, tolerance "
             f"{export.tolerance:.0e}) and agreed on {export.top1_agreement:.1%} of the top tokens."
         )
+
+
+def _serving(report: Report, export: ExportReport, folder: str, root: str) -> str:
+    """With vLLM, which takes an adapter as a LoRA of a rank that it knows."""
+    if export.adapter is None:
+        return _SERVE.format(folder=folder, lora="").strip()
+    rank = max((layer.rank or 0 for layer in report.layers), default=0)
+    most = next((each for each in VLLM_RANKS if each >= rank), None)
+    if most is None:
+        return f"vLLM serves no adapter of rank {rank}; {VLLM_RANKS[-1]} is its most."
+    lora = _LORA.format(most=most, adapter=_folder(export.adapter, root))
+    told = _SERVE.format(folder=folder, lora=lora).strip()
+    return f'{told} Requests for the repaired model name "repaired".'
 
 
 def _folder(folder: str, root: str) -> str:

@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from compress.report import Comparison
-from eval.paired import LEVEL, Interval, PairedChange, corrected, perplexity_ratio, task_change
+from eval.paired import (
+    LEAST_VALUES,
+    LEVEL,
+    Interval,
+    PairedChange,
+    corrected,
+    perplexity_ratio,
+    task_change,
+)
 from eval.scores import TaskScore, primary
 
 INTERVAL_NAME = f"{LEVEL:.0%} interval"
@@ -41,7 +49,7 @@ def task_changes(scores: Comparison) -> list[tuple[TaskScore, PairedChange]]:
 
 def correction_text(scores: Comparison) -> str:
     """What the verdicts on tasks are corrected for; empty where at most one was tested."""
-    n = sum(before.n_items > 1 for before, _ in _paired(scores))
+    n = sum(before.n_items >= LEAST_VALUES for before, _ in _paired(scores))
     if n < 2:
         return ""
     return f"Verdicts on tasks are corrected for there being {n} of them (Holm 1979)."

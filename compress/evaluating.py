@@ -127,11 +127,13 @@ def compare_with(
         _footprint(original, export, after, n_parameters, progress),
     )
     unpack(after)
+    text = None if original.windows is None else original.windows.sha256
     if original.head is not Head.NEXT_TOKEN:
         scores = _whole(original.windows, before, after, progress)
         return Comparison(
             before=Scores(None, scores[0], footprints[0]),
             after=Scores(None, scores[1], footprints[1]),
+            text_sha256=text,
         )
     fidelity = _fidelity(original.windows, before, after, progress)
     tasks = _tasks(before, original, recipe, progress) if known is None else known.tasks
@@ -139,6 +141,7 @@ def compare_with(
         before=Scores(fidelity[0], tasks, footprints[0]),
         after=Scores(fidelity[1], _tasks(after, original, recipe, progress), footprints[1]),
         samples=sample(before, after, original.tokenizer, progress=progress),
+        text_sha256=text,
     )
 
 

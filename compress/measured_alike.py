@@ -59,7 +59,11 @@ def _fields(reports: Mapping[str, Report]) -> dict[str, Field]:
     fields: dict[str, Field] = {
         "reference model": lambda it: f"{it.model} ({it.fingerprint[:_FINGERPRINT_DIGITS]})"
     }
-    for option in ("eval_text", "eval_windows", "seq_len"):
+    hashes_known = all(
+        it.scores and it.scores.text_sha256 for it in reports.values() if _reads_text(it)
+    )
+    fields["eval_text"] = _if_read(_text if hashes_known else _option("eval_text"))
+    for option in ("eval_windows", "seq_len"):
         fields[option] = _if_read(_option(option))
     fields["tokens of eval_text"] = _n_tokens
     fields["lm-eval"] = _if_asked(lambda it: it.environment.versions.get("lm_eval", "unknown"))
@@ -107,6 +111,12 @@ def _tasks(report: Report) -> tuple[str, ...]:
     if report.scores is None:
         return ()
     return tuple(dict.fromkeys(score.task for score in report.scores.after.tasks))
+
+
+def _text(report: Report) -> str | None:
+    """What was read, wherever it was found."""
+    text = None if report.scores is None else report.scores.text_sha256
+    return None if text is None else f"tokens of sha256 {text[:_FINGERPRINT_DIGITS]}"
 
 
 def _n_tokens(report: Report) -> str | None:

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from calibration.heads import Head
 from compress.environment import Environment
 from compress.errors import CheckpointError
+from compress.recorded_recipe import refuse_unreadable
 from eval.samples import Sample
 from eval.scores import Scores
 
@@ -131,6 +132,8 @@ class Comparison:
     after: Scores
     samples: tuple[Sample, ...] = field(default=(), metadata={"later": LATER})
     """What both wrote after the same prompts; empty for models that write nothing."""
+    text_sha256: str | None = field(default=None, metadata={"later": LATER})
+    """Of the token ids of the held-out text that both read; None without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +192,7 @@ class Report:
         """The report in the text of a report.json.
 
         Raises:
-            CheckpointError: not JSON, another schema, or a key that is unknown, missing or wrong.
+            CheckpointError: not JSON, another schema, a key that is unknown, missing or wrong, or no recipe.
         """
         try:
             data = json.loads(text)
@@ -203,6 +206,7 @@ class Report:
         if schema != SCHEMA:
             raise CheckpointError(f"report.schema: {schema!r}; this version reads {SCHEMA}")
         report: Report = decode(cls, data, "report")
+        refuse_unreadable(report.recipe, "report.recipe")
         return report
 
     @classmethod

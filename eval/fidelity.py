@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from eval.errors import EvalError
 from eval.logits import LogitPieces, check_finite, vocabulary
-from eval.scores import Fidelity, WindowSums, no_progress
+from eval.scores import Fidelity, WindowSums, exp_of_nats, no_progress
 
 Progress = Callable[[str, int, int], None]
 
@@ -49,7 +49,7 @@ def compare(
 
     Raises:
         EvalError: no windows, windows of fewer than 2 tokens, ids or vocabularies that do not fit,
-            NaN or infinite logits (the message names the model and the window).
+            NaN or infinite logits (the message names the model and the window), a perplexity beyond all numbers.
     """
     batches = list(batches)
     _check(batches, {"original": reference, "compressed model": model})
@@ -109,7 +109,7 @@ def _ratio(sums: Sequence[float], counts: Sequence[int]) -> tuple[float, float |
 def _perplexity(nlls: Sequence[float], counts: Sequence[int]) -> tuple[float, float | None]:
     """exp of the mean negative log-likelihood; the error is carried through by its derivative."""
     mean, stderr = _ratio(nlls, counts)
-    perplexity = math.exp(mean)
+    perplexity = exp_of_nats(mean)
     return perplexity, None if stderr is None else perplexity * stderr
 
 

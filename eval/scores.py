@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from eval.errors import EvalError
 
+MOST_NATS = 700.0
+"""Nats a token whose perplexity a double can hold; a guess among 100,000 tokens costs 12."""
 LATER = "not in the scores of earlier versions, which had what is its default"
 
 
@@ -96,6 +98,16 @@ class Scores:
 
 def no_progress(stage: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
+
+
+def exp_of_nats(nats: float) -> float:
+    """The perplexity, or the ratio of two, of so many nats a token. Raises EvalError above `MOST_NATS`."""
+    if nats > MOST_NATS:
+        raise EvalError(
+            f"fidelity: {nats:.4g} nats a token, of which no perplexity can be told (at most {MOST_NATS:.0f}); the "
+            "model is broken: look at the layers' errors"
+        )
+    return math.exp(nats)
 
 
 def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:

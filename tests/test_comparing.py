@@ -15,7 +15,7 @@ from reports import make_report
 from compress.cli import main
 from compress.comparing import Differences, Run, compare_runs, load_runs
 from compress.errors import CheckpointError, ComparisonError
-from compress.report import Comparison, Report
+from compress.report import Report
 from compress.report_formats import comparison_csv, comparison_markdown
 from eval.scores import Scores
 
@@ -37,7 +37,7 @@ def with_tasks(report: Report, **changes: Any) -> Report:
         replace(each, tasks=tuple(replace(task, **changes) for task in each.tasks))
         for each in (report.scores.before, report.scores.after)
     ]
-    return replace(report, scores=Comparison(before=both[0], after=both[1]))
+    return replace(report, scores=replace(report.scores, before=both[0], after=both[1]))
 
 
 def with_tokens(report: Report) -> Report:
@@ -86,6 +86,20 @@ def test_runs_that_were_measured_differently_are_refused_with_the_field(
     told = compare_runs(there, Differences.TELL)
     assert [each.text for each in told.differences] == [str(caught.value).splitlines()[1].strip()]
     assert [each.label for each in told.originals] == ["original of a", "original of b"]
+
+
+def test_a_text_that_was_known_by_what_it_says_may_lie_anywhere() -> None:
+    def read(text: str, sha256: str | None) -> Report:
+        there = with_recipe(make_report(), eval_text=text)
+        assert there.scores is not None
+        return replace(there, scores=replace(there.scores, text_sha256=sha256))
+
+    same, other = "a" * 64, "b" * 64
+    compare_runs(runs(a=read("x.txt", same), b=read("y.txt", same)), Differences.REFUSE)
+    with pytest.raises(ComparisonError, match="eval_text: tokens of sha256 aaaaaaaaaaaa in a, "):
+        compare_runs(runs(a=read("x.txt", same), b=read("x.txt", other)), Differences.REFUSE)
+    with pytest.raises(ComparisonError, match=r"eval_text: x\.txt in a, y\.txt in b"):
+        compare_runs(runs(a=read("x.txt", same), b=read("y.txt", None)), Differences.REFUSE)
 
 
 def test_how_a_model_was_compressed_is_no_difference() -> None:
@@ -156,6 +170,20 @@ def test_a_broken_report_is_refused_by_the_name_of_its_file(tmp_path: Path) -> N
     (folders[1] / "report.json").write_text('{"schema": 1, "layers": ', encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"b/report\.json: report: not JSON"):
         load_runs(folders)
+
+
+@pytest.mark.parametrize("name", ["report.json", "report.html"])
+def test_a_runs_own_report_is_replaced_by_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    a, b = (str(write(tmp_path / each, make_report())) for each in "ab")
+    out = Path(a) / name
+    assert main(["report", a, "--out", str(out)]) == 0
+    before = out.read_text(encoding="utf-8")
+    for others in ([a, b], [b]):
+        assert main(["report", *others, "--out", str(out)]) == 2
+        assert "is the report of the run in" in capsys.readouterr().err
+    assert out.read_text(encoding="utf-8") == before
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", '"report"'])

@@ -209,6 +209,17 @@ def test_an_item_alone_has_no_interval() -> None:
     assert perplexity_ratio(window, window).verdict == TOO_FEW
 
 
+@pytest.mark.parametrize("n", [5, 6])
+def test_fewer_than_six_values_are_too_few_to_tell(n: int) -> None:
+    """Five of one sign may come by chance once in sixteen times, six once in 32."""
+    tells = n == 6
+    steps = [0.1 * number for number in range(1, n + 1)]
+    found = task_change(score([0.0] * n), score(steps))
+    assert (found.interval is not None) == (found.verdict != TOO_FEW) == tells
+    ratio = perplexity_ratio(fidelity([20.0] * n, [10] * n), fidelity([30.0] * n, [10] * n))
+    assert (ratio.interval is not None) == (ratio.verdict != TOO_FEW) == tells
+
+
 def test_answers_that_did_not_change_leave_room_for_some_that_would() -> None:
     before, after = answers(60, 0, 0, 40)
     found = task_change(before, after)
@@ -218,7 +229,7 @@ def test_answers_that_did_not_change_leave_room_for_some_that_would() -> None:
 
 
 def test_equal_shares_have_an_interval_without_width() -> None:
-    before, after = score([0.25, 0.5, 0.75]), score([0.5, 0.75, 1.0])
+    before, after = score([0.25, 0.5] * 3), score([0.5, 0.75] * 3)
     found = task_change(before, after)
     assert found.p_value is None
     assert found.interval is not None

@@ -74,6 +74,15 @@ def test_a_report_of_an_earlier_version_is_of_a_language_model(report: Report) -
         ("scores.after.tasks.0.n_items", 1.5, "report.scores.after.tasks[0].n_items: 1.5"),
         ("environment", [], "report.environment: [] is no object"),
         ("notes", "one", "report.notes: 'one' does not fit"),
+        ("recipe.tasks", ..., "report.recipe: missing tasks"),
+        ("recipe.tasks", [1], "report.recipe.tasks: 1 is no name of a task"),
+        ("recipe.eval_windows", "all", "report.recipe.eval_windows: 'all' is not a number"),
+        ("recipe.method.name", ..., "report.recipe.method: missing name"),
+        (
+            "recipe.method.base",
+            "gptq",
+            "report.recipe.method.base: 'gptq' is no method with a name",
+        ),
     ],
 )
 def test_another_schema_is_refused_with_the_path(
@@ -154,6 +163,18 @@ def test_the_code_in_the_card_is_python_and_names_every_export(report: Report) -
         ast.parse(block)
     named = set(re.findall(r'"THIS_FOLDER/([\w/]+)"', "".join(blocks)))
     assert named == {"native", "gptq", "gptq/adapter", "dense"}
+
+
+def test_the_card_says_how_vllm_serves_what_it_can(report: Report) -> None:
+    first, *others = report.layers
+    report = replace(report, layers=(replace(first, rank=48), *others))
+    served = re.findall(r"`vllm serve ([^`]+)`", model_card(report))
+    assert served == [
+        "THIS_FOLDER/gptq --enable-lora --max-lora-rank 64 --lora-modules repaired=THIS_FOLDER/gptq/adapter",
+        "THIS_FOLDER/dense",
+    ]
+    report = replace(report, layers=(replace(first, rank=600), *others))
+    assert "vLLM serves no adapter of rank 600; 512 is its most." in model_card(report)
 
 
 def test_the_card_of_an_export_is_about_that_export_alone(report: Report) -> None:

@@ -26,6 +26,9 @@ from compress.report_formats import (
 )
 from compress.summary import rows
 
+_OWN = ("report.json", "report.html", "README.md")
+"""What a run itself writes into its folder."""
+
 
 class Format(Enum):
     """What a report is written as."""
@@ -64,6 +67,8 @@ def _report(given: list[str]) -> None:
     if known.out is not None and chosen is not None:
         refuse_place("--out", known.out, _written(chosen))
     runs = load_runs(known.folders)
+    if known.out is not None:
+        _refuse_runs_own(known.out, runs)
     if chosen is None:
         _show(runs, known.differences)
         return
@@ -72,6 +77,16 @@ def _report(given: list[str]) -> None:
         print(text, end="")
     else:
         write_whole(known.out, text)
+
+
+def _refuse_runs_own(out: Path, runs: Sequence[Run]) -> None:
+    """A run's own report is replaced by nothing but that run's report."""
+    folder = out.absolute().parent.resolve()
+    own = [run.folder.resolve() for run in runs] == [folder]
+    if out.name in _OWN and (folder / _OWN[0]).is_file() and not own:
+        raise RecipeError(
+            f"--out: {out} is the report of the run in {out.parent}, and this is another; name another file"
+        )
 
 
 def _format(named: str | None, out: Path | None) -> Format | None:
