@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from compress.anchoring import Anchoring
 from compress.atom_plan import Share, Spread
 from compress.code_storage import AtomDtype, CodeBits
 from compress.compressor import Compressor
@@ -34,6 +35,8 @@ class Repaired:
     base_name: str
     base: Compressor
     method: Compressor
+    propagate: str | None = None
+    """The inputs that it is fitted on, where not those that all rows share."""
 
 
 Row = Compressor | Repaired | None
@@ -107,12 +110,15 @@ def dictionaries() -> dict[str, Row]:
 
 
 RANKS, ROUNDS = (32, 64, 128), 4
+EXTRAS_AT = 64
+"""The rank at which what EoRA can do besides is measured."""
 EQUAL_SHARES = {32: 0.3194, 64: 0.3654, 128: 0.4575}
 """Share of the demo's 32-bit weights that 2:4 in 16 bits and a path of this rank in 16 bits take together."""
 
 
 def compensated() -> dict[str, Row]:
-    """In the manner of EoRA's paper: checkpoints, each repaired five ways at three ranks, and what has their bytes."""
+    """In the manner of EoRA's paper: checkpoints, each repaired three ways at three ranks, EoRA's extras at one, and
+    what has their bytes."""
     half = {"pattern": Pattern.TWO_OF_FOUR, "value_dtype": FactorDtype.BFLOAT16}
     bases: dict[str, Compressor] = {
         "SparseGPT 2:4": SparseGPT(**half),
@@ -131,10 +137,16 @@ def compensated() -> dict[str, Row]:
         for rank in RANKS:
             for label, repair in {"SVD": SVDResidual, "LQER": LQER, "EoRA": EoRA}.items():
                 rows[f"{name} + {label} {rank}"] = Repaired(name, base, repair(rank=rank))
-            fisher = EoRA(rank=rank, output_side=OutputSide.FISHER)
-            rows[f"{name} + EoRA {rank} by outputs too"] = Repaired(name, base, fisher)
-            turns = EoRA(base=base, rank=rank, base_rounds=ROUNDS)
-            rows[f"{name} and EoRA {rank} in turns"] = turns
+        fisher = EoRA(rank=EXTRAS_AT, output_side=OutputSide.FISHER)
+        rows[f"{name} + EoRA {EXTRAS_AT} by outputs too"] = Repaired(name, base, fisher)
+        for label, anchor in {
+            "on moved inputs": Anchoring.NONE,
+            "anchored": Anchoring.DENSE,
+        }.items():
+            repair = EoRA(rank=EXTRAS_AT, anchor=anchor)
+            rows[f"{name} + EoRA {EXTRAS_AT} {label}"] = Repaired(name, base, repair, "block")
+        turns = EoRA(base=base, rank=EXTRAS_AT, base_rounds=ROUNDS)
+        rows[f"{name} and EoRA {EXTRAS_AT} in turns"] = turns
     for (bits, rank), (more, group) in EQUAL_BYTES.items():
         name = f"{more}-bit GPTQ g{group} (bytes of {bits}-bit + {rank})"
         rows[name] = GPTQ(bits=more, group_size=group)
