@@ -30,6 +30,12 @@ def planned(kind: type[Factorisation], shape: tuple[int, int], **options: object
     return kind(**options).plan({"layer": layer})["layer"]
 
 
+def definite(n_inputs):
+    """Inputs whose Gram in fp32 needs no ridge, whatever rounds it: some noise in every direction."""
+    x = inputs(n_inputs)
+    return x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(9))
+
+
 def lost(w, form, stats):
     """The mean over tokens of the squared error of the outputs."""
     error, gram = w.double() - form.dense().double(), stats[Gram].mean_ii()
@@ -49,7 +55,7 @@ def test_full_rank_is_exact(kind, shape):
 
 @pytest.mark.parametrize("shape", SHAPES[:3])
 def test_the_loss_of_svd_llm_is_the_tail_of_the_whitened_spectrum(shape):
-    w, stats = weight(*shape), statistics(inputs(shape[1]))
+    w, stats = weight(*shape), statistics(definite(shape[1]))
     [form] = planned(SVDLLM, shape, rank=8, damping=0.0).compress([w], stats)
     gram = stats[Gram].mean_ii()
     tail = torch.linalg.svdvals(w.double() @ cholesky(gram))[8:].square().sum()
@@ -80,14 +86,14 @@ def test_centring_never_loses_more(shape):
     w, stats = weight(*shape), statistics(x)
     for rank in (1, 4, 16):
         centred, plain = (
-            lost(w, planned(kind, shape, rank=rank, damping=1e-9).compress([w], stats)[0], stats)
+            lost(w, planned(kind, shape, rank=rank, damping=1e-6).compress([w], stats)[0], stats)
             for kind in (LoRD, SVDLLM)
         )
         assert centred <= plain * (1 + 1e-6)
 
 
 def test_the_loss_of_lord_is_the_tail_of_the_outputs_covariance_and_its_mean_is_exact():
-    x = inputs(64) + 2
+    x = definite(64) + 2
     w, stats = weight(48, 64), statistics(x)
     [form] = planned(LoRD, (48, 64), rank=8, damping=0.0).compress([w], stats)
     y = x.double() @ w.double().T

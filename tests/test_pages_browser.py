@@ -34,8 +34,8 @@ pytestmark = [
 # A window cannot be as narrow as a phone, a frame in it can.
 FRAME = """<!doctype html><body><iframe src="page.html" style="width:WIDTHpx;height:900px;border:0"></iframe><script>
 const look = () => {
-  const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
-  if (!root.dataset.charts) return setTimeout(look, 50);
+  const page = document.querySelector("iframe").contentDocument, root = page?.documentElement;
+  if (!root?.dataset.charts) return setTimeout(look, 50);
   const charts = [...page.querySelectorAll("[data-chart]")];
   document.body.dataset.found = JSON.stringify({
     state: root.dataset.charts,
