@@ -10,6 +10,7 @@ from compress.report import Comparison, ExportReport, Report
 from eval.scores import Fidelity, Footprint, Scores, TaskScore, primary
 
 NOTHING = "-"
+_RUN_AWAY = 1e6
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,16 @@ def counted(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
+def decimal(value: float, digits: int) -> str:
+    """With so many digits after the point: "27.80"; where a model has run away, in short: "2.49e+08"."""
+    return f"{value:.{digits}f}" if abs(value) < _RUN_AWAY else f"{value:.2e}"
+
+
 def with_error(value: float | None, stderr: float | None, digits: int) -> str:
     """A value and its standard error: "27.80 ± 0.12"."""
     if value is None:
         return NOTHING
-    return f"{value:.{digits}f}" + (f" ± {stderr:.{digits}f}" if stderr is not None else "")
+    return decimal(value, digits) + (f" ± {decimal(stderr, digits)}" if stderr is not None else "")
 
 
 def _score_rows(scores: Comparison) -> Iterator[Row]:

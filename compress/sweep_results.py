@@ -19,7 +19,7 @@ from compress.errors import RecipeError
 from compress.pages import BestRow, BestTable
 from compress.quantities import parse_bytes
 from compress.recipe import Recipe
-from compress.summary import NOTHING, counted, megabytes, with_error
+from compress.summary import NOTHING, counted, decimal, megabytes, with_error
 from compress.sweep_file import Point
 
 HEAD = ("", "bytes", "bits", "perplexity", "KL", "top-1", "accuracy")
@@ -148,4 +148,4 @@ def _cells(it: Figures) -> tuple[str, ...]:
 
 
 def _text(measured: Measured | None, digits: int) -> str:
-    return NOTHING if measured is None else f"{measured.value:.{digits}f}"
+    return NOTHING if measured is None else decimal(measured.value, digits)

@@ -25,13 +25,14 @@ from compress.pages import (
 from compress.pages.charts import bits_figure, duration, error_figure, memory_figure, ranks_figure
 from compress.pages.comparison import recipe_differences
 from compress.pages.figures import Figure
-from compress.pages.frames import GOALS, Point
+from compress.pages.frames import GOALS, Frame, Point
 from compress.pages.labels import LETTER, LINE, RADIUS, placed
 from compress.pages.making import remarks
 from compress.pages.marks import marks_of
 from compress.pages.pareto import front, pareto_pictures
 from compress.pages.places import MOST_PROJECTIONS, NO_BLOCK, Place, bytes_by_part, places_of
 from compress.pages.spectra import share_at, spectra_figures
+from compress.pages.tasks import perplexity_text
 from compress.pages.theme import PAGE, PICTURE
 from compress.report import KeptTensor, LayerReport, Report, Spectrum
 from compress.sweep_results import Aim, best_at, best_table
@@ -365,6 +366,56 @@ def many(report: Report, n_runs: int) -> list[Run]:
         one = replace(report, recipe=recipe, scores=scores, totals=size)
         found.append(Run(label=label, folder=Path(label), report=one))
     return found
+
+
+def run_away(runs: list[Run], perplexity: float) -> list[Run]:
+    """The last of the runs has lost all it knew."""
+    *others, last = runs
+    scores = last.report.scores
+    assert scores is not None and scores.after.fidelity is not None
+    fidelity = replace(scores.after.fidelity, perplexity=perplexity, perplexity_stderr=None)
+    worse = replace(scores, after=replace(scores.after, fidelity=fidelity))
+    return [*others, replace(last, report=replace(last.report, scores=worse))]
+
+
+def test_a_run_that_ran_away_is_told_and_squeezes_no_plot(report: Report) -> None:
+    comparison = compare_runs(run_away(many(report, 5), 2.5e8), Differences.REFUSE)
+    page = comparison_page(comparison)
+    assert "Too far above to be drawn: 5 (2.50e+08)." in Read(page).text
+    assert "were not measured so" not in Read(page).text
+    values = [
+        [
+            row["value"]
+            for layer in chart["layer"]
+            for row in layer.get("data", {}).get("values", ())
+        ]
+        for chart in drawn(page)[:3]
+    ]
+    assert [max(shown, default=0) < 1e6 for shown in values] == [True] * 3
+    pictures = pareto_pictures(comparison, PICTURE, (640, 400))
+    assert "(2.50e+08)" in json.dumps(pictures["pareto-perplexity"].to_dict())
+    assert "Too far" not in json.dumps(pictures["pareto-kl"].to_dict())
+
+
+@pytest.mark.parametrize(("low", "high", "last"), [(0.02, 7.0, 5.0), (12.0, 9e6, 1e7)])
+def test_a_wide_plot_has_ticks_up_to_its_end(low: float, high: float, last: float) -> None:
+    goal = GOALS[0]
+    points = [Point(n, str(n), "m", 1.0 + n, value, None) for n, value in enumerate((low, high))]
+    axis = Frame.around(points, None, goal).y("value", "").to_dict()["axis"]
+    assert axis["values"][-1] == last
+    assert axis["values"] == sorted(set(axis["values"]))
+
+
+def test_a_perplexity_that_ran_away_is_told_in_times(report: Report) -> None:
+    assert report.scores is not None
+    before = report.scores.before.fidelity
+    assert before is not None
+    bare = replace(before, windows=())
+    assert perplexity_text(bare, replace(bare, perplexity=1.05 * bare.perplexity)) == "+5.0%"
+    assert perplexity_text(bare, replace(bare, perplexity=30 * bare.perplexity)) == "30.0 times"
+    assert (
+        perplexity_text(bare, replace(bare, perplexity=3e7 * bare.perplexity)) == "3.00e+07 times"
+    )
 
 
 def test_a_mark_in_the_table_is_that_of_the_plots(report: Report) -> None:

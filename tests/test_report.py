@@ -147,6 +147,7 @@ def test_figures_are_written_for_people() -> None:
     assert (counted(1, "layer"), counted(2, "layer")) == ("1 layer", "2 layers")
     assert with_error(1.0, None, 2) == "1.00"
     assert with_error(None, None, 2) == "-"
+    assert with_error(2.5e8, 1.25e3, 2) == "2.50e+08 ± 1250.00"
 
 
 def test_the_card_has_front_matter_that_the_hub_reads(report: Report) -> None:

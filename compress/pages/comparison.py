@@ -12,7 +12,7 @@ from compress.pages.marks import Mark, marks_of
 from compress.pages.pareto import pareto_figures
 from compress.pages.rendering import render
 from compress.pages.theme import PAGE
-from compress.summary import NOTHING, counted, megabytes
+from compress.summary import NOTHING, counted, decimal, megabytes
 
 _ABSENT = "none"
 
@@ -137,7 +137,8 @@ def _measured(value: Measured | None, digits: int) -> Cell:
     if value is None:
         return Cell(NOTHING)
     # The original's divergence from itself has an error of zero, which says nothing.
-    return Cell(f"{value.value:.{digits}f}", f"± {value.stderr:.{digits}f}" if value.stderr else "")
+    error = f"± {decimal(value.stderr, digits)}" if value.stderr else ""
+    return Cell(decimal(value.value, digits), error)
 
 
 def _perplexity_digits(figures: Figures) -> int:

@@ -11,7 +11,7 @@ import altair as alt
 
 from compress.comparing import Figures, Measured
 
-_WIDE_RANGE = 8.0
+_WIDE_RANGE = 4.0
 _ROOM = 0.06
 
 
@@ -101,7 +101,8 @@ class Frame:
 
     def _ticks(self) -> list[float]:
         """1, 2, 5, 10, ... within the plot."""
-        decades = range(math.floor(math.log10(self.values[0])), 6)
+        first, last = (math.floor(math.log10(end)) for end in self.values)
+        decades = range(first, last + 1)
         every = (digit * 10.0**power for power in decades for digit in (1, 2, 5))
         return [float(f"{one:.1g}") for one in every if self.values[0] <= one <= self.values[1]]
 

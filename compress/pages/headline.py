@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from compress.pages.tasks import perplexity_text
 from compress.report import Report
-from compress.summary import megabytes
+from compress.summary import decimal, megabytes
 from eval.scores import Fidelity, Footprint
 
 _HUNDRED = 100.0
@@ -46,7 +46,7 @@ def lead(report: Report) -> str:
     if scores is None or scores.before.fidelity is None or scores.after.fidelity is None:
         return sizes
     before, after = scores.before.fidelity.perplexity, scores.after.fidelity.perplexity
-    return f"{sizes}, perplexity {before:.2f} became {after:.2f}"
+    return f"{sizes}, perplexity {decimal(before, 2)} became {decimal(after, 2)}"
 
 
 def _size(report: Report) -> Stat:
@@ -86,8 +86,8 @@ def _bits(report: Report) -> Stat:
 
 
 def _fidelity(before: Fidelity, after: Fidelity) -> Iterator[Stat]:
-    was, change = f"{before.perplexity:.2f}", perplexity_text(before, after)
-    yield Stat("Perplexity", f"{after.perplexity:.2f}", "", was, change)
+    was, change = decimal(before.perplexity, 2), perplexity_text(before, after)
+    yield Stat("Perplexity", decimal(after.perplexity, 2), "", was, change)
     spread = "" if after.kl_stderr is None else f" ± {after.kl_stderr:.4f}"
     yield Stat("KL divergence", f"{after.kl:.4f}", "nats", change=f"a token{spread}")
     agreement = f"{after.top1_agreement * _HUNDRED:.1f}"

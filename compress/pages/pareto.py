@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,14 @@ from compress.pages.keys import run_key
 from compress.pages.labels import LETTER, LINE, Box, Placed, placed
 from compress.pages.marks import Mark, marks_of
 from compress.pages.theme import Palette
+from compress.summary import decimal
 
 Picture = Chart | alt.VConcatChart
 HEIGHT = 340
 NARROW = 290
 """Numbers are placed for a plot of this width, a phone's: on a wider one they only move apart."""
 _SIZE = 120
+_FAR = 1000.0
 
 
 def pareto_figures(comparison: RunComparison, palette: Palette) -> list[Figure]:
@@ -45,7 +48,7 @@ def pareto_pictures(
         field = "number" if names.covered else "label"
         texts = _texts(plot, field, plot.placed(field, size), palette)
         layers = alt.layer(*_layers(plot, Look(palette, marks)), *texts)
-        chart = layers.properties(width=size[0], height=size[1], title=_title(goal))
+        chart = layers.properties(width=size[0], height=size[1], title=_titled(plot))
         key = run_key(plot.runs, marks, size[0], palette)
         found[f"pareto-{goal.name}"] = (
             alt.vconcat(chart, key, spacing=24) if names.covered else chart
@@ -67,20 +70,32 @@ def _title(goal: Goal) -> str:
     return f"Size against {goal.title}"
 
 
+def _titled(plot: Plot) -> alt.TitleParams:
+    """With those that are too far above to be drawn."""
+    beyond = [f"{it.label} ({decimal(it.value, 1)})" for it in plot.beyond]
+    under = ["Too far above to be drawn:", *beyond] if beyond else []
+    return alt.TitleParams(_title(plot.goal), subtitle=under)
+
+
 def _figure(comparison: RunComparison, goal: Goal, palette: Palette) -> Figure:
     plot = Plot.of(comparison, goal)
     if plot is None:
         return Figure(_title(goal), None, "No run was measured so.")
-    told = ""
-    measured = {it.number for it in plot.runs}
+    told = []
+    if plot.beyond:
+        far = ", ".join(f"{it.number} ({decimal(it.value, 1)})" for it in plot.beyond)
+        told.append(f"Too far above to be drawn: {far}.")
+    measured = {it.number for it in (*plot.runs, *plot.beyond)}
     missing = [str(k) for k in range(1, len(comparison.figures) + 1) if k not in measured]
     if missing:
         which = ", ".join(missing)
-        told = f"{len(missing)} of {len(comparison.figures)} runs were not measured so: {which}."
+        told.append(
+            f"{len(missing)} of {len(comparison.figures)} runs were not measured so: {which}."
+        )
     marks = marks_of([one.method for one in comparison.figures], palette)
     numbers = _texts(plot, "number", plot.placed("number", (NARROW, HEIGHT)), palette)
     layers = alt.layer(*_layers(plot, Look(palette, marks)), *numbers)
-    return Figure(_title(goal), layers.properties(height=HEIGHT), told)
+    return Figure(_title(goal), layers.properties(height=HEIGHT), " ".join(told))
 
 
 @dataclass(frozen=True)
@@ -89,6 +104,8 @@ class Plot:
 
     goal: Goal
     runs: Sequence[Point]
+    beyond: Sequence[Point]
+    """Runs whose loss is so far above the best that a plot with them would show nothing else."""
     original: Point | None
     """None where it was not measured, or needs no line: its divergence from itself is 0."""
     frame: Frame
@@ -108,7 +125,11 @@ class Plot:
             return None
         original = next((it for it in originals if it.value > 0), None)
         reference = None if original is None else original.value
-        return cls(goal, runs, original, Frame.around(runs, reference, goal))
+        best = min(it.value for it in runs)
+        # A loss of 0 is that of a run without any: every other would be beyond it.
+        limit = _FAR * best if goal.is_loss and best > 0 else math.inf
+        shown, beyond = ([it for it in runs if (it.value > limit) == far] for far in (False, True))
+        return cls(goal, shown, beyond, original, Frame.around(shown, reference, goal))
 
     @property
     def reference(self) -> str:

@@ -8,9 +8,11 @@ from compress.changes import p_text, task_changes
 from compress.pages.figures import Difference, Figure, differences
 from compress.pages.theme import Palette
 from compress.report import Report
-from compress.summary import NOTHING, with_error
+from compress.summary import NOTHING, decimal, with_error
 from eval.paired import PairedChange, perplexity_ratio
 from eval.scores import Fidelity, TaskScore, primary
+
+_MANY_TIMES = 10.0
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,26 @@ def tasks_figure(report: Report, palette: Palette) -> Figure:
 
 
 def perplexity_text(before: Fidelity, after: Fidelity) -> str:
-    """The change of the perplexity in per cent, with its interval where windows are known: "+4.9% (3.1 to 6.7)"."""
-    change = signed(100 * (after.perplexity / before.perplexity - 1))
+    """The change of the perplexity in per cent, with its interval where windows are known: "+4.9% (3.1 to 6.7)".
+
+    From ten times on as "39.2 times (30.1 to 51.0)".
+    """
+    times = after.perplexity / before.perplexity
+    text, unit = (_percent, "%") if times < _MANY_TIMES else (_times, " times")
     if not after.windows or not before.windows:
-        return f"{change}%"
+        return f"{text(times)}{unit}"
     ratio = perplexity_ratio(before, after)
     if ratio.interval is None:
-        return f"{change}%"
-    low, high = (signed(100 * (end - 1)) for end in (ratio.interval.low, ratio.interval.high))
-    return f"{change}% ({low} to {high})"
+        return f"{text(times)}{unit}"
+    return f"{text(times)}{unit} ({text(ratio.interval.low)} to {text(ratio.interval.high)})"
+
+
+def _percent(ratio: float) -> str:
+    return signed(100 * (ratio - 1))
+
+
+def _times(ratio: float) -> str:
+    return decimal(ratio, 1)
 
 
 def signed(value: float) -> str:
