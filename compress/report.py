@@ -166,7 +166,7 @@ class Report:
     head: str = field(default=Head.NEXT_TOKEN.value, metadata={"later": LATER})
     """What the model puts out: next token, classes or features."""
     peak_memory: dict[str, int] = field(default_factory=dict, metadata={"later": LATER})
-    """Most bytes that the process had ever held in memory by the last end of each stage."""
+    """Most bytes that the process held in memory in each stage; on macOS in it or before."""
     notes: tuple[str, ...]
     """Anything chosen or found on the way: statistics used again, tensors that were not read."""
 

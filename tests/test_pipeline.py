@@ -47,7 +47,7 @@ def test_a_run_writes_a_checkpoint_that_loads_and_a_report_that_says_what_was_do
     assert {"report.html", "pictures"} <= names
     assert all(layer.rank == 4 and layer.spectrum.ranks[0] == 1 for layer in report.layers)
     assert list(report.peak_memory) == list(report.timings)
-    assert max(report.peak_memory.values()) == report.peak_memory["evaluate"] > 10_000_000
+    assert min(report.peak_memory.values()) > 10_000_000
     assert left_behind(workspace) == {"out"}
 
 

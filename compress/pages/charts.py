@@ -78,14 +78,14 @@ def time_figure(report: Report, palette: Palette) -> Figure:
 
 
 def memory_figure(report: Report, palette: Palette) -> Figure:
-    """The high-water mark of memory by the end of each stage."""
+    """The high-water mark of memory in each stage."""
     title = "Memory by stage"
     if not report.peak_memory:
         return Figure(
             title, None, "The report has no memory figures: it was written by an earlier version."
         )
     rows = [Bar(stage, megabytes(held), held / 1e6) for stage, held in report.peak_memory.items()]
-    told = "The most that the process had held by the last end of each stage."
+    told = "The most that the process held in each stage; on macOS in it or before."
     return Figure(title, bars(rows, palette), told)
 
 
