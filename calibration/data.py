@@ -67,15 +67,6 @@ class Tokens:
         mask = self.attention_mask
         return self.input_ids.numel() if mask is None else int(mask.sum())
 
-    @property
-    def sha256(self) -> str:
-        """Of all ids, masks and labels and their shapes: equal for what reads the same."""
-        digest = hashlib.sha256()
-        for part in (self.input_ids, self.attention_mask, self.labels):
-            digest.update(b"-" if part is None else repr(tuple(part.shape)).encode())
-            digest.update(b"" if part is None else part.to(torch.int64).cpu().numpy().tobytes())
-        return digest.hexdigest()
-
     def batches(self, size: int) -> Iterator["Tokens"]:
         """In order, `size` sequences at a time; the last batch may be smaller."""
         if size < 1:

@@ -17,7 +17,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from calibration.stats import Statistic, add_second_moments_, full_fp32_products, second_moments
+from calibration.precision import cuda_products
+from calibration.stats import Statistic, add_second_moments_, second_moments
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Fisher(GradientStatistic):
     @classmethod
     def of(cls, x_ti: Tensor, g_to: Tensor) -> Self:
         """(t, i), (t, o) -> (i,), fp64."""
-        with full_fp32_products():
+        with cuda_products("ieee"):
             gradient_oi = g_to.float().T @ x_ti.float()
         squares = gradient_oi.square_().sum(0, dtype=torch.float64)
         return cls(n_tokens=x_ti.shape[0], n_sequences=1, sum_i=squares)

@@ -17,6 +17,8 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor
 
+from calibration.precision import cuda_products
+
 T = TypeVar("T")
 
 PRODUCT_ROWS = 4096
@@ -151,7 +153,7 @@ class Anchor(Statistic):
         """(t, i), (t, i) -> (i, i) and (i,), fp64; products in fp32 (TF32 off)."""
         n = x_ti.shape[1]
         cross = torch.zeros(n, n, dtype=torch.float64, device=x_ti.device)
-        with full_fp32_products():
+        with cuda_products("ieee"):
             for ours, theirs in zip(
                 x_ti.split(PRODUCT_ROWS), original_ti.split(PRODUCT_ROWS), strict=True
             ):
@@ -256,7 +258,7 @@ def add_second_moments_(total_nn: Tensor, x_tn: Tensor) -> None:
     """
     n = x_tn.shape[1]
     panel = max(SMALLEST_PANEL, -(-n // N_PANELS))
-    with full_fp32_products():
+    with cuda_products("ieee"):  # a Gram squares the errors of TF32
         for rows in x_tn.split(PRODUCT_ROWS):
             rows_fp32 = rows.float()
             for start in range(0, n, panel):
@@ -267,14 +269,3 @@ def add_second_moments_(total_nn: Tensor, x_tn: Tensor) -> None:
                 total_nn[start:stop, start:stop] += corner
                 total_nn[start:stop, :start] += product[:, :start]
                 total_nn[:start, start:stop] += product[:, :start].T
-
-
-class full_fp32_products:  # noqa: N801  (a context manager, named as what it does)
-    """Within it, fp32 matrix products use fp32: TF32 keeps 10 bits, and a Gram squares its errors."""
-
-    def __enter__(self) -> None:
-        self._before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False
-
-    def __exit__(self, *_: object) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = self._before

@@ -98,11 +98,7 @@ class AtomPlanner:
         shapes = [layer.shape for layer in group.values()]
         n_bytes = share * sum(layer.n_bytes for layer in group.values())
         k = settled.atoms or most_atoms(settled, shapes, n_bytes)
-        if k > n_lines(settled, shapes):
-            raise RecipeError(
-                f"method.atoms: {k} for the {n_lines(settled, shapes)} {settled.coded} of {', '.join(group)}, of which "
-                "each could be an atom; fewer, or --exclude the layer"
-            )
+        _refuse_few_lines(settled, group, k)
         if k == 0:
             raise RecipeError(
                 f"method.keep: {share:.3g} of the bytes of {', '.join(group)} {shapes[0]} does not pay for "
@@ -170,6 +166,19 @@ def shared_by(method: CoSpaDi, name: str, layer: LayerShape) -> object:
         return reads
     index, place = block_and_place(reads)
     return index // method.depth, place, layer.shape[1]
+
+
+def _refuse_few_lines(method: CoSpaDi, group: Mapping[str, LayerShape], k: int) -> None:
+    n = n_lines(method, [layer.shape for layer in group.values()])
+    lines = f"the {n} {method.coded} of {', '.join(group)}"
+    if n < ATOM_MULTIPLE:
+        raise RecipeError(
+            f"method.coded: {lines} are fewer than the {ATOM_MULTIPLE} atoms of the smallest dictionary; --exclude it"
+        )
+    if k > n:
+        raise RecipeError(
+            f"method.atoms: {k} for {lines}, of which each could be an atom; fewer, or --exclude the layer"
+        )
 
 
 def _sides(group: Mapping[str, LayerShape]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
+from shlex import quote
 
 from calibration.heads import AUTO_CLASSES, Head
 from compress.card_metadata import base_name
@@ -97,11 +98,7 @@ def loading(report: Report, own: ExportReport | None) -> Iterator[str]:
         yield text.format(folder=folder, auto=auto, base=base, revision=revision).strip()
         if export.adapter is not None and export.adapter != export.folder:
             yield _LOAD_BESIDE.format(folder=_folder(export.adapter, root)).strip()
-        stands_on = (
-            report.base.format if report.base and export.format == "adapter" else export.format
-        )
-        if stands_on != "native" and report.head == Head.NEXT_TOKEN:
-            yield _serving(report, export, base or folder, root)
+        yield from _serving(report, export, folder, root)
         yield (
             f"Loaded again in a fresh process, its logits differed from those of the compressed "
             f"model by {export.relative_difference:.1e} (relative, tolerance "
@@ -109,17 +106,28 @@ def loading(report: Report, own: ExportReport | None) -> Iterator[str]:
         )
 
 
-def _serving(report: Report, export: ExportReport, folder: str, root: str) -> str:
-    """With vLLM, which takes an adapter as a LoRA of a rank that it knows."""
+def _serving(report: Report, export: ExportReport, folder: str, root: str) -> Iterator[str]:
+    """With vLLM, which takes an adapter as a LoRA of a rank that it knows, and no native checkpoint."""
+    served, stands_on = folder, export.format
+    if report.base is not None and export.format == "adapter":
+        stands_on = report.base.format.partition(",")[0]
+        commit = report.base.revision
+        served = quote(base_name(report.base)) + (f" --revision {commit}" if commit else "")
+    if stands_on == "native" or report.head != Head.NEXT_TOKEN:
+        return
     if export.adapter is None:
-        return _SERVE.format(folder=folder, lora="").strip()
-    rank = max((layer.rank or 0 for layer in report.layers), default=0)
+        yield _SERVE.format(folder=served, lora="").strip()
+        return
+    rank = max((layer.rank for layer in report.layers if layer.rank is not None), default=None)
+    if rank is None:  # a report of an earlier version
+        return
     most = next((each for each in VLLM_RANKS if each >= rank), None)
     if most is None:
-        return f"vLLM serves no adapter of rank {rank}; {VLLM_RANKS[-1]} is its most."
+        yield f"vLLM serves no adapter of rank {rank}; {VLLM_RANKS[-1]} is its most."
+        return
     lora = _LORA.format(most=most, adapter=_folder(export.adapter, root))
-    told = _SERVE.format(folder=folder, lora=lora).strip()
-    return f'{told} Requests for the repaired model name "repaired".'
+    told = _SERVE.format(folder=served, lora=lora).strip()
+    yield f'{told} Requests for the repaired model name "repaired".'
 
 
 def _folder(folder: str, root: str) -> str:

@@ -127,7 +127,7 @@ def compare_with(
         _footprint(original, export, after, n_parameters, progress),
     )
     unpack(after)
-    text = None if original.windows is None else original.windows.sha256
+    text = None if original.windows is None else original.windows.fingerprint()
     if original.head is not Head.NEXT_TOKEN:
         scores = _whole(original.windows, before, after, progress)
         return Comparison(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from calibration.precision import cuda_products
 from compress.errors import LayerError
 
 OUTLIER_RIDGE = 1e-3
@@ -22,12 +23,8 @@ def rough_products() -> Iterator[None]:
     with a dictionary in 0.6 to 0.9 of the time, 0.3 to 0.9 % worse, but the result would depend on the processor and
     on how many lines are worked on at a time.
     """
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
+    with cuda_products("tf32"):
         yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def add_ridge_(gram_ii: Tensor, damping: float) -> Tensor:

@@ -38,8 +38,12 @@ def differences_between(reports: Mapping[str, Report]) -> tuple[Difference, ...]
     return tuple(
         difference
         for name, field in _fields(reports).items()
-        for difference in _differences(name, {label: field(it) for label, it in reports.items()})
+        for difference in _differences(name, _values(reports, field))
     )
+
+
+def _values(reports: Mapping[str, Report], field: Field) -> dict[str, str | None]:
+    return {label: field(report) for label, report in reports.items()}
 
 
 def _differences(name: str, values: Mapping[str, str | None]) -> Iterator[Difference]:
@@ -59,12 +63,12 @@ def _fields(reports: Mapping[str, Report]) -> dict[str, Field]:
     fields: dict[str, Field] = {
         "reference model": lambda it: f"{it.model} ({it.fingerprint[:_FINGERPRINT_DIGITS]})"
     }
-    hashes_known = all(
-        it.scores and it.scores.text_sha256 for it in reports.values() if _reads_text(it)
-    )
-    fields["eval_text"] = _if_read(_text if hashes_known else _option("eval_text"))
-    for option in ("eval_windows", "seq_len"):
-        fields[option] = _if_read(_option(option))
+    windows = {name: _if_read(_option(name)) for name in ("eval_windows", "seq_len")}
+    # Of windows that are more or longer the hash is another one, whatever the text.
+    alike = not any(list(_differences(name, _values(reports, it))) for name, it in windows.items())
+    hashed = all(it.scores and it.scores.text_sha256 for it in reports.values() if _reads_text(it))
+    fields["eval_text"] = _if_read(_text if alike and hashed else _option("eval_text"))
+    fields |= windows
     fields["tokens of eval_text"] = _n_tokens
     fields["lm-eval"] = _if_asked(lambda it: it.environment.versions.get("lm_eval", "unknown"))
     fields["tasks"] = _if_asked(lambda it: ", ".join(sorted(it.recipe["tasks"])))

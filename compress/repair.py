@@ -170,8 +170,8 @@ class Repair(PathOptions, ABC):
             moments_ii = self.moments(own)
             for target, *forms in part:
                 left = [output_energy(target - form.dense(), moments_ii) for form in forms]
-                most = max(left)
-                shares.append([each / most if most > 0 else 1.0 for each in left])
+                whole = output_energy(target, moments_ii) or max(left)
+                shares.append([each / whole if whole > 0 else 1.0 for each in left])
         if self.base.joins_layers:
             sums = [math.fsum(each) for each in zip(*shares, strict=True)]
             return list(first if sums[0] <= sums[1] else second)

@@ -14,7 +14,7 @@ from compress.comparing import Figures, Measured, RunComparison
 from compress.errors import CheckpointError
 from compress.report import Report
 from compress.summary import NOTHING, megabytes, rows, with_error
-from eval.paired import PairedChange
+from eval.paired import TOO_FEW, PairedChange
 from eval.samples import Sample
 
 MARK = "<!-- written by compress report -->"
@@ -169,8 +169,8 @@ def _changed(change: PairedChange | None) -> str:
     if change is None:
         return NOTHING
     interval = change.interval
-    text = "" if interval is None else f" ({interval.low:+.3f} to {interval.high:+.3f})"
-    return f"{change.change:+.3f}{text}"
+    text = TOO_FEW if interval is None else f"{interval.low:+.3f} to {interval.high:+.3f}"
+    return f"{change.change:+.3f} ({text})"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]], n_words: int) -> str:

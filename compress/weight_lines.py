@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property, partial, reduce
+from statistics import fmean
 from typing import ClassVar
 
 import torch
@@ -54,15 +55,17 @@ class Stacked(ABC):
         """What each input's Gram is multiplied by: 1 if it is the only one, or weights of norm 1 put out as much."""
         if len(self.inputs) == 1:
             return [1.0]
-        means = [
-            sum(
+        found = []
+        for (part, own), energies in zip(self.inputs, self._energies, strict=True):
+            gains = [
                 energy / max(squared_norm(weight), TINY)
-                for weight, energy in zip(part, own, strict=True)
-            )
-            / len(part)
-            for (part, _), own in zip(self.inputs, self._energies, strict=True)
-        ]
-        return [1 / mean if mean > 0 else 1.0 for mean in means]
+                for weight, energy in zip(part, energies, strict=True)
+                if energy > 0
+            ]
+            # Weights without any would put out what a mean direction does; a Gram without any is refused later.
+            mean = fmean(gains) if gains else float(own[Gram].mean_ii().diagonal().mean())
+            found.append(1 / mean if mean > 0 else 1.0)
+        return found
 
     @cached_property
     def scales(self) -> list[float]:

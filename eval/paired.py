@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, norm, t
 
 from eval.errors import EvalError
-from eval.scores import Fidelity, TaskScore, exp_of_nats, mean_and_stderr, paired_items
+from eval.scores import (
+    MOST_NATS,
+    Fidelity,
+    TaskScore,
+    exp_of_nats,
+    mean_and_stderr,
+    paired_items,
+)
 
 LEVEL = 0.95
 """Of the intervals; a change is significant at one minus this."""
@@ -177,7 +184,8 @@ def perplexity_ratio(before: Fidelity, after: Fidelity, seed: int = 0) -> Paired
     interval = None
     if len(counts) >= LEAST_VALUES:
         sums_b2 = _sums(np.stack([lost, tokens], axis=1), seed)
-        interval = _quantiles(np.exp(sums_b2[:, 0] / sums_b2[:, 1]), len(counts))
+        nats_b = np.minimum(sums_b2[:, 0] / sums_b2[:, 1], MOST_NATS)
+        interval = _quantiles(np.exp(nats_b), len(counts))
     return PairedRatio(
         ratio=exp_of_nats(math.fsum(lost) / sum(counts)), interval=interval, n_windows=len(counts)
     )

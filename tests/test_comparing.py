@@ -102,6 +102,17 @@ def test_a_text_that_was_known_by_what_it_says_may_lie_anywhere() -> None:
         compare_runs(runs(a=read("x.txt", same), b=read("y.txt", None)), Differences.REFUSE)
 
 
+def test_more_windows_of_a_text_are_no_other_text() -> None:
+    def read(n_windows: int, sha256: str) -> Report:
+        there = with_recipe(make_report(), eval_windows=n_windows)
+        assert there.scores is not None
+        return replace(there, scores=replace(there.scores, text_sha256=sha256))
+
+    there = runs(a=read(16, "a" * 64), b=read(8, "b" * 64))
+    fields = [each.field for each in compare_runs(there, Differences.TELL).differences]
+    assert fields == ["eval_windows"]
+
+
 def test_how_a_model_was_compressed_is_no_difference() -> None:
     other = with_recipe(make_report(), method={"name": "rtn"}, samples=3, calibration=["x"])
     found = compare_runs(runs(a=make_report(), b=other), Differences.REFUSE)

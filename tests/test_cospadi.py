@@ -252,6 +252,13 @@ def test_a_budget_that_pays_for_no_atom_is_refused_with_the_layers_name():
         CoSpaDi(keep=0.01).plan({"mlp.up": layer((96, 48))})
 
 
+def test_a_layer_of_fewer_lines_than_the_smallest_dictionary_has_atoms_is_refused():
+    with pytest.raises(
+        RecipeError, match=r"method\.coded: the 3 outputs of x are fewer than the 4 atoms"
+    ):
+        CoSpaDi(coded="outputs", share="none").plan({"x": layer((3, 48))})
+
+
 def test_a_budget_for_the_checkpoint_is_shared_out_by_bytes():
     layers = {"a": layer((96, 48)), "b": layer((48, 192))}
     total = sum(each.n_bytes for each in layers.values())
@@ -355,6 +362,22 @@ def test_blocks_with_equal_inputs_have_the_dictionary_of_one_input():
     several = stacked(weights, pooled, method.coded, 0.01).dictionary(codes)
     one = stacked(weights, own[0], method.coded, 0.01).dictionary(codes)
     torch.testing.assert_close(several, one, rtol=1e-6, atol=1e-8)
+
+
+def test_the_inputs_of_weights_of_zeros_count_as_those_of_a_mean_direction():
+    weights, own, pooled, method = across_depth((96, 48))
+    stack = stacked([weights[0] * 0, *weights[1:]], pooled, method.coded, 0.01)
+    assert stack.shares[0] * float(own[0][Gram].mean_ii().diagonal().mean()) == pytest.approx(1)
+    traces = [float(each.trace()) for each in stack.metrics()]
+    assert max(traces) < 1.5 * min(traces)
+
+
+def test_a_weight_of_zeros_takes_nothing_from_the_count_of_others_with_its_inputs():
+    w, stats = weight(96, 48), statistics(inputs(48))
+    gram, rest = stats[Gram].mean_ii(), statistics(inputs(48, seed=1))
+    pooled = Pooled([(2, stats), (1, rest)])
+    stack = stacked([w, w * 0, w], pooled, Coded.OUTPUTS, 0.01)
+    assert stack.shares[0] == pytest.approx(float(w.square().sum()) / output_energy(w, gram))
 
 
 def test_codes_found_again_in_their_own_metric_are_never_worse():

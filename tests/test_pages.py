@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import runpy
 import struct
@@ -395,6 +396,15 @@ def test_a_run_that_ran_away_is_told_and_squeezes_no_plot(report: Report) -> Non
     pictures = pareto_pictures(comparison, PICTURE, (640, 400))
     assert "(2.50e+08)" in json.dumps(pictures["pareto-perplexity"].to_dict())
     assert "Too far" not in json.dumps(pictures["pareto-kl"].to_dict())
+
+
+def test_divergences_of_every_size_are_drawn() -> None:
+    """That of a model in 16 bits is a hundred-thousandth of one in 2 bits, and both are what a plot is for."""
+    goal = GOALS[0]
+    points = [Point(n, str(n), "m", 1.0 + n, value, None) for n, value in enumerate((5e-5, 14.0))]
+    ticks = Frame.around(points, None, goal).y("value", "").to_dict()["axis"]["values"]
+    assert ticks == [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]
+    assert [goal.name for goal in GOALS if math.isfinite(goal.far)] == ["perplexity"]
 
 
 @pytest.mark.parametrize(("low", "high", "last"), [(0.02, 7.0, 5.0), (12.0, 9e6, 1e7)])

@@ -200,6 +200,16 @@ def test_the_mean_of_tasks_weighs_them_equally_and_draws_each_alone() -> None:
     assert found.interval.high - found.interval.low == pytest.approx(3.92 * spread, rel=0.1)
 
 
+def test_a_ratio_whose_interval_no_number_holds_ends_at_the_largest() -> None:
+    counts = [10] * 10
+    wild = replace(fidelity([100.0] * 10, counts))
+    nlls = [100.0] * 5 + [9000.0] * 5
+    windows = tuple(replace(it, nll=nll) for it, nll in zip(wild.windows, nlls, strict=True))
+    found = perplexity_ratio(fidelity([1.0] * 10, counts), replace(wild, windows=windows))
+    assert found.interval is not None
+    assert found.interval.low < found.ratio < found.interval.high == math.exp(700)
+
+
 def test_an_item_alone_has_no_interval() -> None:
     before, after = answers(0, 1, 0, 0)
     found = task_change(before, after)

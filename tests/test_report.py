@@ -15,7 +15,7 @@ from compress.card import model_card
 from compress.card_metadata import base_model
 from compress.errors import CheckpointError
 from compress.recipe import Recipe
-from compress.report import Comparison, Report
+from compress.report import BaseReport, Comparison, Report
 from compress.summary import (
     comparison_rows,
     counted,
@@ -176,6 +176,32 @@ def test_the_card_says_how_vllm_serves_what_it_can(report: Report) -> None:
     ]
     report = replace(report, layers=(replace(first, rank=600), *others))
     assert "vLLM serves no adapter of rank 600; 512 is its most." in model_card(report)
+
+
+@pytest.mark.parametrize(
+    ("base", "served"),
+    [
+        ({"format": "gptq, 4 bits, groups of 128"}, ["'my base' "]),
+        (
+            {"format": "gptq, 4 bits", "checkpoint": "o/n@v1", "revision": "abc"},
+            ["o/n --revision abc "],
+        ),
+        ({"format": "native, 4-bit g64"}, []),
+    ],
+)
+def test_an_adapter_is_served_on_the_base_that_it_was_made_for(
+    report: Report, base: dict[str, str], served: list[str]
+) -> None:
+    known = {"checkpoint": "/a/my base", "producer": None, "fingerprint": "f" * 64}
+    stands_on = BaseReport(**known | {"tensor_bytes": 100, "n_packed": 1} | base)  # type: ignore[arg-type]
+    export = replace(report.exports[0], format="adapter", folder="adapter", adapter="adapter")
+    repaired = replace(report, base=stands_on, exports=(export,))
+    ranked = replace(repaired, layers=tuple(replace(it, rank=8) for it in report.layers))
+    lora = "--enable-lora --max-lora-rank 8 --lora-modules repaired=THIS_FOLDER/adapter"
+    found = re.findall(r"`vllm serve ([^`]+)`", model_card(ranked))
+    assert found == [f"{name}{lora}" for name in served]
+    unknown = replace(repaired, layers=tuple(replace(it, rank=None) for it in report.layers))
+    assert "vllm serve" not in model_card(unknown)
 
 
 def test_the_card_of_an_export_is_about_that_export_alone(report: Report) -> None:

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.errors import InputError
+from calibration.precision import cuda_products
 from calibration.stats import STATISTICS, AbsMean, Gram, Mean, Statistics
 from calibration.store import Store
 from calibration.walk import SharedInput
@@ -44,6 +45,19 @@ def test_absorbing_equals_adding(kind):
     assert absorbed.n_tokens == expected.n_tokens == 13
     for name, tensor in expected.tensors().items():
         assert torch.equal(tensor, absorbed.tensors()[name])
+
+
+@pytest.mark.parametrize("wanted", ["highest", "high", "medium"])
+def test_what_the_program_lets_products_keep_is_as_it_was(wanted):
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(wanted)
+        Gram.of(tokens(50), 1)
+        with cuda_products("tf32"):
+            pass
+        assert torch.get_float32_matmul_precision() == wanted
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_statistics_equal_their_definitions():

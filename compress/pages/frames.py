@@ -13,6 +13,7 @@ from compress.comparing import Figures, Measured
 
 _WIDE_RANGE = 4.0
 _ROOM = 0.06
+_FEW_DECADES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class Goal:
     is_loss: bool
     number: str
     """How a tooltip writes it."""
+    far: float = math.inf
+    """So many times the best is beyond a plot, which would show nothing else."""
 
 
 GOALS = (
@@ -41,6 +44,7 @@ GOALS = (
         of=lambda it: it.perplexity,
         is_loss=True,
         number=".2f",
+        far=1000.0,
     ),
     Goal(
         name="accuracy",
@@ -100,10 +104,10 @@ class Frame:
         return alt.Y(f"{field}:Q", title=title, scale=scale, axis=axis)
 
     def _ticks(self) -> list[float]:
-        """1, 2, 5, 10, ... within the plot."""
+        """1, 2, 5, 10, ... within the plot; powers of ten if it spans many."""
         first, last = (math.floor(math.log10(end)) for end in self.values)
-        decades = range(first, last + 1)
-        every = (digit * 10.0**power for power in decades for digit in (1, 2, 5))
+        digits = (1, 2, 5) if last - first <= _FEW_DECADES else (1,)
+        every = (digit * 10.0**power for power in range(first, last + 1) for digit in digits)
         return [float(f"{one:.1g}") for one in every if self.values[0] <= one <= self.values[1]]
 
     def at(self, point: Point, size: tuple[float, float]) -> tuple[float, float]:

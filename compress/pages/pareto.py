@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,6 @@ HEIGHT = 340
 NARROW = 290
 """Numbers are placed for a plot of this width, a phone's: on a wider one they only move apart."""
 _SIZE = 120
-_FAR = 1000.0
 
 
 def pareto_figures(comparison: RunComparison, palette: Palette) -> list[Figure]:
@@ -126,8 +124,7 @@ class Plot:
         original = next((it for it in originals if it.value > 0), None)
         reference = None if original is None else original.value
         best = min(it.value for it in runs)
-        # A loss of 0 is that of a run without any: every other would be beyond it.
-        limit = _FAR * best if goal.is_loss and best > 0 else math.inf
+        limit = goal.far * best
         shown, beyond = ([it for it in runs if (it.value > limit) == far] for far in (False, True))
         return cls(goal, shown, beyond, original, Frame.around(shown, reference, goal))
 
