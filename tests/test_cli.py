@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -182,6 +182,20 @@ def test_run_hands_the_recipe_to_the_pipeline(ran: list[Recipe], tmp_path: Path)
             "tasks": [],
         }
     )
+
+
+def test_run_ends_with_every_note_of_its_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = ("2 layers were left as they were", "statistics were used again")
+    monkeypatch.setattr(
+        "compress.pipeline.run", lambda *_, **__: replace(make_report(), notes=notes)
+    )
+    assert not main(["run"])
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if line.startswith("note: ")] == [
+        f"note: {it}" for it in notes
+    ]
 
 
 def test_a_mask_is_improved_and_repaired_by_naming_a_base_of_a_base(ran: list[Recipe]) -> None:

@@ -18,7 +18,7 @@ from compress.changes import changes, correction_text
 from compress.errors import CheckpointError
 from compress.progress import show_progress
 from compress.recipe_file import read_yaml
-from compress.report import Comparison
+from compress.report import Comparison, Report
 from compress.summary import Row, lines, table
 
 RECIPE_NAME = "recipe.yaml"
@@ -47,6 +47,12 @@ def show(result: list[Row], title: str) -> None:
         console.print(table(result, title))
     else:
         print("\n".join([title, *lines(result)]))
+
+
+def show_notes(report: Report) -> None:
+    """What was chosen or found on the way, and every fallback."""
+    for note in report.notes:
+        print(f"note: {note}")
 
 
 def show_cells(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from compress.commands.command import Command, show, show_changes
+from compress.commands.command import Command, show, show_changes, show_notes
 from compress.commands.writing import Written, refuse_place, write_whole
 from compress.comparing import Differences, Run, RunComparison, compare_runs, load_runs
 from compress.errors import RecipeError
@@ -139,8 +139,7 @@ def _show(runs: Sequence[Run], differences: Differences) -> None:
     show(rows(report), str(runs[0].folder))
     if report.scores is not None:
         show_changes(report.scores)
-    for note in report.notes:
-        print(f"note: {note}")
+    show_notes(report)
 
 
 def _show_comparison(comparison: RunComparison) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.commands.command import RECIPE_NAME, Command, show, shown_progress
+from compress.commands.command import RECIPE_NAME, Command, show, show_notes, shown_progress
 from compress.errors import RecipeError
 from compress.flags import Flags, Parser
 from compress.recipe import METHODS, Recipe
@@ -19,6 +19,7 @@ def _run(given: list[str]) -> None:
     with shown_progress() as progress:
         report = pipeline.run(recipe, progress=progress)
     show(rows(report), f"{recipe.model}, {recipe.method_name}")
+    show_notes(report)
     print(f"written to {recipe.folder}; README.md there is the model card")
 
 
