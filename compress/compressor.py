@@ -197,6 +197,12 @@ def refuse_damping(damping: float) -> None:
         )
 
 
+def refuse_shrinkage(shrinkage: float) -> None:
+    """Raises RecipeError for what is no share."""
+    if not 0 <= shrinkage <= 1:
+        raise RecipeError(f"method.shrinkage: {shrinkage} is not between 0 and 1 (0.1 is usual)")
+
+
 def load_methods() -> Mapping[str, type[Compressor]]:
     """Import every file of `compress/methods/` and return the registry."""
     from compress import methods

@@ -1,7 +1,7 @@
 """How much a model changed, and how sure that is: both models answered the same items.
 
-A change is a mean of differences, item by item, so what is hard about an item cancels. Its interval is a percentile
-bootstrap (Efron 1979) over items, or over windows of text, for tokens are not independent.
+A change is a mean of differences, item by item. Its interval is a percentile bootstrap (Efron 1979) over items, or
+over windows of text, for tokens are not independent.
 
 Shapes: b = resamples, n = items or windows, c = columns that are drawn together.
 """
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, norm, t
 
 from eval.errors import EvalError
+from eval.holm import holm
 from eval.scores import (
     MOST_NATS,
     Fidelity,
@@ -32,8 +33,7 @@ N_RESAMPLES = 10_000
 LEAST_P = 2 / N_RESAMPLES
 """A bootstrap tells no smaller p."""
 LEAST_VALUES = 6
-"""Items or windows for an interval of 95 %: n values all lie on one side of their median with chance 2^(1 - n), and
-resampling never leaves that side."""
+"""Items or windows for an interval of 95 %: n values all lie on one side of their median with chance 2^(1 - n)."""
 NO_CHANGE = "no significant change"
 TOO_FEW = "too few to tell"
 
@@ -184,7 +184,7 @@ def perplexity_ratio(before: Fidelity, after: Fidelity, seed: int = 0) -> Paired
     interval = None
     if len(counts) >= LEAST_VALUES:
         sums_b2 = _sums(np.stack([lost, tokens], axis=1), seed)
-        nats_b = np.minimum(sums_b2[:, 0] / sums_b2[:, 1], MOST_NATS)
+        nats_b = np.clip(sums_b2[:, 0] / sums_b2[:, 1], None, MOST_NATS)
         interval = _quantiles(np.exp(nats_b), len(counts))
     return PairedRatio(
         ratio=exp_of_nats(math.fsum(lost) / sum(counts)), interval=interval, n_windows=len(counts)
@@ -205,16 +205,6 @@ def corrected(changes: Sequence[PairedChange]) -> list[PairedChange]:
         change if change.tested_p is None else replace(change, holm_p=next(found))
         for change in changes
     ]
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for there being several (Holm 1979): the k-th smallest of m times m - k + 1, never falling."""
-    n, reached = len(p_values), 0.0
-    adjusted = [0.0] * n
-    for done, index in enumerate(sorted(range(n), key=p_values.__getitem__)):
-        reached = max(reached, min(1.0, (n - done) * p_values[index]))
-        adjusted[index] = reached
-    return adjusted
 
 
 def mcnemar_p(pairs: Sequence[tuple[float, float]]) -> float | None:
@@ -253,12 +243,8 @@ def _resampled_means(tasks: Sequence[Sequence[float]], seed: int) -> Array | Non
     for index, differences in enumerate(tasks):
         values_n = np.asarray(differences, dtype=np.float64)
         are_answers = set(values_n.tolist()) <= {-1.0, 0.0, 1.0}
-        sums_b = (
-            _sums_of_answers(values_n, seed + index)
-            if are_answers
-            else _sums(values_n[:, None], seed + index)[:, 0]
-        )
-        means_b += sums_b / len(values_n)
+        drawn = _sums_of_answers if are_answers else _sums_of_values
+        means_b += drawn(values_n, seed + index) / len(values_n)
     return means_b / len(tasks)
 
 
@@ -269,6 +255,10 @@ def _sums_of_answers(values_n: Array, seed: int) -> Array:
     drawn_b3 = np.random.default_rng(seed).multinomial(n, shares, size=N_RESAMPLES)
     sums: Array = (drawn_b3[:, 0] - drawn_b3[:, 1]).astype(np.float64)
     return sums
+
+
+def _sums_of_values(values_n: Array, seed: int) -> Array:
+    return _sums(values_n[:, None], seed)[:, 0]
 
 
 def _sums(rows_nc: Array, seed: int) -> Array:

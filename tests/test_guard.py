@@ -88,7 +88,7 @@ def test_a_path_that_raises_the_error_on_what_is_kept_aside_is_dropped():
     unseen = torch.linalg.svd(x).Vh[3:]
     aside = torch.randn(400, 61, generator=torch.Generator().manual_seed(5)) @ unseen
     stats = parted(x, aside)
-    method = EoRA(rank=16, base=ROUGH, guard="eighth", adapter_bits="3")
+    method = EoRA(rank=16, base=ROUGH, guard="eighth", adapter_bits="3", shrinkage=0)
     [bare] = ROUGH.compress([w], stats)
     residual, held = w.double() - bare.dense().double(), stats[HeldOut].mean_ii()
     [path] = replace(method, guard="off").paths([residual], without_held_out(stats))

@@ -12,12 +12,12 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from eval.errors import EvalError
+from eval.holm import holm
 from eval.paired import (
     NO_CHANGE,
     TOO_FEW,
     change_interval,
     corrected,
-    holm,
     mcnemar_p,
     mean_change,
     perplexity_ratio,

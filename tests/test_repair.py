@@ -13,6 +13,7 @@ from compress.linalg import (
     cholesky,
     output_energy,
     refit_up,
+    shrink_,
     to_storage,
     whitened_svd,
 )
@@ -136,7 +137,7 @@ def test_where_inputs_are_uncorrelated_their_scales_are_all_there_is_to_know():
 
 def test_stored_factors_reach_the_optimum_to_16_bit_accuracy():
     w, stats = weight(96, 128), statistics(inputs(128))
-    gram = add_ridge_(stats[Gram].mean_ii(), 0.01)
+    gram = add_ridge_(shrink_(stats[Gram].mean_ii(), 0.1), 0.01)
     [form] = EoRA(base=RTN(bits=3, group_size=32), rank=8).compress([w], stats)
     base, path = form.terms
     tail = torch.linalg.svdvals((w.double() - base.dense()) @ cholesky(gram))[8:].square().sum()
@@ -144,6 +145,29 @@ def test_stored_factors_reach_the_optimum_to_16_bit_accuracy():
     assert isinstance(form, Sum)
     assert isinstance(path, LowRank)
     assert path.up.weight.dtype == path.down.weight.dtype == torch.float16
+
+
+def test_shrinking_keeps_every_inputs_energy_and_a_share_of_what_they_have_in_common():
+    gram = statistics(inputs(64))[Gram].mean_ii()
+    expected = gram * 0.75
+    expected.diagonal().copy_(gram.diagonal())
+    torch.testing.assert_close(shrink_(gram.clone(), 0.25), expected, rtol=1e-12, atol=0)
+    assert torch.equal(shrink_(gram.clone(), 0), gram)
+
+
+def test_a_repair_of_a_gram_shrunk_to_its_diagonal_is_that_which_takes_inputs_one_by_one():
+    w, stats = weight(48, 64), statistics(inputs(64))
+    residual = w.double() - RTN(bits=3, group_size=32).compress([w], stats)[0].dense().double()
+    whole, single = EoRA(rank=8, shrinkage=1, damping=1e-9), LQER(rank=8)
+    paths = [method.paths([residual], stats)[0].dense() for method in (whole, single)]
+    torch.testing.assert_close(*paths, rtol=2e-2, atol=2e-3 * float(residual.abs().max()))
+
+
+@pytest.mark.parametrize("method", [GPTQ, EoRA])
+@pytest.mark.parametrize("shrinkage", [-0.1, 1.1, float("nan")])
+def test_a_shrinkage_that_is_no_share_is_refused(method, shrinkage):
+    with pytest.raises(RecipeError, match=r"method\.shrinkage: .* is not between 0 and 1"):
+        method(shrinkage=shrinkage)
 
 
 def test_a_residual_of_low_rank_is_repaired_without_nan():
@@ -238,7 +262,7 @@ def test_a_fisher_on_the_output_side_is_the_optimum_of_both_sides():
     [bare] = method.base.compress([w], stats)
     residual = w.double() - bare.dense().double()
     [path] = method.paths([residual], stats)
-    gram = add_ridge_(stats[Gram].mean_ii(), 0.01)
+    gram = add_ridge_(shrink_(stats[Gram].mean_ii(), 0.1), 0.01)
     fisher = add_ridge_(seen.mean_oo(), 0.01)
 
     def lost(error):

@@ -7,9 +7,10 @@ Shapes: o = out_features, i = in_features, r = rank.
 
 Exact: B A minimises ||(W - W' - B A) X||_F over all rank-r paths; any factor L of the Gram, L L^T = G, gives the same
 product, so a Cholesky factor serves and an eigendecomposition of G is not needed. Differs from the authors' code:
-every token weighs the same (theirs forgets early batches: the first of 64 weighs 0.377 of the last), damping is a
-ridge relative to the median of diag(G) (theirs replaces negative eigenvalues only), factors are balanced before they
-are rounded to 16 bits, and after rounding A, B is refitted in closed form.
+every token weighs the same (theirs forgets early batches: the first of 64 weighs 0.377 of the last), the Gram is
+shrunk towards its diagonal (see `linalg.shrink_`; with `shrinkage` 0 it is theirs), damping is a ridge relative to the
+median of diag(G) (theirs replaces negative eigenvalues only), factors are balanced before they are rounded to 16 bits,
+and after rounding A, B is refitted in closed form.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from torch import Tensor
 
 from calibration.gradients import OutputGradients
 from calibration.stats import Statistic, Statistics
-from compress.compressor import Compressor, refuse_damping
+from compress.compressor import Compressor, refuse_damping, refuse_shrinkage
 from compress.errors import LayerError
 from compress.factors import Metric
-from compress.linalg import add_ridge_, cholesky, ridge
+from compress.linalg import add_ridge_, cholesky, ridge, shrink_
 from compress.methods.gptq import GPTQ
 from compress.quantiser import Quantiser
 from compress.repair import Repair
@@ -52,6 +53,10 @@ class EoRA(Repair, name="eora"):
     damping: float = field(
         default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"}
     )
+    shrinkage: float = field(
+        default=0.1,
+        metadata={"help": "how far the Gram is moved towards its diagonal (0: as observed)"},
+    )
     output_side: OutputSide = field(
         default=OutputSide.NONE,
         metadata={
@@ -63,6 +68,7 @@ class EoRA(Repair, name="eora"):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_damping(self.damping)
+        refuse_shrinkage(self.shrinkage)
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
@@ -76,8 +82,10 @@ class EoRA(Repair, name="eora"):
         Raises LayerError if the loss does not depend on the layer.
         """
         right = stats.once(
-            ("metric of a repair", self.shifts_outputs, self.guard, self.damping),
-            lambda: Metric.of(add_ridge_(self.moments(stats), self.damping)),
+            ("metric of a repair", self.shifts_outputs, self.guard, self.damping, self.shrinkage),
+            lambda: Metric.of(
+                add_ridge_(shrink_(self.moments(stats), self.shrinkage), self.damping)
+            ),
         )
         if self.output_side is OutputSide.NONE:
             return right
@@ -89,4 +97,5 @@ class EoRA(Repair, name="eora"):
 
     def rounding(self, bits: int) -> Quantiser:
         """GPTQ: A by the Gram of the inputs, B by that of A x."""
-        return GPTQ(bits=bits, damping=self.damping).for_factors()
+        quantiser = GPTQ(bits=bits, damping=self.damping, shrinkage=self.shrinkage)
+        return quantiser.for_factors()

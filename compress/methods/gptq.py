@@ -5,9 +5,10 @@ input and o i^2 for the sweep; layers that share an input are swept as one stack
 Shapes: o = out_features (stacked), i = in_features, G = groups.
 
 Differs from the authors' code: scales are searched inside the sweep with the inputs' second moments as weights (theirs
-take max-abs); damping is relative to the median of diag(G), not its mean (outlier channels, see `linalg.damped`); once
-the codes are known, all scales of a row are refitted together by least squares in the metric of the whole Gram, and
-kept where that helps after rounding to fp16.
+take max-abs); the Gram is shrunk towards its diagonal (see `linalg.shrink_`; with `shrinkage` 0 it is theirs); damping
+is relative to the median of diag(G), not its mean (outlier channels, see `linalg.add_ridge_`); once the codes are
+known, all scales of a row are refitted together by least squares in the metric of the whole Gram, and kept where that
+helps after rounding to fp16.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ import torch
 from torch import Tensor
 
 from calibration.stats import Gram, Statistics
-from compress.compressor import refuse_damping
+from compress.compressor import refuse_damping, refuse_shrinkage
 from compress.forms import Form
 from compress.grid import Grid
-from compress.linalg import add_ridge_, inverse_factor
+from compress.linalg import add_ridge_, inverse_factor, shrink_
 from compress.quantiser import Quantiser, stacked
 from compress.scale_refit import refit_scales
 
@@ -49,6 +50,10 @@ class GPTQ(Quantiser, name="gptq"):
     damping: float = field(
         default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"}
     )
+    shrinkage: float = field(
+        default=0.1,
+        metadata={"help": "how far the Gram is moved towards its diagonal (0: as observed)"},
+    )
     order: Order = field(
         default=Order.NATURAL, metadata={"help": "order in which columns are quantised"}
     )
@@ -56,6 +61,7 @@ class GPTQ(Quantiser, name="gptq"):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_damping(self.damping)
+        refuse_shrinkage(self.shrinkage)
 
     @property
     def in_order(self) -> bool:
@@ -85,8 +91,8 @@ class GPTQ(Quantiser, name="gptq"):
         return self.forms(codes.to(torch.uint8), scales, zeros.to(torch.uint8), rows, groups)
 
     def _metric(self, gram: Gram, order: Tensor | None) -> Tensor:
-        """The damped mean Gram in the order of the sweep: (i, i), fp64."""
-        metric_ii = add_ridge_(gram.mean_ii(), self.damping)
+        """The mean Gram, shrunk and damped, in the order of the sweep: (i, i), fp64."""
+        metric_ii = add_ridge_(shrink_(gram.mean_ii(), self.shrinkage), self.damping)
         return metric_ii if order is None else metric_ii[order][:, order]
 
 
