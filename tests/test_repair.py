@@ -21,6 +21,7 @@ from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.lqer import LQER, Scale
 from compress.methods.rtn import RTN
+from compress.methods.sparsegpt import SparseGPT
 from compress.methods.svd_residual import SVDResidual
 from compress.planning import refuse_no_gain
 from compress.plans import PlannedLayer
@@ -163,7 +164,7 @@ def test_a_repair_of_a_gram_shrunk_to_its_diagonal_is_that_which_takes_inputs_on
     torch.testing.assert_close(*paths, rtol=2e-2, atol=2e-3 * float(residual.abs().max()))
 
 
-@pytest.mark.parametrize("method", [GPTQ, EoRA])
+@pytest.mark.parametrize("method", [GPTQ, EoRA, SparseGPT])
 @pytest.mark.parametrize("shrinkage", [-0.1, 1.1, float("nan")])
 def test_a_shrinkage_that_is_no_share_is_refused(method, shrinkage):
     with pytest.raises(RecipeError, match=r"method\.shrinkage: .* is not between 0 and 1"):

@@ -8,7 +8,7 @@ from test_masks import PATTERNS, error_of, kept_by, planned, pruned
 from calibration.stats import Gram
 from compress.errors import LayerError, RecipeError
 from compress.grid import Grid, ScaleSearch, Symmetry
-from compress.linalg import add_ridge_
+from compress.linalg import add_ridge_, shrink_
 from compress.methods.magnitude import Magnitude
 from compress.methods.sparsegpt import SparseGPT, scale_groups
 from compress.methods.wanda import Wanda
@@ -28,7 +28,7 @@ GRID = Grid(4, Symmetry.SYMMETRIC, ScaleSearch.SEARCH)
 
 
 def metric(stats):
-    return add_ridge_(stats[Gram].mean_ii(), 0.01)
+    return add_ridge_(shrink_(stats[Gram].mean_ii(), 0.1), 0.01)
 
 
 def plain_mask(rest, gram, run):
@@ -144,7 +144,7 @@ def test_fewer_tokens_than_inputs_need_a_ridge():
     w, stats = weight(24, 64), statistics(inputs(64, n_tokens=20))
     assert error_of(w, pruned(SparseGPT(), w, stats), stats) < 0.3
     with pytest.raises(LayerError, match="is singular"):
-        pruned(SparseGPT(damping=0.0), w, stats)
+        pruned(SparseGPT(damping=0.0, shrinkage=0.0), w, stats)
 
 
 def test_inputs_that_are_always_zero_go_first_where_the_ridge_is_small():

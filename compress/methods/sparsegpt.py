@@ -14,8 +14,9 @@ of the sweep is the grid on disk. A scale is found when the sweep comes to its f
 refitted together in the end, as GPTQ's are.
 
 Differs from the authors' code: within a run every row keeps as many weights, because every row is to store as many
-(theirs has one threshold for a run's weights in all rows); damping is relative to the median of diag(G), not its mean;
-scales (theirs: one of a row, from its largest weight) are searched and refitted.
+(theirs has one threshold for a run's weights in all rows); the Gram is shrunk towards its diagonal (see
+`linalg.shrink_`; with `shrinkage` 0 it is theirs); damping is relative to the median of diag(G), not its mean; scales
+(theirs: one of a row, from its largest weight) are searched and refitted.
 """
 
 from __future__ import annotations
@@ -28,16 +29,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from calibration.stats import Statistics
+from calibration.stats import Gram, Statistics
 from compress.code_storage import GROUP, CodeBits, layout_of
-from compress.compressor import refuse_damping
+from compress.compressor import refuse_damping, refuse_shrinkage
 from compress.forms import Along, Form, Quantised, Sparse
 from compress.grid import Grid
-from compress.linalg import inverse_factor
+from compress.linalg import add_ridge_, inverse_factor, shrink_
 from compress.patterns import Pattern, largest
 from compress.pruner import Pruner
 from compress.scale_refit import refit_scales
-from compress.weight_lines import damped
 
 MOST_COLUMNS = 128
 """Whose weights are compared with one another: the paper's."""
@@ -59,10 +59,15 @@ class SparseGPT(Pruner, name="sparsegpt"):
     damping: float = field(
         default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"}
     )
+    shrinkage: float = field(
+        default=0.1,
+        metadata={"help": "how far the Gram is moved towards its diagonal (0: as observed)"},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_damping(self.damping)
+        refuse_shrinkage(self.shrinkage)
 
     def pruned(self, weight_oi: Tensor, s: int, stats: Statistics) -> Tensor:
         """What the sweep leaves, not rounded. Raises LayerError for a Gram that is singular or zero."""
@@ -86,7 +91,7 @@ class SparseGPT(Pruner, name="sparsegpt"):
     def _rounded(self, weight_oi: Tensor, grid: Grid, stats: Statistics) -> Sparse:
         """Swept and rounded at once."""
         (o, i), s = weight_oi.shape, self.per_row or 0
-        gram_ii = damped(stats, self.damping)
+        gram_ii = self._metric(stats)
         importance_i = gram_ii.diagonal().float()
         groups = scale_groups(i, s, self.pattern)
         sweep, scales = _Sweep(weight_oi, self._factor(stats)), []
@@ -104,10 +109,13 @@ class SparseGPT(Pruner, name="sparsegpt"):
         values = Quantised.from_codes(codes, scales_og, None, bits=grid.bits, group_size=GROUP)
         return Sparse.from_lines(mask_oi, values, Along.ROWS, layout_of(self.pattern))
 
+    def _metric(self, stats: Statistics) -> Tensor:
+        """The mean Gram, shrunk and damped: (i, i), fp64."""
+        return add_ridge_(shrink_(stats[Gram].mean_ii(), self.shrinkage), self.damping)
+
     def _factor(self, stats: Statistics) -> Tensor:
-        return stats.once(
-            ("inverse factor", self.damping), lambda: inverse_factor(damped(stats, self.damping))
-        )
+        key = ("inverse factor", self.damping, self.shrinkage)
+        return stats.once(key, lambda: inverse_factor(self._metric(stats)))
 
 
 @dataclass(frozen=True)
