@@ -32,12 +32,17 @@ def shrink_(gram_ii: Tensor, shrinkage: float) -> Tensor:
 
     Schaefer and Strimmer 2005 (doi:10.2202/1544-6115.1175), target D; there against noise, here against what a mean
     over tokens hides. Error feedback puts errors where G says that inputs cancel them. They do over most tokens, but
-    attention rests on the first, whose values reach every output and are 1/512 of the Gram.
+    attention rests on the first of a sequence, whose value reaches every output and counts in G as any other's.
     """
     diagonal_i = gram_ii.diagonal().clone()
     gram_ii.mul_(1 - shrinkage)
     gram_ii.diagonal().copy_(diagonal_i)
     return gram_ii
+
+
+def conditioned_(gram_ii: Tensor, shrinkage: float, damping: float) -> Tensor:
+    """Shrunk, then damped, in place. Raises LayerError if all channels are dead."""
+    return add_ridge_(shrink_(gram_ii, shrinkage), damping)
 
 
 def add_ridge_(gram_ii: Tensor, damping: float) -> Tensor:

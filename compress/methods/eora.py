@@ -26,7 +26,7 @@ from calibration.stats import Statistic, Statistics
 from compress.compressor import Compressor, refuse_damping, refuse_shrinkage
 from compress.errors import LayerError
 from compress.factors import Metric
-from compress.linalg import add_ridge_, cholesky, ridge, shrink_
+from compress.linalg import cholesky, conditioned_, ridge
 from compress.methods.gptq import GPTQ
 from compress.quantiser import Quantiser
 from compress.repair import Repair
@@ -83,9 +83,7 @@ class EoRA(Repair, name="eora"):
         """
         right = stats.once(
             ("metric of a repair", self.shifts_outputs, self.guard, self.damping, self.shrinkage),
-            lambda: Metric.of(
-                add_ridge_(shrink_(self.moments(stats), self.shrinkage), self.damping)
-            ),
+            lambda: Metric.of(conditioned_(self.moments(stats), self.shrinkage, self.damping)),
         )
         if self.output_side is OutputSide.NONE:
             return right

@@ -25,7 +25,7 @@ from calibration.stats import Gram, Statistics
 from compress.compressor import refuse_damping, refuse_shrinkage
 from compress.forms import Form
 from compress.grid import Grid
-from compress.linalg import add_ridge_, inverse_factor, shrink_
+from compress.linalg import conditioned_, inverse_factor
 from compress.quantiser import Quantiser, stacked
 from compress.scale_refit import refit_scales
 
@@ -92,7 +92,7 @@ class GPTQ(Quantiser, name="gptq"):
 
     def _metric(self, gram: Gram, order: Tensor | None) -> Tensor:
         """The mean Gram, shrunk and damped, in the order of the sweep: (i, i), fp64."""
-        metric_ii = add_ridge_(shrink_(gram.mean_ii(), self.shrinkage), self.damping)
+        metric_ii = conditioned_(gram.mean_ii(), self.shrinkage, self.damping)
         return metric_ii if order is None else metric_ii[order][:, order]
 
 

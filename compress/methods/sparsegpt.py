@@ -34,7 +34,7 @@ from compress.code_storage import GROUP, CodeBits, layout_of
 from compress.compressor import refuse_damping, refuse_shrinkage
 from compress.forms import Along, Form, Quantised, Sparse
 from compress.grid import Grid
-from compress.linalg import add_ridge_, inverse_factor, shrink_
+from compress.linalg import conditioned_, inverse_factor
 from compress.patterns import Pattern, largest
 from compress.pruner import Pruner
 from compress.scale_refit import refit_scales
@@ -111,7 +111,7 @@ class SparseGPT(Pruner, name="sparsegpt"):
 
     def _metric(self, stats: Statistics) -> Tensor:
         """The mean Gram, shrunk and damped: (i, i), fp64."""
-        return add_ridge_(shrink_(stats[Gram].mean_ii(), self.shrinkage), self.damping)
+        return conditioned_(stats[Gram].mean_ii(), self.shrinkage, self.damping)
 
     def _factor(self, stats: Statistics) -> Tensor:
         key = ("inverse factor", self.damping, self.shrinkage)

@@ -22,6 +22,7 @@ HEIGHT = 340
 NARROW = 290
 """Numbers are placed for a plot of this width, a phone's: on a wider one they only move apart."""
 _SIZE = 120
+_TOO_FAR = "Too far above to be drawn:"
 
 
 def pareto_figures(comparison: RunComparison, palette: Palette) -> list[Figure]:
@@ -70,9 +71,12 @@ def _title(goal: Goal) -> str:
 
 def _titled(plot: Plot) -> alt.TitleParams:
     """With those that are too far above to be drawn."""
-    beyond = [f"{it.label} ({decimal(it.value, 1)})" for it in plot.beyond]
-    under = ["Too far above to be drawn:", *beyond] if beyond else []
+    under = [_TOO_FAR, *_told(plot.beyond, "label")] if plot.beyond else []
     return alt.TitleParams(_title(plot.goal), subtitle=under)
+
+
+def _told(points: Sequence[Point], field: str) -> list[str]:
+    return [f"{getattr(it, field)} ({decimal(it.value, 1)})" for it in points]
 
 
 def _figure(comparison: RunComparison, goal: Goal, palette: Palette) -> Figure:
@@ -81,8 +85,7 @@ def _figure(comparison: RunComparison, goal: Goal, palette: Palette) -> Figure:
         return Figure(_title(goal), None, "No run was measured so.")
     told = []
     if plot.beyond:
-        far = ", ".join(f"{it.number} ({decimal(it.value, 1)})" for it in plot.beyond)
-        told.append(f"Too far above to be drawn: {far}.")
+        told.append(f"{_TOO_FAR} {', '.join(_told(plot.beyond, 'number'))}.")
     measured = {it.number for it in (*plot.runs, *plot.beyond)}
     missing = [str(k) for k in range(1, len(comparison.figures) + 1) if k not in measured]
     if missing:
