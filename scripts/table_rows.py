@@ -42,6 +42,7 @@ class Repaired:
 Row = Compressor | Repaired | None
 """None is the original."""
 
+SHRINKAGES = (0.0, 0.03, 0.1, 0.3)
 EQUAL_BYTES = {(4, 32): (5, 24), (4, 64): (6, 16), (3, 32): (4, 24), (3, 64): (6, 96)}
 """For (bits, rank) at group 64: bits and group of plain GPTQ that take the same bytes, to 3 %."""
 
@@ -156,9 +157,30 @@ def compensated() -> dict[str, Row]:
     return rows
 
 
+def shrunk() -> dict[str, Row]:
+    """Methods that let one input make up for another's error, by how far their Gram is moved towards its diagonal."""
+    rows: dict[str, Row] = {}
+    for shrinkage in SHRINKAGES:
+        for bits in (4, 3):
+            rows[f"{bits}-bit GPTQ, {shrinkage}"] = GPTQ(
+                bits=bits, group_size=64, shrinkage=shrinkage
+            )
+        pruned = SparseGPT(
+            pattern=Pattern.TWO_OF_FOUR, value_dtype=FactorDtype.BFLOAT16, shrinkage=shrinkage
+        )
+        rows[f"SparseGPT 2:4, {shrinkage}"] = pruned
+        repair = EoRA(rank=32, shrinkage=shrinkage)
+        base = GPTQ(bits=3, group_size=64, shrinkage=0.1)
+        rows[f"3-bit GPTQ of 0.1 + EoRA 32, {shrinkage}"] = Repaired(
+            "3-bit GPTQ, 0.1", base, repair
+        )
+    return rows
+
+
 TABLES: dict[str, Callable[[], dict[str, Row]]] = {
     "quantised": quantised,
     "lowrank": lowrank,
     "dictionaries": dictionaries,
     "compensated": compensated,
+    "shrunk": shrunk,
 }
