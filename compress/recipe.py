@@ -91,7 +91,7 @@ class Recipe:
         metadata=_about(
             "method",
             "a compressed checkpoint of the model, a folder or a hub id, whoever wrote it, which a repair (eora, lqer, "
-            "svd_residual) is put on top of: gptq, awq, compressed-tensors, native, or a folder of changed weights",
+            "svd_residual) is put on top of: gptq, awq, compressed-tensors, bitsandbytes, native, or changed weights",
         ),
     )
     include: tuple[str, ...] = field(

@@ -13,6 +13,13 @@ from torch import Tensor
 
 LINEAR = re.compile(r".*\.(q|k|v|o|gate|up|down)_proj\.weight")
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
+NF4 = torch.tensor(
+    [
+        *(-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0.0),
+        *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
+    ]
+)
+"""Dettmers et al. 2023, arXiv:2305.14314, appendix E, in fp32."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,77 @@ def awq_layer(one: Grid) -> dict[str, Tensor]:
     }
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """Codes (o, i) of a table of 16 numbers, and what each block of `size` weights, row by row, is multiplied by."""
+
+    codes: Tensor
+    sizes: Tensor
+    size: int
+
+    def dense(self) -> Tensor:
+        """(o, i), fp32, number by number."""
+        o, i = self.codes.shape
+        weight = torch.empty(o, i)
+        for place in range(o * i):
+            row, column = divmod(place, i)
+            weight[row, column] = NF4[self.codes[row, column]] * self.sizes[place // self.size]
+        return weight
+
+
+def blocks(weight: Tensor, size: int = 48) -> Blocks:
+    """Each weight the nearest of the table, times the largest of its block; blocks run over the ends of rows."""
+    flat = weight.flatten()
+    sizes = torch.stack([part.abs().max() for part in flat.split(size)])
+    spread = torch.stack([sizes[place // size] for place in range(len(flat))])
+    codes = ((flat / spread)[:, None] - NF4).abs().argmin(1)
+    return Blocks(codes.reshape(weight.shape), sizes, size)
+
+
+def twice(one: Blocks, size: int = 16) -> tuple[Blocks, dict[str, Tensor], dict[str, object]]:
+    """Double quantisation: the sizes in bytes; what they then are, the tensors that say so, and the words."""
+    table, offset = torch.linspace(-1, 1, 256), float(one.sizes.mean())
+    outer = torch.stack([(part - offset).abs().max() for part in one.sizes.split(size)])
+    codes = [
+        int(((number - offset) / outer[b // size] - table).abs().argmin())
+        for b, number in enumerate(one.sizes)
+    ]
+    sizes = torch.stack([table[c] * outer[b // size] + offset for b, c in enumerate(codes)])
+    tensors = {
+        "weight.absmax": torch.tensor(codes, dtype=torch.uint8),
+        "weight.nested_absmax": outer,
+        "weight.nested_quant_map": table,
+    }
+    words = {"nested_blocksize": size, "nested_dtype": "float32", "nested_offset": offset}
+    return Blocks(one.codes, sizes, one.size), tensors, words
+
+
+def bitsandbytes_layer(
+    one: Blocks,
+    nested: tuple[dict[str, Tensor], dict[str, object]] | None = None,
+    storage: torch.dtype = torch.uint8,
+) -> dict[str, Tensor]:
+    codes = one.codes.flatten().tolist()
+    pairs = [codes[start] * 16 + codes[start + 1] for start in range(0, len(codes), 2)]
+    state: dict[str, object] = {"quant_type": "nf4", "blocksize": one.size, "dtype": "float32"}
+    state |= {"shape": list(one.codes.shape), **(nested[1] if nested else {})}
+    return {
+        "weight": torch.tensor(pairs, dtype=torch.uint8).view(storage)[:, None],
+        "weight.quant_map": NF4.clone(),
+        "weight.absmax": one.sizes,
+        **(nested[0] if nested else {}),
+        "weight.quant_state.bitsandbytes__nf4": torch.tensor(
+            list(json.dumps(state).encode()), dtype=torch.uint8
+        ),
+    }
+
+
+BITSANDBYTES = {
+    "quant_method": "bitsandbytes",
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": False,
+}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": False, "sym": True}
 AWQ = {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 16, "zero_point": True}
 

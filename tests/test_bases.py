@@ -113,6 +113,27 @@ def test_awq_means_what_plain_code_reads(source, tmp_path):
     equal_to_plain_code(folder, made(weight(source)).dense())
 
 
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16])
+def test_nf4_means_what_plain_code_reads(source, tmp_path, storage):
+    folder = write(
+        *(source, tmp_path / "base", foreign.BITSANDBYTES),
+        lambda w: foreign.bitsandbytes_layer(foreign.blocks(w), storage=storage),
+    )
+    equal_to_plain_code(folder, foreign.blocks(weight(source)).dense())
+    assert open_base(folder).description == "bitsandbytes, nf4"
+
+
+def test_sizes_of_blocks_may_be_codes_themselves(source, tmp_path):
+    def made(w):
+        one, *nested = foreign.twice(foreign.blocks(w))
+        return foreign.bitsandbytes_layer(one, tuple(nested))
+
+    config = {**foreign.BITSANDBYTES, "bnb_4bit_use_double_quant": True}
+    folder = write(source, tmp_path / "base", config, made)
+    equal_to_plain_code(folder, foreign.twice(foreign.blocks(weight(source)))[0].dense())
+    assert open_base(folder).description == "bitsandbytes, nf4, double quantised"
+
+
 def test_native_layers_are_the_forms_that_were_written(tmp_path):
     made = compressed(tmp_path / "source")
     base = open_base(export(made, tmp_path / "native", "native"))
@@ -165,15 +186,16 @@ def test_a_sparse_checkpoint_in_ordinary_tensors_is_ordinary(source, tmp_path):
     load_export(folder)
 
 
-@pytest.mark.parametrize("make", ["gptq", "awq", "packed"])
+@pytest.mark.parametrize("make", ["gptq", "awq", "packed", "bitsandbytes"])
 def test_every_packed_format_loads_as_the_model_with_its_weights(source, tmp_path, make):
-    config, layer = {
-        "gptq": (foreign.GPTQ, gptq_layer),
-        "awq": (foreign.AWQ, foreign.awq_layer),
-        "packed": (packed_config(), packed_layer),
+    config, layer, rounded = {
+        "gptq": (foreign.GPTQ, gptq_layer, grid),
+        "awq": (foreign.AWQ, foreign.awq_layer, grid),
+        "packed": (packed_config(), packed_layer, grid),
+        "bitsandbytes": (foreign.BITSANDBYTES, foreign.bitsandbytes_layer, foreign.blocks),
     }[make]
-    folder = write(source, tmp_path / "base", config, lambda w: layer(grid(w)))
-    plain = write(source, tmp_path / "plain", {}, lambda w: {"weight": grid(w).dense()})
+    folder = write(source, tmp_path / "base", config, lambda w: layer(rounded(w)))
+    plain = write(source, tmp_path / "plain", {}, lambda w: {"weight": rounded(w).dense()})
     change_config(plain, quantization_config=None)
     ids = torch.arange(3, 19)[None]
     with torch.inference_mode():
@@ -206,6 +228,26 @@ def packed_base(source, tmp_path):
 
 def awq_base(source, tmp_path):
     return write(source, tmp_path / "base", foreign.AWQ, lambda w: foreign.awq_layer(grid(w)))
+
+
+def bitsandbytes_base(source, tmp_path):
+    def made(w):
+        one, *nested = foreign.twice(foreign.blocks(w))
+        return foreign.bitsandbytes_layer(one, tuple(nested))
+
+    return write(source, tmp_path / "base", foreign.BITSANDBYTES, made)
+
+
+def in_words(**changes):
+    """The JSON of the layer's quant_state with these entries; None takes one away."""
+
+    def edit(tensors):
+        key = f"{LAYER}.weight.quant_state.bitsandbytes__nf4"
+        words = json.loads(bytes(tensors[key].tolist())) | changes
+        words = {name: value for name, value in words.items() if value is not None}
+        tensors[key] = torch.tensor(list(json.dumps(words).encode()), dtype=torch.uint8)
+
+    return edit
 
 
 def set_to(part, value):
@@ -244,6 +286,31 @@ def without(part):
         (awq_base, set_to("scales", lambda t: t[1:]), r"scales has the shape \(3, 32\)"),
         (awq_base, set_to("qzeros", lambda t: t[1:]), r"qzeros has the shape \(3, 4\)"),
         (awq_base, without("qzeros"), r"down_proj\.qzeros is missing"),
+        (bitsandbytes_base, without("weight"), r"weight has 0 bytes; .* makes 1024"),
+        (bitsandbytes_base, set_to("weight", lambda t: t[1:]), r"weight has 1023 bytes"),
+        (bitsandbytes_base, without("weight.absmax"), r"without the weight\.absmax"),
+        (bitsandbytes_base, without("weight.quant_map"), r"quant_map is missing"),
+        (bitsandbytes_base, set_to("weight.quant_map", lambda t: t[1:]), r"\(15,\);.* \(16,\)"),
+        (bitsandbytes_base, set_to("weight.quant_map", lambda t: t / 0), r"quant_map.* finite"),
+        (bitsandbytes_base, set_to("weight.absmax", lambda t: t[1:]), r"\(42,\);.* \(43,\)"),
+        (bitsandbytes_base, set_to("weight.absmax", lambda t: t.float()), "float32;.* bytes"),
+        (bitsandbytes_base, set_to("weight.nested_absmax", lambda t: t[1:]), r"\(2,\);.* \(3,\)"),
+        (bitsandbytes_base, without("weight.nested_quant_map"), "nested_quant_map is missing"),
+        (
+            bitsandbytes_base,
+            without("weight.quant_state.bitsandbytes__nf4"),
+            r"bitsandbytes__nf4 is missing",
+        ),
+        (
+            bitsandbytes_base,
+            set_to("weight.quant_state.bitsandbytes__nf4", lambda t: t[:-1]),
+            "is no JSON",
+        ),
+        (bitsandbytes_base, in_words(shape=[64, 64]), r"\(64, 64\) in 4 bits makes 2048"),
+        (bitsandbytes_base, in_words(shape=[-32, -64]), "a shape of two"),
+        (bitsandbytes_base, in_words(blocksize=0), "a blocksize"),
+        (bitsandbytes_base, in_words(dtype="float64"), "a dtype of float32, float16, bfloat16"),
+        (bitsandbytes_base, in_words(nested_offset=None), "a nested_offset"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused_by_name(source, tmp_path, base, edit, message):
@@ -256,9 +323,10 @@ def test_tensors_that_do_not_fit_are_refused_by_name(source, tmp_path, base, edi
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"quant_method": "hqq"}, "quant_method 'hqq' is not read; there are gptq"),
         (
-            {"quant_method": "bitsandbytes"},
-            "quant_method 'bitsandbytes' is not read; there are gptq",
+            {"quant_method": "bitsandbytes", "load_in_8bit": True},
+            r"load_in_8bit \(LLM\.int8\) quantises activations",
         ),
         ({**foreign.GPTQ, "bits": 5}, "5 bits are not read; 2, 3, 4, 8 are"),
         ({**foreign.GPTQ, "group_size": 0}, "group_size 0 is none"),

@@ -54,6 +54,7 @@ MAKERS = {
     "ragged": ({**foreign.GPTQ, "group_size": 24}, lambda w: gptq_layer(grid(w, group_size=24))),
     "awq": (foreign.AWQ, lambda w: foreign.awq_layer(grid(w, kind="asymmetric"))),
     "packed": (packed_config(), lambda w: packed_layer(grid(w))),
+    "nf4": (foreign.BITSANDBYTES, lambda w: foreign.bitsandbytes_layer(foreign.blocks(w))),
     "pruned": (None, pruned),
 }
 

@@ -87,18 +87,19 @@ class Base(ABC):
                 f"{self.folder}: its config says {self.format}, but no tensor's name ends in {first}; "
                 "the two do not belong together, get the checkpoint again"
             )
-        known = set(names)
-        orphans = [
-            key
-            for key in self.reader
-            if key.rpartition(".")[2] in self.parts and key.rpartition(".")[0] not in known
-        ]
+        known = {None, *names}
+        orphans = [key for key in self.reader if self._layer_of(key) not in known]
         if orphans:
             raise CheckpointError(
                 f"{self.folder}: {some(orphans)} without the {self.parts[0]} that belongs to it; "
                 "the checkpoint is incomplete, get it again"
             )
         return tuple(names)
+
+    def _layer_of(self, key: str) -> str | None:
+        """Whose part a tensor is by its name; None for a name that an ordinary tensor may have."""
+        ends = (f".{part}" for part in self.parts if part != "weight")
+        return next((key.removesuffix(end) for end in ends if key.endswith(end)), None)
 
     def _tensor(self, name: str, part: str) -> Tensor:
         """One of a layer's tensors. Raises CheckpointError if it is not there."""

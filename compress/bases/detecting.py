@@ -8,6 +8,7 @@ from typing import Any
 
 from compress.bases.awq import AwqBase
 from compress.bases.base import Base
+from compress.bases.bitsandbytes import BitsandbytesBase
 from compress.bases.gptq import GptqBase
 from compress.bases.native import NativeBase
 from compress.bases.packed import PackedBase
@@ -16,7 +17,9 @@ from compress.checkpoint import Reader, read_json
 from compress.errors import CheckpointError
 from compress.loading import FORMAT
 
-READERS: Mapping[str, type[Base]] = {kind.format: kind for kind in (GptqBase, AwqBase, PackedBase)}
+READERS: Mapping[str, type[Base]] = {
+    kind.format: kind for kind in (GptqBase, AwqBase, PackedBase, BitsandbytesBase)
+}
 """By quant_method."""
 _SIDE_FILES = ("quantize_config.json", "quant_config.json")
 """Where tools wrote their settings before config.json had a place for them."""
