@@ -88,7 +88,7 @@ class BitsandbytesBase(Base):
         self._refuse_shape(name, "weight.nested_absmax", (-(-n_blocks // size),), facts)
         self._refuse_shape(name, "weight.nested_quant_map", (256,), "bytes")
         outer, table = (self._numbers(name, part) for part in _NESTED)
-        return table[codes.int()] * _spread(outer, size, n_blocks) + state["nested_offset"]
+        return table[codes.int()] * _spread(outer, size, n_blocks) + float(state["nested_offset"])
 
     def _numbers(self, name: str, part: str) -> Tensor:
         numbers = self._tensor(name, part)
