@@ -1,4 +1,4 @@
-"""What speaks against building on a compressed checkpoint, found before any work: every layer of it is read once."""
+"""What speaks against building on a compressed checkpoint, found before any work: every tensor of it is read once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
 from calibration.errors import InputError
 from calibration.skeleton import PartLoader, decoder_blocks
 from compress.bases import AsDense, Base, open_base
+from compress.checkpoint import some
 from compress.errors import CheckpointError
+from compress.forms import Dense
 from compress.given import Held
 from compress.models import Wanted, is_hub_id, snapshot
 from compress.on_base import HEAD, OnBase
@@ -58,6 +61,9 @@ class Named:
 def open_named(spec: str) -> Named:
     """The checkpoint in a folder, or of the hub. Raises CheckpointError saying what was found."""
     folder, reference, revision = Path(spec).expanduser(), spec, None
+    if folder.name in ("", ".."):  # which nobody else could follow
+        folder = folder.resolve()
+        reference = str(folder)
     if not folder.exists() and is_hub_id(spec):
         folder, revision = snapshot(spec, _WANTED)
         reference = spec.partition("@")[0]
@@ -79,19 +85,18 @@ def checked(named: Named, original: PartLoader, config: PretrainedConfig) -> OnB
         loader = _loader(view, original.model)
         _refuse_other_shapes(view, loader)
         pair = _Pair(view, loader, original)
-        packed = {key: view.form(key).n_bytes() for key in view if view.is_packed(key)}
+        packed, expanded = _forms_of(view)
+        _refuse_other_experts(pair)
+        _refuse_headless(base, parsed, config, view)
         held = tuple(_held(pair, packed))
         changes = dict(_changes(pair))
+        experts = len(list(_changed_experts(pair)))
     except CheckpointError as error:
         raise CheckpointError(f"base_checkpoint: {error}") from error
     prefix, blocks = decoder_blocks(original.model)
     biases = {f"{layer}.bias" for layer in block_linears(prefix, blocks)}
     read = tuple(n for n in changes if n.startswith(f"{prefix}.") and n not in biases)
-    notes = tuple(
-        f"the base checkpoint's {name} differs from the original's by {difference:.1%}, and stays"
-        for name, difference in changes.items()
-        if name not in read
-    )
+    stay = {name: changes[name] for name in changes if name not in read}
     own_head = HEAD in view and (view.is_packed(HEAD) or not parsed.tie_word_embeddings)
     return OnBase(
         view,
@@ -99,11 +104,27 @@ def checked(named: Named, original: PartLoader, config: PretrainedConfig) -> OnB
         held,
         packed,
         read,
-        notes,
+        tuple(_notes(stay, experts, expanded, view)),
         own_head,
         reference=named.reference,
         revision=named.revision,
     )
+
+
+def _notes(
+    stay: Mapping[str, float], experts: int, expanded: Mapping[str, int], view: AsDense
+) -> Iterator[str]:
+    """What a reader of the report should know of the base."""
+    for name, difference in stay.items():
+        yield f"the base checkpoint's {name} differs from the original's by {difference:.1%}, and stays"
+    if experts:
+        yield f"{experts} matrices of experts are not the original's in the base checkpoint, and get no path"
+    if expanded:
+        yield (
+            f"no form of this toolkit holds the codes of {len(expanded)} layers ({view.base.description}): a native "
+            f"export has them as ordinary weights, {sum(expanded.values()):,} bytes instead of "
+            f"{sum(map(view.nbytes, expanded)):,}; the adapter leaves them as they are"
+        )
 
 
 @dataclass(frozen=True)
@@ -121,14 +142,31 @@ class _Pair:
             if len(keys) == len(ours.get(name, [])) == 1:
                 yield name, keys[0], ours[name][0]
 
+    def merged(self) -> Iterator[tuple[list[str], list[str]]]:
+        """Of each parameter that is made from several tensors, as experts are: the base's and the original's."""
+        theirs, ours = self.loader.keys_of(), self.original.keys_of()
+        for name in sorted(theirs.keys() | ours.keys()):
+            keys, own = theirs.get(name, []), ours.get(name, [])
+            if max(len(keys), len(own)) > 1:
+                yield keys, own
+
     def difference(self, key: str, own: str) -> float:
-        """Of two tensors, relative to the original's. Raises CheckpointError if the base's holds NaN or infinity."""
-        found = self.view[key]
-        if not bool(torch.isfinite(found).all()):
+        """Of two tensors, relative to the original's. Raises CheckpointError for other shapes, NaN and infinity."""
+        found, before = self.view[key], self.original.tensors[own]
+        for whose, tensor in (
+            (f"{self.view.base.folder}: {key}", found),
+            (f"the original's {own}", before),
+        ):
+            if not bool(torch.isfinite(tensor).all()):
+                raise CheckpointError(f"{whose} holds NaN or infinity; get the checkpoint again")
+        if (
+            found.shape != before.shape
+        ):  # of merged tensors: the others' are known from their headers
             raise CheckpointError(
-                f"{self.view.base.folder}: {key} holds NaN or infinity; get the checkpoint again"
+                f"{self.view.base.folder}: {key} has the shape {tuple(found.shape)}, in the original it has "
+                f"{tuple(before.shape)}; name the model that the checkpoint was made from"
             )
-        return relative_difference(found, self.original.tensors[own])
+        return relative_difference(found, before)
 
 
 def _parsed(base: Base, config: PretrainedConfig) -> PretrainedConfig:
@@ -139,7 +177,11 @@ def _parsed(base: Base, config: PretrainedConfig) -> PretrainedConfig:
             f"{base.folder}: its model_type is {kind!r}, the original's is {config.model_type!r}; name the model that "
             "the checkpoint was made from"
         )
-    parsed: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(dict(base.config))
+    try:
+        parsed: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(dict(base.config))
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise CheckpointError(f"{base.folder}: its config.json makes no model ({why})") from error
     ours, theirs = config.to_dict(), parsed.to_dict()
     for key in sorted((set(ours) | set(theirs)) - _FREE):
         if not _same(ours.get(key), theirs.get(key)):
@@ -154,6 +196,18 @@ def _same(a: object, b: object) -> bool:
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=1e-4)
     return a == b
+
+
+def _forms_of(view: AsDense) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of the form of every packed tensor, and of those whose codes no form holds. Raises CheckpointError."""
+    packed, expanded = {}, {}
+    for key in view:
+        if view.is_packed(key):
+            form = view.form(key)
+            packed[key] = form.n_bytes()
+            if isinstance(form, Dense):
+                expanded[key] = form.n_bytes()
+    return packed, expanded
 
 
 def _loader(view: AsDense, model: PreTrainedModel) -> PartLoader:
@@ -172,6 +226,40 @@ def _refuse_other_shapes(view: AsDense, loader: PartLoader) -> None:
         )
 
 
+def _refuse_headless(
+    base: Base, parsed: PretrainedConfig, config: PretrainedConfig, view: AsDense
+) -> None:
+    """Raises CheckpointError if the base says that it has a head of its own, and has none."""
+    if config.tie_word_embeddings and not parsed.tie_word_embeddings and HEAD not in view:
+        raise CheckpointError(
+            f"{base.folder}: tie_word_embeddings in its config.json is false, in the original's true, and it has no "
+            f"{HEAD}; correct its config.json, or get the checkpoint again"
+        )
+
+
+def _refuse_other_experts(pair: _Pair) -> None:
+    """Raises CheckpointError naming a tensor of merged experts that one of the two has and the other has not.
+
+    Those that one of the two stores merged already are left to the loader.
+    """
+    for keys, own in pair.merged():
+        odd = sorted(set(keys) ^ set(own))
+        if odd and min(len(keys), len(own)) != 1:
+            lacking = "it lacks" if odd[0] in own else "the original lacks"
+            raise CheckpointError(
+                f"{pair.view.base.folder}: {lacking} {some(odd)}; get the checkpoint again, or name the model that it "
+                "was made from"
+            )
+
+
+def _changed_experts(pair: _Pair) -> Iterator[str]:
+    """Names of the matrices of merged experts that are not the original's. Raises CheckpointError for NaN."""
+    for keys, own in pair.merged():
+        for key in sorted(set(keys) & set(own)):
+            if pair.difference(key, key) > UNCHANGED:
+                yield key
+
+
 def _held(pair: _Pair, packed: Mapping[str, int]) -> Iterator[Held]:
     """The linear layers of the blocks whose weight is not the original's any more; `packed`: bytes of forms."""
     linears = block_linears(*decoder_blocks(pair.loader.model))
@@ -180,7 +268,7 @@ def _held(pair: _Pair, packed: Mapping[str, int]) -> Iterator[Held]:
         if layer == name or layer not in linears:
             continue
         n_bytes = pair.view.nbytes(key)
-        if key in packed or pair.difference(key, own) > UNCHANGED:
+        if pair.difference(key, own) > UNCHANGED or key in packed:
             yield Held(layer, n_bytes, packed.get(key, n_bytes))
 
 

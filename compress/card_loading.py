@@ -20,8 +20,8 @@ model = {auto}.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 
-Codes stay packed in memory and are expanded for every product. `compress.load_unpacked("{folder}")` expands them once:
-faster, in as much memory as dense weights or factors take.
+Codes, where there are any, stay packed in memory and are expanded for every product.
+`compress.load_unpacked("{folder}")` expands them once: faster, in as much memory as dense weights or factors take.
 
 Without the toolkit, `from_pretrained("{folder}", trust_remote_code=True)` runs the code beside the weights.
 """

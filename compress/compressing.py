@@ -241,7 +241,9 @@ def _finish(
     bias, base_error = bias_of(module), None
     if job.base is not None:
         bare = output_energy(weight.double() - _dense(job, layer, base_of(form)), gram)
-        n_bytes += job.base.stored_bytes(layer.name) - base_of(form).n_bytes()
+        if "adapter" in job.plan.exports:  # the base's own tensors stay what they are
+            text = job.base.named(layer.name, base_of(form), text)
+            n_bytes += job.base.stored_bytes(layer.name) - base_of(form).n_bytes()
         bias, base_error = job.base.bias(layer.name), _relative(bare, energy)
         bias = None if bias is None else bias.to(job.device, job.dtype)
     report = LayerReport(

@@ -87,7 +87,12 @@ class Flags:
         options = self.options(chosen)
         own = set(parser._option_string_actions)  # argparse has no public list of its flags
         add_options(parser, options)
-        known = parser.parse_args(list(spelled_out(arguments, options, own)))
+        # A base checkpoint takes the place of the base, whose options then mean nothing.
+        on_top = chosen.get("base_checkpoint") or any(
+            flag == "--base-checkpoint" for flag, _ in _pairs(arguments)
+        )
+        idle = ("method", "base") if on_top else None
+        known = parser.parse_args(list(spelled_out(arguments, options, own, idle)))
         for option in options:
             name = ".".join(option.path)
             if hasattr(known, name) and not option.choices:
@@ -149,9 +154,14 @@ def add_options(parser: argparse.ArgumentParser, options: Sequence[Option]) -> N
 
 
 def spelled_out(
-    arguments: Iterable[str], options: Sequence[Option], own: set[str]
+    arguments: Iterable[str],
+    options: Sequence[Option],
+    own: set[str],
+    idle: tuple[str, ...] | None = None,
 ) -> Iterator[str]:
     """`arguments` with every flag as its full path, except the parser's `own` ones.
+
+    `idle`: the path below which an option is meant only where no other has its ending.
 
     Raises:
         RecipeError: no option, or more than one, has that ending.
@@ -162,6 +172,8 @@ def spelled_out(
             yield argument
             continue
         matches = matching(flag, options)
+        if idle is not None and len(matches) > 1:
+            matches = [it for it in matches if it.path[: len(idle)] != idle] or matches
         if not matches:
             names = {_shortest(option, options) for option in options} | own
             raise RecipeError(f"{flag}: no such option{closest(flag, names)}; --help lists them")

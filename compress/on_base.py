@@ -20,7 +20,7 @@ from calibration.walk import Block, is_linear
 from compress.bases import AsDense
 from compress.exports import LayerExport
 from compress.factors import Path, as_low_rank
-from compress.forms import Form, LowRank, Sum
+from compress.forms import Dense, Form, LowRank, Sum
 from compress.given import Given, Held
 from compress.layers import is_transposed
 from compress.linalg import to_storage
@@ -118,6 +118,13 @@ class OnBase:
         if self.loader.memory_names[key].removesuffix(".weight") in packed:
             return self.packed_bytes[key]
         return math.prod(self.view.shape(key)) * torch.float32.itemsize
+
+    def named(self, name: str, form: Form, text: str) -> str:
+        """A layer's form and path in a few words, with the base's own for codes that no form holds: "nf4 + rank 32"."""
+        if not self.view.is_packed(self._key(f"{name}.weight")) or not isinstance(form, Dense):
+            return text
+        _, *rest = text.split(" + ")
+        return " + ".join([self.view.base.description, *rest])
 
     def stored_bytes(self, name: str) -> int:
         """Of a layer's weight in the base checkpoint."""

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from compress.errors import RecipeError
+from compress.recipe import Recipe
 
 
-def refuse_existing_output(folder: Path) -> None:
-    """Raises RecipeError if the output folder is there already, or cannot be made."""
-    if folder.exists():
+def refuse_bad_output(recipe: Recipe) -> None:
+    """Raises RecipeError if the output folder is there already, cannot be made, or lies where nothing is written."""
+    folder = recipe.folder
+    if os.path.lexists(folder):  # a link to nowhere too
         raise RecipeError(f"out: {folder} exists; name a new folder, or remove it")
+    if recipe.base_checkpoint is not None:
+        base = Path(recipe.base_checkpoint).expanduser().resolve()
+        if base.is_dir() and folder.resolve().is_relative_to(base):
+            raise RecipeError(
+                f"out: {folder} lies in {base}, the base checkpoint, which is never written to; name another with --out"
+            )
     refuse_unwritable(folder)
 
 

@@ -173,6 +173,12 @@ class PathOptions(Compressor, ABC):
                 "--adapter-budget"
             )
 
+        if FULL_BITS not in self.widths and self.factor_dtype is not FactorDtype.FLOAT16:
+            raise RecipeError(
+                f"method.factor_dtype: {self.factor_dtype} is for factors of 16 bits, and with --adapter-bits "
+                f"{self.adapter_bits} there are none; give one of the two"
+            )
+
     def _refuse_clashes(self) -> None:
         """Raises RecipeError for options of the base that do not go with these."""
         if self.surveys_residuals and self.base.spans_blocks:

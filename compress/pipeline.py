@@ -30,7 +30,7 @@ from compress.exports.load import stored_in
 from compress.gradients import with_gradients
 from compress.original_scores import Originals
 from compress.originals import original_blocks
-from compress.output_place import refuse_existing_output
+from compress.output_place import refuse_bad_output
 from compress.pages import run_page, write_pictures
 from compress.planning import seconds_of_forward
 from compress.plans import Forecast
@@ -57,7 +57,7 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Forecast:
     """What a run would do, what it would weigh and take; refuses all that a run refuses before work."""
-    refuse_existing_output(recipe.folder)
+    refuse_bad_output(recipe)
     prepared = prepare(recipe, progress)
     refuse_small_disks(prepared)
     prepared = surveyed(prepared, progress)
@@ -77,7 +77,7 @@ def run(
     LayerError, CheckpointError, InputError or OSError during it. Nothing half-written is left behind.
     """
     watch = Stopwatch()
-    refuse_existing_output(recipe.folder)
+    refuse_bad_output(recipe)
     with watch("prepare"):
         prepared = prepare(recipe, progress)
         recipe = prepared.recipe
@@ -156,7 +156,7 @@ def _workshop(out: Path) -> Iterator[Path]:
     folder.mkdir(parents=True)
     try:
         yield folder
-        if out.exists():
+        if os.path.lexists(out):
             raise RecipeError(f"out: {out} appeared while the run was at work")
         folder.rename(out)
         (out / VERIFIED).unlink()

@@ -291,7 +291,8 @@ def _refuse_bases(recipe: Recipe) -> None:
 
 def default_folder(model: str, method_name: str, method: object) -> str:
     """Folder name from the last part of a model's path or id, the method and its bits, if any."""
-    stem = Path(model).name.removesuffix(".gguf") or "model"
+    name = Path(model).name if Path(model).name not in ("", "..") else Path(model).resolve().name
+    stem = name.removesuffix(".gguf") or "model"
     inner: object = method
     while inner is not None and not hasattr(inner, "bits"):
         inner = getattr(inner, "base", None)

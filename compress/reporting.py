@@ -48,7 +48,7 @@ def _base_report(prepared: Prepared) -> BaseReport | None:
         return None
     base = on_base.view.base
     return BaseReport(
-        checkpoint=named,
+        checkpoint=named if on_base.revision else on_base.reference,
         format=base.description,
         producer=base.producer,
         fingerprint=on_base.fingerprint,

@@ -46,7 +46,7 @@ def statistics(x, x_hat):
 
 def fitted(kind, w, stats, anchor="dense"):
     layer = LayerShape(tuple(w.shape), w.numel() * 4)
-    planned = kind(rank=RANK, anchor=anchor, damping=1e-9).plan({"layer": layer})["layer"]
+    planned = kind(rank=RANK, anchor=anchor, damping=1e-6).plan({"layer": layer})["layer"]
     [form] = planned.compress([w], stats)
     return form
 
@@ -99,7 +99,7 @@ def test_anchors_of_parts_add_up():
     x, x_hat = two_paths(32)
     whole = Anchor.between(x, x_hat, 4)
     parts = Anchor.between(x[:700], x_hat[:700], 1) + Anchor.between(x[700:], x_hat[700:], 3)
-    torch.testing.assert_close(parts.sum_ij, whole.sum_ij, rtol=1e-6, atol=1e-3)
+    torch.testing.assert_close(parts.sum_ij, whole.sum_ij, rtol=1e-5, atol=1e-2)
     assert (parts.n_tokens, parts.n_sequences) == (whole.n_tokens, whole.n_sequences)
 
 

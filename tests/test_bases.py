@@ -1,6 +1,7 @@
 """Compressed checkpoints of other tools: each format is read as its authors meant it, or refused by name."""
 
 import json
+import math
 from pathlib import Path
 
 import foreign
@@ -276,6 +277,14 @@ def without(part):
         (gptq_base, set_to("g_idx", lambda t: t + 1), "g_idx names groups 1 to 4; .* 0 to 3"),
         (gptq_base, set_to("g_idx", lambda t: t - 1), "g_idx names groups -1 to 2"),
         (gptq_base, set_to("g_idx", lambda t: t[:-1]), r"g_idx has the shape \(63,\)"),
+        (gptq_base, set_to("g_idx", lambda t: t.float()), r"g_idx is torch\.float32"),
+        (gptq_base, set_to("qzeros", lambda t: t.float()), r"qzeros is stored as float32"),
+        (gptq_base, set_to("qweight", lambda t: t[0, 0]), r"qweight is torch\.int32 \(\)"),
+        (
+            gptq_base,
+            set_to("scales", lambda t: t.int()),
+            "down_proj: its scales are stored as int32",
+        ),
         (gptq_base, set_to("scales", lambda t: t * torch.inf), "down_proj: its scales .* finite"),
         (packed_base, without("weight_scale"), r"down_proj\.weight_scale is missing"),
         (packed_base, without("weight_shape"), r"down_proj\.weight_shape is missing"),
@@ -286,20 +295,28 @@ def without(part):
         (awq_base, set_to("scales", lambda t: t[1:]), r"scales has the shape \(3, 32\)"),
         (awq_base, set_to("qzeros", lambda t: t[1:]), r"qzeros has the shape \(3, 4\)"),
         (awq_base, without("qzeros"), r"down_proj\.qzeros is missing"),
-        (bitsandbytes_base, without("weight"), r"weight has 0 bytes; .* makes 1024"),
+        (awq_base, set_to("qzeros", lambda t: t.float()), "qzeros is stored as float32"),
+        (awq_base, set_to("qweight", lambda t: t[0]), r"qweight is torch\.int32 \(4,\)"),
+        (bitsandbytes_base, without("weight"), r"down_proj\.weight is missing"),
         (bitsandbytes_base, set_to("weight", lambda t: t[1:]), r"weight has 1023 bytes"),
         (bitsandbytes_base, without("weight.absmax"), r"without the weight\.absmax"),
         (bitsandbytes_base, without("weight.quant_map"), r"quant_map is missing"),
         (bitsandbytes_base, set_to("weight.quant_map", lambda t: t[1:]), r"\(15,\);.* \(16,\)"),
         (bitsandbytes_base, set_to("weight.quant_map", lambda t: t / 0), r"quant_map.* finite"),
+        (bitsandbytes_base, set_to("weight.quant_map", lambda t: t * 2), r"not the table of nf4"),
         (bitsandbytes_base, set_to("weight.absmax", lambda t: t[1:]), r"\(42,\);.* \(43,\)"),
         (bitsandbytes_base, set_to("weight.absmax", lambda t: t.float()), "float32;.* bytes"),
+        (
+            bitsandbytes_base,
+            in_words(dtype="float16", nested_offset=1e6),
+            "weight reaches beyond float16",
+        ),
         (bitsandbytes_base, set_to("weight.nested_absmax", lambda t: t[1:]), r"\(2,\);.* \(3,\)"),
         (bitsandbytes_base, without("weight.nested_quant_map"), "nested_quant_map is missing"),
         (
             bitsandbytes_base,
             without("weight.quant_state.bitsandbytes__nf4"),
-            r"bitsandbytes__nf4 is missing",
+            r"down_proj has 0 of .*bitsandbytes__nf4",
         ),
         (
             bitsandbytes_base,
@@ -307,10 +324,14 @@ def without(part):
             "is no JSON",
         ),
         (bitsandbytes_base, in_words(shape=[64, 64]), r"\(64, 64\) in 4 bits makes 2048"),
-        (bitsandbytes_base, in_words(shape=[-32, -64]), "a shape of two"),
-        (bitsandbytes_base, in_words(blocksize=0), "a blocksize"),
-        (bitsandbytes_base, in_words(dtype="float64"), "a dtype of float32, float16, bfloat16"),
-        (bitsandbytes_base, in_words(nested_offset=None), "a nested_offset"),
+        (bitsandbytes_base, in_words(shape=[-32, -64]), "shape is two sizes"),
+        (bitsandbytes_base, in_words(shape=[32, 64, 1]), "shape is two sizes"),
+        (bitsandbytes_base, in_words(blocksize=True), "blocksize is 1 or more"),
+        (bitsandbytes_base, in_words(dtype=["float16"]), "dtype is one of float32, float16"),
+        (bitsandbytes_base, in_words(quant_type="fp4"), "quant_type is 'nf4', as the tensor's"),
+        (bitsandbytes_base, in_words(nested_offset=None), "nested_offset is a finite number"),
+        (bitsandbytes_base, in_words(nested_offset=math.nan), "nested_offset is a finite number"),
+        (bitsandbytes_base, in_words(nested_blocksize=0), "nested_blocksize is 1 or more"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused_by_name(source, tmp_path, base, edit, message):
@@ -330,6 +351,15 @@ def test_tensors_that_do_not_fit_are_refused_by_name(source, tmp_path, base, edi
         ),
         ({**foreign.GPTQ, "bits": 5}, "5 bits are not read; 2, 3, 4, 8 are"),
         ({**foreign.GPTQ, "group_size": 0}, "group_size 0 is none"),
+        ({**foreign.GPTQ, "group_size": True}, "group_size True is none"),
+        ({**foreign.GPTQ, "bits": 4.0}, "4.0 bits are not read"),
+        ({**foreign.GPTQ, "dynamic": "down"}, "dynamic in .* is 'down', which is no table"),
+        ({**foreign.GPTQ, "dynamic": {"+:(": {}}}, "'\\(' in .* is no regular expression"),
+        ({**foreign.GPTQ, "dynamic": {".*": [4]}}, r"\.\* in .* is \[4\], which is no table"),
+        ({**foreign.GPTQ, "checkpoint_format": ["gptq"]}, "checkpoint_format \"\\['gptq'\\]\""),
+        ({**packed_config(), "config_groups": ["a"]}, r"config_groups .* is \['a'\], which is no"),
+        ({**packed_config(), "config_groups": {"a": "b"}}, "a in .* is 'b', which is no table"),
+        ({**packed_config(), "sparsity_config": "2:4"}, "sparsity_config .* is '2:4', which is no"),
         ({**foreign.GPTQ, "checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
         ({**foreign.AWQ, "version": "gemv"}, "version 'gemv' of awq is not read; gemm is"),
         ({**foreign.AWQ, "bits": 8}, "8 bits of awq"),

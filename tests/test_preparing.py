@@ -18,7 +18,7 @@ from compress.layers import refuse_not_finite
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
-from compress.output_place import refuse_existing_output
+from compress.output_place import refuse_bad_output
 from compress.pipeline import no_progress
 from compress.plans import Forecast
 from compress.preparing import prepare
@@ -206,7 +206,7 @@ def test_preparing_does_not_look_at_the_output_folder(workspace):
     (workspace / "out").mkdir()
     prepared(workspace)
     with pytest.raises(RecipeError, match=r"out: .* exists"):
-        refuse_existing_output(recipe(workspace).folder)
+        refuse_bad_output(recipe(workspace))
 
 
 @pytest.mark.parametrize("place", ["text.txt/out", "/proc/out"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compress.bases.base import Base, on_grid, refuse_bad_groups, refuse_bad_scales
+from compress.bases.base import Base, is_whole, on_grid, refuse_bad_scales, refuse_other_words
 from compress.bases.packed import fields
 from compress.errors import CheckpointError
 from compress.forms import Form
@@ -44,7 +44,7 @@ class AwqBase(Base):
     @property
     def _group_size(self) -> int:
         size = self.settings.get("group_size", self.settings.get("q_group_size", -1))
-        if not isinstance(size, int) or (size < 1 and size != -1):
+        if not isinstance(size, int) or (not is_whole(size, 1) and size != -1):
             raise CheckpointError(
                 f"{self.folder}: group_size {size!r} is none; it is -1, or 1 and more"
             )
@@ -58,14 +58,13 @@ class AwqBase(Base):
 
     def shape(self, name: str) -> tuple[int, int]:
         """From the shape of qweight."""
-        i, *rest = self._shape_of(name, "qweight")
+        shape = self._shape_of(name, "qweight")
         dtype = self.reader.dtype(f"{name}.qweight")
-        if len(rest) != 1 or dtype != torch.int32:
+        if len(shape) != 2 or dtype != torch.int32:
             raise CheckpointError(
-                f"{self.folder}: {name}.qweight is {dtype} {(i, *rest)}; awq packs codes in int32, "
-                "(inputs, outputs / 8)"
+                f"{self.folder}: {name}.qweight is {dtype} {shape}; awq packs codes in int32, (inputs, outputs / 8)"
             )
-        return int(rest[0]) * _OUTPUTS, i
+        return shape[1] * _OUTPUTS, shape[0]
 
     def form(self, name: str) -> Form:
         """Its codes, unpacked and packed again along the inputs."""
@@ -76,10 +75,12 @@ class AwqBase(Base):
         self._refuse_shape(name, "scales", (n_groups, o), facts)
         self._refuse_shape(name, "qzeros", (n_groups, o // _OUTPUTS), facts)
         scales_go = self._tensor(name, "scales")
-        refuse_bad_scales(name, scales_go)
+        refuse_bad_scales(f"{self.folder}: {name}", scales_go)
         groups_i = torch.arange(i) // size
-        refuse_bad_groups(name, groups_i, i, n_groups)
-        codes_io, zeros_go = (_in_order(self._tensor(name, part)) for part in ("qweight", "qzeros"))
+        codes_io, zeros_go = (
+            _in_order(refuse_other_words(f"{self.folder}: {name}.{part}", self._tensor(name, part)))
+            for part in ("qweight", "qzeros")
+        )
         grid = {"bits": BITS, "group_size": size}
         return on_grid(codes_io.T, scales_go.T, zeros_go.T, **grid, groups_i=groups_i)
 

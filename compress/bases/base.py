@@ -5,10 +5,11 @@ Shapes: o = out_features, i = in_features, G = number of groups of inputs.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor
@@ -124,16 +125,30 @@ class Base(ABC):
 
 
 def refuse_bad_scales(name: str, scales: Tensor) -> None:
-    """Raises CheckpointError naming the layer if a scale is no number."""
-    if not scales.dtype.is_floating_point or not bool(torch.isfinite(scales).all()):
+    """Raises CheckpointError naming the layer, or tensor, if a scale is no number."""
+    dtype = str(scales.dtype).removeprefix("torch.")
+    if not scales.dtype.is_floating_point:
+        why = f"its scales are stored as {dtype}, not in floating point"
+    elif not bool(torch.isfinite(scales).all()):
+        why = f"its scales ({dtype}) are not all finite numbers"
+    else:
+        return
+    raise CheckpointError(f"{name}: {why}; the checkpoint is corrupt, get it again")
+
+
+def refuse_other_words(name: str, words: Tensor) -> Tensor:
+    """Words of packed codes as they are. Raises CheckpointError naming the tensor if they are not int32."""
+    if words.dtype != torch.int32:
         raise CheckpointError(
-            f"{name}: its scales ({str(scales.dtype).removeprefix('torch.')}) are not all finite numbers; "
-            "the checkpoint is corrupt, get it again"
+            f"{name} is stored as {str(words.dtype).removeprefix('torch.')}; codes are packed in int32"
         )
+    return words
 
 
 def refuse_bad_groups(name: str, groups_i: Tensor, n_inputs: int, n_groups: int) -> None:
     """Raises CheckpointError naming the layer if the groups of its inputs are not what its scales are for."""
+    if groups_i.dtype.is_floating_point:
+        raise CheckpointError(f"{name}: g_idx is {groups_i.dtype}; groups are counted in integers")
     if groups_i.shape != (n_inputs,):
         raise CheckpointError(
             f"{name}: g_idx has the shape {tuple(groups_i.shape)}; {n_inputs} inputs make it ({n_inputs},)"
@@ -143,6 +158,29 @@ def refuse_bad_groups(name: str, groups_i: Tensor, n_inputs: int, n_groups: int)
         raise CheckpointError(
             f"{name}: g_idx names groups {low} to {high}; there are scales for 0 to {n_groups - 1}"
         )
+
+
+def table_in(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An entry that is a table of names and values, empty if it is not there. Raises CheckpointError naming it."""
+    found = settings.get(key) or {}
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"{key} in its quantisation's config is {found!r}, which is no table")
+    return found
+
+
+def fits(pattern: str, name: str) -> bool:
+    """Whether a regular expression of a config fits a name from its start. Raises CheckpointError naming it."""
+    try:
+        return re.match(pattern, name) is not None
+    except re.error as error:
+        raise CheckpointError(
+            f"{pattern!r} in its quantisation's config is no regular expression ({error})"
+        ) from error
+
+
+def is_whole(number: object, least: int) -> TypeGuard[int]:
+    """Whether it is an integer of so much or more, and neither a truth value nor 4.0."""
+    return type(number) is int and number >= least
 
 
 def on_grid(

@@ -1,7 +1,8 @@
 """Checkpoints of transformers with bitsandbytes in 4 bits: codes of a table of 16 numbers, NF4 or FP4.
 
 Tensors of a layer: weight, two codes a byte in the order of the rows of (o, i), the first in the high bits, stored as
-bytes or as another dtype's (`bnb_4bit_quant_storage`); weight.quant_map (16,), what each code means, -1 to 1;
+bytes or as another dtype's (`bnb_4bit_quant_storage`); weight.quant_map (16,), what each code means, -1 to 1, which the
+library writes and never reads, so that it has to be its own table;
 weight.absmax (B,) fp32, by which each block of `blocksize` weights is multiplied; weight.quant_state.bitsandbytes__nf4
 (or __fp4), JSON as bytes: shape, blocksize, dtype. With double quantisation absmax is bytes, codes of
 weight.nested_quant_map (256,), times weight.nested_absmax for each block of `nested_blocksize`, plus `nested_offset`.
@@ -13,17 +14,30 @@ Shapes: o = out_features, i = in_features, B = ceil(o i / blocksize).
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compress.bases.base import Base, refuse_bad_scales
+from compress.bases.base import Base, is_whole, refuse_bad_scales
 from compress.errors import CheckpointError
 from compress.forms import Dense, Form
 
-KINDS = ("nf4", "fp4")
-CODES = 16
+CODES: Mapping[str, tuple[float, ...]] = {
+    "nf4": (
+        *(-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.09105004, 0.0),
+        *(0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.562617, 0.7229568, 1.0),
+    ),
+    "fp4": (
+        *(0.0, 1 / 192, 2 / 3, 1.0, 1 / 3, 1 / 2, 1 / 6, 1 / 4),
+        *(0.0, -1 / 192, -2 / 3, -1.0, -1 / 3, -1 / 2, -1 / 6, -1 / 4),
+    ),
+}
+"""What the codes mean: the quantiles of a normal distribution (appendix E), and a sign, exponent and mantissa."""
+CLOSE = 1e-4
+"""Up to which a stored table is the library's."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _STATE = "weight.quant_state.bitsandbytes__"
 _NESTED = ("weight.nested_absmax", "weight.nested_quant_map")
@@ -35,14 +49,14 @@ class BitsandbytesBase(Base):
     format = "bitsandbytes"
     parts = (
         *("weight.absmax", "weight", "weight.quant_map", *_NESTED),
-        *(f"{_STATE}{kind}" for kind in KINDS),
+        *(f"{_STATE}{kind}" for kind in CODES),
     )
 
     def _find_layers(self) -> tuple[str, ...]:
         if self.settings.get("load_in_8bit") or self.settings.get("_load_in_8bit"):
             raise CheckpointError(
                 f"{self.folder}: load_in_8bit (LLM.int8) quantises activations too, which no path on top can see; "
-                f"bitsandbytes in 4 bits ({', '.join(KINDS)}) is read"
+                f"bitsandbytes in 4 bits ({', '.join(CODES)}) is read"
             )
         return super()._find_layers()
 
@@ -54,25 +68,42 @@ class BitsandbytesBase(Base):
         return ", ".join([self.format, str(kind), *(["double quantised"] if double else [])])
 
     def shape(self, name: str) -> tuple[int, int]:
-        """As the layer's quant_state says, which its codes have to agree with."""
+        """As the layer's quant_state says."""
         o, i = self._state(name)["shape"]
-        n_bytes = self.reader.nbytes(f"{name}.weight") if f"{name}.weight" in self.reader else 0
-        if n_bytes != -(-o * i // 2):
-            raise CheckpointError(
-                f"{self.folder}: {name}.weight has {n_bytes} bytes; ({o}, {i}) in 4 bits makes {-(-o * i // 2)}"
-            )
         return o, i
 
     def form(self, name: str) -> Form:
         """Its weight in the dtype that the layer had before; no form of ours has tables of its own."""
-        (o, i), state = self.shape(name), self._state(name)
-        packed = self._tensor(name, "weight").flatten().view(torch.uint8)
-        codes = torch.stack([packed >> 4, packed & 0xF], dim=1).flatten()[: o * i]
-        self._refuse_shape(name, "weight.quant_map", (CODES,), "4 bits")
-        table = self._numbers(name, "weight.quant_map")
+        state = self._state(name)
+        o, i = state["shape"]
+        packed, n_bytes = self._tensor(name, "weight"), -(-o * i // 2)
+        if packed.nbytes != n_bytes:
+            raise CheckpointError(
+                f"{self.folder}: {name}.weight has {packed.nbytes} bytes; ({o}, {i}) in 4 bits makes {n_bytes}"
+            )
+        pairs = packed.flatten().view(torch.uint8)
+        codes = torch.stack([pairs >> 4, pairs & 0xF], dim=1).flatten()[: o * i]
         sizes = self._sizes(name, -(-o * i // state["blocksize"]), state)
+        table = self._table(name, state["quant_type"])
         weight = table[codes.int()] * _spread(sizes, state["blocksize"], o * i)
-        return Dense(weight.reshape(o, i).to(DTYPES[state["dtype"]]))
+        found = weight.reshape(o, i).to(DTYPES[state["dtype"]])
+        if not bool(torch.isfinite(found).all()):
+            raise CheckpointError(
+                f"{self.folder}: {name}.weight reaches beyond {state['dtype']}, which its quant_state names; "
+                "the checkpoint is corrupt, get it again"
+            )
+        return Dense(found)
+
+    def _table(self, name: str, kind: str) -> Tensor:
+        """(16,) fp32, as stored. Raises CheckpointError if it is not the library's, which reads no other."""
+        self._refuse_shape(name, "weight.quant_map", (len(CODES[kind]),), "4 bits")
+        table = self._numbers(name, "weight.quant_map")
+        if float((table - torch.tensor(CODES[kind])).abs().max()) > CLOSE:
+            raise CheckpointError(
+                f"{self.folder}: {name}.weight.quant_map is not the table of {kind}, by which bitsandbytes reads the "
+                "codes whatever is stored; the checkpoint is corrupt, get it again"
+            )
+        return table
 
     def _sizes(self, name: str, n_blocks: int, state: dict[str, Any]) -> Tensor:
         """(B,) fp32, what each block is multiplied by."""
@@ -97,31 +128,45 @@ class BitsandbytesBase(Base):
 
     def _state(self, name: str) -> dict[str, Any]:
         """What the layer says of itself. Raises CheckpointError for what cannot be."""
-        found = [kind for kind in KINDS if f"{name}.{_STATE}{kind}" in self.reader]
-        if not found:
-            self._tensor(name, f"{_STATE}{KINDS[0]}")
+        found = [kind for kind in CODES if f"{name}.{_STATE}{kind}" in self.reader]
+        if len(found) != 1:
+            raise CheckpointError(
+                f"{self.folder}: {name} has {len(found)} of {', '.join(_STATE + kind for kind in CODES)}; a layer has "
+                "one; the checkpoint is corrupt, get it again"
+            )
         part = f"{_STATE}{found[0]}"
         try:
             state = json.loads(bytes(self._tensor(name, part).tolist()))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"{self.folder}: {name}.{part} is no JSON ({error}); the checkpoint is corrupt, get it again"
             ) from error
-        if not _is_state(state):
+        wrong = _wrong_in(state, found[0])
+        if wrong:
             raise CheckpointError(
-                f"{self.folder}: {name}'s quant_state is {state}; it has a shape of two, a blocksize, a dtype of "
-                f"{', '.join(DTYPES)}, and a nested_offset if it has a nested_blocksize"
+                f"{self.folder}: {name}.{part} is {state}; {wrong}; the checkpoint is corrupt, get it again"
             )
         return dict(state)
 
 
-def _is_state(state: object) -> bool:
-    if not isinstance(state, dict) or state.get("dtype") not in DTYPES:
-        return False
-    shape, nested = state.get("shape"), state.get("nested_blocksize", 1)
-    sizes = [*shape, state.get("blocksize"), nested] if isinstance(shape, list) else []
-    whole = len(sizes) == 4 and all(type(n) is int and n >= 1 for n in sizes)
-    return whole and ("nested_blocksize" not in state or type(state.get("nested_offset")) is float)
+def _wrong_in(state: object, kind: str) -> str:
+    """What a quant_state of this kind should have and has not; nothing if all is well."""
+    if not isinstance(state, dict):
+        return "it is a table of names and values"
+    sizes, nested = state.get("shape"), "nested_blocksize" in state
+    offset = state.get("nested_offset")
+    fit = {
+        f"quant_type is {kind!r}, as the tensor's name says": state.get("quant_type") == kind,
+        f"dtype is one of {', '.join(DTYPES)}": str(state.get("dtype")) in DTYPES,
+        "shape is two sizes": isinstance(sizes, list)
+        and len(sizes) == 2
+        and all(is_whole(n, 1) for n in sizes),
+        "blocksize is 1 or more": is_whole(state.get("blocksize"), 1),
+        "nested_blocksize is 1 or more": not nested or is_whole(state["nested_blocksize"], 1),
+        "nested_offset is a finite number": not nested
+        or (isinstance(offset, int | float) and math.isfinite(offset)),
+    }
+    return next((text for text, fits in fit.items() if not fits), "")
 
 
 def _spread(sizes: Tensor, block: int, n: int) -> Tensor:

@@ -7,7 +7,6 @@ Shapes: o = out_features, i = in_features, G = number of groups of inputs.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.bases.base import Base, exact_in_fp16, on_grid, refuse_bad_groups, refuse_bad_scales
+from compress.bases.base import (
+    Base,
+    exact_in_fp16,
+    fits,
+    is_whole,
+    on_grid,
+    refuse_bad_groups,
+    refuse_bad_scales,
+    refuse_other_words,
+    table_in,
+)
 from compress.errors import CheckpointError
 from compress.forms import Form, Quantised
 from compress.packing import CODES_A_ROW, WORD, pack, unpack
@@ -54,14 +63,14 @@ class GptqBase(Base):
     def shape(self, name: str) -> tuple[int, int]:
         """From the shape of qweight."""
         settings = GptqSettings.for_layer(self.settings, name)
-        rows, *rest = self._shape_of(name, "qweight")
+        shape = self._shape_of(name, "qweight")
         dtype = self.reader.dtype(f"{name}.qweight")
-        if len(rest) != 1 or dtype != torch.int32 or rows * WORD % settings.bits:
+        if len(shape) != 2 or dtype != torch.int32 or shape[0] * WORD % settings.bits:
             raise CheckpointError(
-                f"{self.folder}: {name}.qweight is {dtype} {(rows, *rest)}; {settings.bits} bits are packed in int32, "
+                f"{self.folder}: {name}.qweight is {dtype} {shape}; {settings.bits} bits are packed in int32, "
                 f"(inputs * {settings.bits} / 32, outputs)"
             )
-        return int(rest[0]), rows * WORD // settings.bits
+        return shape[1], shape[0] * WORD // settings.bits
 
     def form(self, name: str) -> Form:
         """Its codes as they are; only their zeros are unpacked, to see whether they are all the middle."""
@@ -73,13 +82,16 @@ class GptqBase(Base):
         self._refuse_shape(name, "scales", (n_groups, o), facts)
         self._refuse_shape(name, "qzeros", (n_groups, o * bits // WORD), facts)
         if not settings.in_order or f"{name}.g_idx" in self.reader:
-            groups_i = self._tensor(name, "g_idx").to(torch.int64)
+            groups_i = self._tensor(name, "g_idx")
         else:
             groups_i = torch.arange(i) // size
-        refuse_bad_groups(name, groups_i, i, n_groups)
+        where = f"{self.folder}: {name}"
+        refuse_bad_groups(where, groups_i, i, n_groups)
+        groups_i = groups_i.to(torch.int64)
         scales_go = self._tensor(name, "scales")
-        refuse_bad_scales(name, scales_go)
-        zeros_og = unpack(self._tensor(name, "qzeros").T.contiguous(), bits, o)
+        refuse_bad_scales(where, scales_go)
+        qzeros = refuse_other_words(f"{where}.qzeros", self._tensor(name, "qzeros"))
+        zeros_og = unpack(qzeros.T.contiguous(), bits, o)
         zeros_og = (zeros_og + settings.zero_offset) & ((1 << bits) - 1)
         qweight = self._tensor(name, "qweight")
         if i % CODES_A_ROW == 0 and exact_in_fp16(scales_go):
@@ -118,20 +130,21 @@ class GptqSettings:
     def for_layer(cls, config: Mapping[str, Any], name: str) -> GptqSettings:
         """From a quantization_config and its `dynamic` overrides. Raises CheckpointError."""
         settings = dict(config)
-        for rule, override in (config.get("dynamic") or {}).items():
-            if not rule.startswith("-:") and re.match(rule.removeprefix("+:"), name):
-                settings |= override
-        kind = settings.get("checkpoint_format") or settings.get("format") or "gptq"
+        overrides = table_in(config, "dynamic")
+        for rule in overrides:
+            if not rule.startswith("-:") and fits(rule.removeprefix("+:"), name):
+                settings |= table_in(overrides, rule)
+        kind = str(settings.get("checkpoint_format") or settings.get("format") or "gptq")
         if kind not in ZERO_OFFSETS:
             raise CheckpointError(
                 f"{name}: checkpoint_format {kind!r} is not read; {' and '.join(ZERO_OFFSETS)} are"
             )
         bits, size = settings.get("bits"), settings.get("group_size", -1)
-        if bits not in BITS:
+        if bits not in BITS or not is_whole(bits, 1):
             raise CheckpointError(
                 f"{name}: {bits!r} bits are not read; {', '.join(map(str, BITS))} are"
             )
-        if not isinstance(size, int) or (size < 1 and size != -1):
+        if not is_whole(size, 1) and size != -1:
             raise CheckpointError(f"{name}: group_size {size!r} is none; it is -1, or 1 and more")
         in_order = not settings.get("desc_act", False)
         return cls(int(bits), size, ZERO_OFFSETS[kind], in_order)

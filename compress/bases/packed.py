@@ -11,14 +11,22 @@ Shapes: o = out_features, i = in_features, G = number of groups of inputs.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compress.bases.base import Base, on_grid, refuse_bad_groups, refuse_bad_scales
+from compress.bases.base import (
+    Base,
+    fits,
+    is_whole,
+    on_grid,
+    refuse_bad_groups,
+    refuse_bad_scales,
+    refuse_other_words,
+    table_in,
+)
 from compress.errors import CheckpointError
 from compress.forms import Form
 
@@ -48,7 +56,7 @@ class PackedBase(Base):
         formats = [self.settings.get("format")]
         formats += [group.get("format") for group in self._groups()]
         odd = [name for name in formats if name not in (None, PACKED, DENSE)]
-        sparsity = self.settings.get("sparsity_config") or {}
+        sparsity = table_in(self.settings, "sparsity_config")
         if sparsity.get("format") not in (None, DENSE):
             odd.append(f"sparse {sparsity['format']}")
         if self.settings.get("transform_config"):
@@ -64,13 +72,15 @@ class PackedBase(Base):
                     )
 
     def _groups(self) -> Iterator[Mapping[str, Any]]:
-        yield from (self.settings.get("config_groups") or {}).values()
+        groups = table_in(self.settings, "config_groups")
+        for name in groups:
+            yield table_in(groups, name)
 
     @property
     def description(self) -> str:
         """As in "compressed-tensors, 4 bits, groups of 64"."""
-        kinds = {self._kind(group["weights"]) for group in self._groups() if group.get("weights")}
-        sparsity = (self.settings.get("sparsity_config") or {}).get("sparsity_structure")
+        kinds = {self._kind(it) for group in self._groups() if (it := table_in(group, "weights"))}
+        sparsity = table_in(self.settings, "sparsity_config").get("sparsity_structure")
         return ", ".join(
             [self.format, *sorted(kinds), *([f"sparse {sparsity}"] if sparsity else [])]
         )
@@ -101,16 +111,21 @@ class PackedBase(Base):
     def form(self, name: str) -> Form:
         """Its codes, unpacked and packed again as ours are."""
         (o, i), weights, bits = self.shape(name), self._weights(name), self._bits(name)
-        size = int(weights.get("group_size") or i)
-        if weights.get("strategy") == "channel" or size < 1:
+        size = weights.get("group_size")
+        if weights.get("strategy") == "channel" or size in (None, 0, -1):
             size = i
+        if not is_whole(size, 1):
+            raise CheckpointError(
+                f"{self.folder}: {name} has group_size {size!r}; it is 1 and more, or -1 for whole rows"
+            )
         n_groups = -(-i // size)
         facts = f"{o} outputs and {i} inputs in groups of {size}"
         self._refuse_shape(name, "weight_scale", (o, n_groups), facts)
         scales_og = self._tensor(name, "weight_scale")
-        refuse_bad_scales(name, scales_og)
+        refuse_bad_scales(f"{self.folder}: {name}", scales_og)
         groups_i = self._groups_of_inputs(name, i, size)
-        refuse_bad_groups(name, groups_i, i, n_groups)
+        refuse_bad_groups(f"{self.folder}: {name}", groups_i, i, n_groups)
+        groups_i = groups_i.to(torch.int64)
         return on_grid(
             fields(self._words(name, "weight_packed"), bits)[:, :i],
             scales_og,
@@ -131,6 +146,10 @@ class PackedBase(Base):
         ):  # of a symmetric grid: nought, unpacked
             zeros = self._tensor(name, part)
             self._refuse_shape(name, part, shape, "its scales")
+            if zeros.dtype.is_floating_point:
+                raise CheckpointError(
+                    f"{self.folder}: {name}.{part} is stored as {zeros.dtype}; zero points are integers"
+                )
             return zeros.to(torch.int32) + (1 << (bits - 1))
         rows = -(-o // (_WORD // bits))
         self._refuse_shape(name, part, (rows, n_groups), f"{o} outputs and {bits} bits")
@@ -140,17 +159,11 @@ class PackedBase(Base):
         in_order = torch.arange(n_inputs) // size
         if f"{name}.weight_g_idx" not in self.reader:
             return in_order
-        found = self._tensor(name, "weight_g_idx").to(torch.int64)
+        found = self._tensor(name, "weight_g_idx")
         return in_order if bool((found == -1).all()) else found  # -1: never set
 
     def _words(self, name: str, part: str) -> Tensor:
-        words = self._tensor(name, part)
-        if words.dtype != torch.int32:
-            raise CheckpointError(
-                f"{self.folder}: {name}.{part} is stored as {str(words.dtype).removeprefix('torch.')}; codes are "
-                "packed in int32"
-            )
-        return words
+        return refuse_other_words(f"{self.folder}: {name}.{part}", self._tensor(name, part))
 
     def _bits(self, name: str) -> int:
         bits = self._weights(name).get("num_bits")
@@ -158,11 +171,19 @@ class PackedBase(Base):
             raise CheckpointError(f"{self.folder}: {name} has {bits!r} bits; 2 to 8 are read")
         return bits
 
+    def _targets(self, group: Mapping[str, Any]) -> list[Any]:
+        found = group.get("targets") or []
+        if not isinstance(found, list):
+            raise CheckpointError(
+                f"{self.folder}: targets of a group are {found!r}; they are a list"
+            )
+        return found
+
     def _weights(self, name: str) -> Mapping[str, Any]:
         """What the group says whose targets name the layer."""
         for group in self._groups():
-            if any(_is_target(str(target), name) for target in group.get("targets") or ()):
-                weights = group.get("weights") or {}
+            if any(_is_target(str(target), name) for target in self._targets(group)):
+                weights = table_in(group, "weights")
                 if weights.get("strategy") in STRATEGIES and weights.get("type", "int") == "int":
                     return weights
                 raise CheckpointError(
@@ -177,7 +198,7 @@ class PackedBase(Base):
 def _is_target(target: str, name: str) -> bool:
     """A target is a class of modules, a name or the end of one, or `re:` and a regular expression."""
     if target.startswith("re:"):
-        return re.match(target.removeprefix("re:"), name) is not None
+        return fits(target.removeprefix("re:"), name)
     return target == "Linear" or name == target or name.endswith(f".{target}")
 
 
