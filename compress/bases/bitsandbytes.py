@@ -144,7 +144,7 @@ class BitsandbytesBase(Base):
         wrong = _wrong_in(state, found[0])
         if wrong:
             raise CheckpointError(
-                f"{self.folder}: {name}.{part} is {state}; {wrong}; the checkpoint is corrupt, get it again"
+                f"{self.folder}: {name}.{part} is {state}; right would be: {wrong}; get the checkpoint again"
             )
         return dict(state)
 
