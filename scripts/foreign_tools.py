@@ -58,7 +58,8 @@ ids = [torch.tensor([each[:256]]) for each in json.load(open(calibration))["ids"
 with tempfile.TemporaryDirectory() as scratch:
     folder = shutil.copytree(source, pathlib.Path(scratch) / "model")
     config = json.loads((folder / "config.json").read_text())
-    config |= {"torch_dtype": "float32", **config.pop("rope_parameters"), "rope_scaling": None}
+    theta = config.pop("rope_parameters")["rope_theta"]
+    config |= {"torch_dtype": "float32", "rope_theta": theta, "rope_scaling": None}
     (folder / "config.json").write_text(json.dumps(config))
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
 model.seqlen = 256
