@@ -159,9 +159,8 @@ class _Pair:
         ):
             if not bool(torch.isfinite(tensor).all()):
                 raise CheckpointError(f"{whose} holds NaN or infinity; get the checkpoint again")
-        if (
-            found.shape != before.shape
-        ):  # of merged tensors: the others' are known from their headers
+        # The headers have told this of all but merged tensors.
+        if found.shape != before.shape:
             raise CheckpointError(
                 f"{self.view.base.folder}: {key} has the shape {tuple(found.shape)}, in the original it has "
                 f"{tuple(before.shape)}; name the model that the checkpoint was made from"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compress.bases.base import Base, is_whole, on_grid, refuse_bad_scales, refuse_other_words
+from compress.bases.base import Base, is_whole, on_grid, refuse_bad_scales
 from compress.bases.packed import fields
 from compress.errors import CheckpointError
 from compress.forms import Form
@@ -77,10 +77,7 @@ class AwqBase(Base):
         scales_go = self._tensor(name, "scales")
         refuse_bad_scales(f"{self.folder}: {name}", scales_go)
         groups_i = torch.arange(i) // size
-        codes_io, zeros_go = (
-            _in_order(refuse_other_words(f"{self.folder}: {name}.{part}", self._tensor(name, part)))
-            for part in ("qweight", "qzeros")
-        )
+        codes_io, zeros_go = (_in_order(self._words(name, part)) for part in ("qweight", "qzeros"))
         grid = {"bits": BITS, "group_size": size}
         return on_grid(codes_io.T, scales_go.T, zeros_go.T, **grid, groups_i=groups_i)
 

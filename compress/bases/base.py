@@ -111,6 +111,16 @@ class Base(ABC):
             )
         return self.reader[f"{name}.{part}"]
 
+    def _words(self, name: str, part: str) -> Tensor:
+        """One of a layer's tensors of packed codes. Raises CheckpointError if it is not int32."""
+        words = self._tensor(name, part)
+        if words.dtype != torch.int32:
+            dtype = str(words.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{self.folder}: {name}.{part} is stored as {dtype}; codes are packed in int32"
+            )
+        return words
+
     def _shape_of(self, name: str, part: str) -> tuple[int, ...]:
         if f"{name}.{part}" not in self.reader:
             self._tensor(name, part)
@@ -134,15 +144,6 @@ def refuse_bad_scales(name: str, scales: Tensor) -> None:
     else:
         return
     raise CheckpointError(f"{name}: {why}; the checkpoint is corrupt, get it again")
-
-
-def refuse_other_words(name: str, words: Tensor) -> Tensor:
-    """Words of packed codes as they are. Raises CheckpointError naming the tensor if they are not int32."""
-    if words.dtype != torch.int32:
-        raise CheckpointError(
-            f"{name} is stored as {str(words.dtype).removeprefix('torch.')}; codes are packed in int32"
-        )
-    return words
 
 
 def refuse_bad_groups(name: str, groups_i: Tensor, n_inputs: int, n_groups: int) -> None:

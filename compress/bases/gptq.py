@@ -22,7 +22,6 @@ from compress.bases.base import (
     on_grid,
     refuse_bad_groups,
     refuse_bad_scales,
-    refuse_other_words,
     table_in,
 )
 from compress.errors import CheckpointError
@@ -90,8 +89,7 @@ class GptqBase(Base):
         groups_i = groups_i.to(torch.int64)
         scales_go = self._tensor(name, "scales")
         refuse_bad_scales(where, scales_go)
-        qzeros = refuse_other_words(f"{where}.qzeros", self._tensor(name, "qzeros"))
-        zeros_og = unpack(qzeros.T.contiguous(), bits, o)
+        zeros_og = unpack(self._words(name, "qzeros").T.contiguous(), bits, o)
         zeros_og = (zeros_og + settings.zero_offset) & ((1 << bits) - 1)
         qweight = self._tensor(name, "qweight")
         if i % CODES_A_ROW == 0 and exact_in_fp16(scales_go):

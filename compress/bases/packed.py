@@ -24,7 +24,6 @@ from compress.bases.base import (
     on_grid,
     refuse_bad_groups,
     refuse_bad_scales,
-    refuse_other_words,
     table_in,
 )
 from compress.errors import CheckpointError
@@ -161,9 +160,6 @@ class PackedBase(Base):
             return in_order
         found = self._tensor(name, "weight_g_idx")
         return in_order if bool((found == -1).all()) else found  # -1: never set
-
-    def _words(self, name: str, part: str) -> Tensor:
-        return refuse_other_words(f"{self.folder}: {name}.{part}", self._tensor(name, part))
 
     def _bits(self, name: str) -> int:
         bits = self._weights(name).get("num_bits")
