@@ -16,30 +16,30 @@ from compress.shadows import refuse_strangers
 
 refuse_strangers()
 
-from compress import loading as _loading  # noqa: E402, F401 (registers the native format)
+from compress.forms import loading as _loading  # noqa: E402, F401 (registers the native format)
 
 if TYPE_CHECKING:
-    from compress.compressor import METHODS
+    from compress.config.recipe import Recipe
     from compress.errors import CheckpointError, LayerError, RecipeError
     from compress.exports.load import load_export, load_unpacked
-    from compress.pipeline import calibrate, evaluate, plan, run
-    from compress.recipe import Recipe
-    from compress.report import Report
+    from compress.families.base import METHODS
+    from compress.pipeline.main import calibrate, evaluate, plan, run
+    from compress.report.report import Report
     from compress.training import save_trained, trainable_factors
 
 _HOMES = {
-    "METHODS": "compress.recipe",  # not compress.compressor: the recipe has walked the folder
+    "METHODS": "compress.config.recipe",  # not compress.families.base: the recipe has walked the folder
     "CheckpointError": "compress.errors",
     "LayerError": "compress.errors",
-    "Recipe": "compress.recipe",
+    "Recipe": "compress.config.recipe",
     "RecipeError": "compress.errors",
-    "Report": "compress.report",
-    "calibrate": "compress.pipeline",
-    "evaluate": "compress.pipeline",
+    "Report": "compress.report.report",
+    "calibrate": "compress.pipeline.main",
+    "evaluate": "compress.pipeline.main",
     "load_export": "compress.exports.load",
     "load_unpacked": "compress.exports.load",
-    "plan": "compress.pipeline",
-    "run": "compress.pipeline",
+    "plan": "compress.pipeline.main",
+    "run": "compress.pipeline.main",
     "save_trained": "compress.training",
     "trainable_factors": "compress.training",
 }

@@ -2,7 +2,7 @@
 
 import sys
 
-from compress.cli import main
+from compress.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from calibration.heads import predictions
-from compress.checkpoint import Reader, Writer
 from compress.errors import CheckpointError, RecipeError
 from compress.exports.load import load_export, loader_name
-from compress.forms import LowRank
-from compress.verify import PROBE, TOLERANCE_16_BIT, TOLERANCES, read_probe, write_probe
+from compress.exports.verify import PROBE, TOLERANCE_16_BIT, TOLERANCES, read_probe, write_probe
+from compress.forms.factorised import LowRank
+from compress.models.checkpoint import Reader, Writer
 
 MADE_ANEW = (PROBE, "report.json", "README.md", "report.html")
 """Files of the export that say what the trained model no longer is."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from compress.anchoring import Anchoring
-from compress.atom_plan import Share, Spread
-from compress.code_storage import AtomDtype, CodeBits
-from compress.compressor import Compressor
-from compress.dictionary_options import Solver
-from compress.factors import FactorDtype
+from compress.config.recipe import METHODS
+from compress.families.anchor import Anchoring
+from compress.families.base import Compressor
+from compress.families.low_rank import FactorDtype
+from compress.families.sparse_storage import AtomDtype, CodeBits
 from compress.methods.admm import ADMM
-from compress.methods.cospadi import CoSpaDi
+from compress.methods.cospadi.method import CoSpaDi
+from compress.methods.cospadi.options import Solver
+from compress.methods.cospadi.planner import Share, Spread
 from compress.methods.dsnot import DSnoT
 from compress.methods.eora import EoRA, OutputSide
 from compress.methods.fwsvd import FWSVD, FisherMetric
@@ -23,9 +24,8 @@ from compress.methods.sparsegpt import SparseGPT
 from compress.methods.svd_llm import SVDLLM
 from compress.methods.svd_residual import SVDResidual
 from compress.methods.wanda import Wanda
-from compress.patterns import Pattern
-from compress.ranks import Allocation, Importance
-from compress.recipe import METHODS
+from compress.solvers.masks import Pattern
+from compress.solvers.rank_allocation import Allocation, Importance
 
 
 @dataclass(frozen=True)

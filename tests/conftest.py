@@ -22,8 +22,9 @@ def quick_verification(request, monkeypatch):
     """Verification does the same in this process and nothing is drawn, except in slow tests: both take seconds."""
     if request.node.get_closest_marker("slow"):
         return
-    from compress import evaluating, pipeline
-    from compress.verify import check
+    from compress.evaluation import compare as evaluating
+    from compress.exports.verify import check
+    from compress.pipeline import main as pipeline
     from eval.footprint import PeakMemory
 
     def in_this_process(folder, device="cpu"):

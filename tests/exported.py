@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from compress.checkpoint import Reader
 from compress.exports import EXPORTS, LayerExport
-from compress.forms import CompressedLinear, Form, LowRank, Quantised, Sum
-from compress.models import SourceModel
-from compress.verify import write_probe
+from compress.exports.verify import write_probe
+from compress.forms.factorised import CompressedLinear, Form, LowRank, Quantised, Sum
+from compress.models.checkpoint import Reader
+from compress.models.resolve import SourceModel
 
 IDS = torch.tensor([[1, 5, 9, 2, 77, 31, 8, 100, 64, 3, 17, 90]])
 POSITIONS = torch.tensor([0, 3, 7, 11])

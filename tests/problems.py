@@ -5,7 +5,7 @@ from torch import Tensor
 
 from calibration.gradients import Fisher
 from calibration.stats import STATISTICS, Statistics
-from compress.linalg import output_energy
+from compress.solvers.linalg import output_energy
 
 
 def inputs(n_inputs: int, n_tokens: int = 2048, seed: int = 0) -> Tensor:

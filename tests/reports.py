@@ -3,9 +3,9 @@
 import math
 from dataclasses import replace
 
-from compress.environment import describe_environment
-from compress.recipe import Recipe
-from compress.report import Comparison, ExportReport, KeptTensor, LayerReport, Report, Totals
+from compress.config.recipe import Recipe
+from compress.report.environment import describe_environment
+from compress.report.report import Comparison, ExportReport, KeptTensor, LayerReport, Report, Totals
 from eval.samples import Sample
 from eval.scores import Fidelity, Footprint, Scores, TaskScore, WindowSums
 

@@ -12,17 +12,17 @@ from workspaces import recipe
 
 import compress
 from calibration.stats import Gram, Statistics
-from compress.compressor import LayerShape
 from compress.errors import RecipeError
 from compress.exports.adapter import read_adapter
 from compress.exports.load import load_export
-from compress.factors import Metric, as_low_rank, quantised_low_rank
-from compress.forms import Product
-from compress.linalg import add_ridge_, output_energy, refit_up
+from compress.families.base import LayerShape
+from compress.families.low_rank import Metric, as_low_rank, quantised_low_rank
+from compress.forms.factorised import Product
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
 from compress.methods.svd_residual import SVDResidual
+from compress.solvers.linalg import add_ridge_, output_energy, refit_up
 
 pytestmark = pytest.mark.usefixtures("quick_verification")
 BITS = ("16", "8", "4", "3")

@@ -11,18 +11,18 @@ from test_on_base import DOWN, base, dense_base, logits, on_base
 from workspaces import recipe
 
 import compress
-from compress.cli import main
-from compress.compressor import LayerShape, Survey
+from compress.cli.main import main
 from compress.errors import RecipeError
 from compress.exports.adapter import read_adapter
 from compress.exports.load import load_export
-from compress.methods.cospadi import CoSpaDi
+from compress.families.base import LayerShape, Survey
+from compress.families.repair_options import VLLM_RANKS
+from compress.families.repair_planner import remaining
+from compress.methods.cospadi.method import CoSpaDi
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
 from compress.methods.svd_llm import SVDLLM
-from compress.path_options import VLLM_RANKS
-from compress.path_plan import remaining
 
 pytestmark = pytest.mark.usefixtures("quick_verification")
 ROUGH = RTN(bits=3, group_size=32)

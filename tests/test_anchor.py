@@ -14,18 +14,18 @@ import compress
 from calibration.stats import STATISTICS, Anchor, Gram, Statistics
 from calibration.store import Store
 from calibration.walk import Propagate, SharedInput, walk
-from compress.anchoring import Anchoring
-from compress.compressor import LayerShape
 from compress.errors import RecipeError
-from compress.linalg import carried
+from compress.families.anchor import Anchoring
+from compress.families.base import LayerShape
 from compress.methods.eora import EoRA
 from compress.methods.lord import LoRD
 from compress.methods.lqer import LQER
 from compress.methods.rtn import RTN
 from compress.methods.svd_llm import SVDLLM
 from compress.methods.svd_residual import SVDResidual
-from compress.pipeline import no_progress
-from compress.preparing import prepare
+from compress.pipeline.main import no_progress
+from compress.prepare.prepare import prepare
+from compress.solvers.linalg import carried
 
 RANK = 8
 BASE = RTN(bits=3, group_size=32)
@@ -68,7 +68,7 @@ def test_anchored_factors_come_nearer_to_the_originals_outputs(kind, shape):
 
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48)])
 def test_anchored_svd_llm_is_reduced_rank_regression(shape, monkeypatch):
-    monkeypatch.setattr("compress.anchoring.ANCHOR_DAMPING", 1e-9)
+    monkeypatch.setattr("compress.families.anchor.ANCHOR_DAMPING", 1e-9)
     w, (x, x_hat) = weight(*shape), two_paths(shape[1])
     y, z = x.double() @ w.double().T, x_hat.double()
     free = torch.linalg.lstsq(z, y).solution
@@ -166,7 +166,7 @@ def test_an_anchored_run_writes_another_model(workspace, kind):
 
 
 def test_an_anchored_repair_of_full_rank_is_the_best_map_to_the_originals_outputs(monkeypatch):
-    monkeypatch.setattr("compress.anchoring.ANCHOR_DAMPING", 1e-9)
+    monkeypatch.setattr("compress.families.anchor.ANCHOR_DAMPING", 1e-9)
     w, (x, x_hat) = weight(48, 64), two_paths(64)
     method = EoRA(base=BASE, rank=48, anchor="dense", damping=1e-9)
     [form] = method.compress([w], statistics(x, x_hat))

@@ -10,11 +10,11 @@ from workspaces import recipe
 import compress
 from calibration.gradients import GradientEnergy
 from calibration.stats import Gram, Statistics
-from compress.atom_curves import curves, lost_at, trials
-from compress.compressor import LayerShape, Survey
 from compress.errors import LayerError, RecipeError
-from compress.linalg import output_energy
-from compress.methods.cospadi import Coded, CoSpaDi
+from compress.families.base import LayerShape, Survey
+from compress.methods.cospadi.curves import curves, lost_at, trials
+from compress.methods.cospadi.method import Coded, CoSpaDi
+from compress.solvers.linalg import output_energy
 
 BY_ERRORS = CoSpaDi(spread="errors")
 

@@ -8,7 +8,7 @@ from foreign import change, change_config, gptq_layer, grid, write
 from workspaces import recipe
 
 import compress
-from compress.cli import main
+from compress.cli.main import main
 from compress.errors import CheckpointError, RecipeError
 from compress.methods.eora import EoRA
 from compress.methods.svd_residual import SVDResidual

@@ -5,16 +5,16 @@ import torch
 from problems import inputs, statistics, weight
 
 from calibration.stats import Gram
-from compress.compressor import LayerShape, Survey
+from compress.config.recipe import Recipe
 from compress.errors import RecipeError
-from compress.linalg import output_energy
+from compress.families.base import LayerShape, Survey
 from compress.methods.admm import ADMM
-from compress.methods.cospadi import CoSpaDi
+from compress.methods.cospadi.method import CoSpaDi
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.lord import LoRD
 from compress.methods.rtn import RTN
-from compress.recipe import Recipe
+from compress.solvers.linalg import output_energy
 
 BASES = [
     RTN(bits=3, group_size=32),

@@ -12,10 +12,10 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from reports import make_report
 
-from compress.card import model_card
-from compress.pages import run_page
-from compress.report import Comparison, Report
-from compress.report_formats import report_markdown
+from compress.report.card.card import model_card
+from compress.report.formats import report_markdown
+from compress.report.pages import run_page
+from compress.report.report import Comparison, Report
 from eval.paired import task_change
 from eval.scores import primary
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compress.checkpoint import Reader, Writer, read_json
 from compress.errors import CheckpointError
+from compress.models.checkpoint import Reader, Writer, read_json
 
 TENSORS = {
     "b.weight": torch.arange(15, dtype=torch.float32).reshape(3, 5),

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from reports import make_report
 
-from compress.cli import COMMANDS, main
+from compress.cli.main import COMMANDS, main
+from compress.config.flags import Flags, Parser
+from compress.config.options import build
+from compress.config.recipe import Recipe
 from compress.errors import LayerError, RecipeError
-from compress.flags import Flags, Parser
-from compress.options import build
-from compress.recipe import Recipe
 
 
 class Tool:
@@ -166,7 +166,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
         recipes.append(recipe)
         raise RecipeError("stopped here")
 
-    monkeypatch.setattr("compress.pipeline.run", stop)
+    monkeypatch.setattr("compress.pipeline.main.run", stop)
     return recipes
 
 
@@ -189,7 +189,7 @@ def test_run_ends_with_every_note_of_its_report(
 ) -> None:
     notes = ("2 layers were left as they were", "statistics were used again")
     monkeypatch.setattr(
-        "compress.pipeline.run", lambda *_, **__: replace(make_report(), notes=notes)
+        "compress.pipeline.main.run", lambda *_, **__: replace(make_report(), notes=notes)
     )
     assert not main(["run"])
     printed = capsys.readouterr().out.splitlines()
@@ -224,7 +224,7 @@ def test_notes_of_an_error_are_printed(
         error.add_note("while compressing model.layers.0.mlp.up_proj (64, 32) with gptq")
         raise error
 
-    monkeypatch.setattr("compress.pipeline.run", fail)
+    monkeypatch.setattr("compress.pipeline.main.run", fail)
     assert main(["run"]) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first == "error: a weight is not finite"
@@ -245,7 +245,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("compress.pipeline.run", interrupt)
+    monkeypatch.setattr("compress.pipeline.main.run", interrupt)
     assert main(["run"]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
 
@@ -263,7 +263,7 @@ def test_termination_cleans_up_and_is_exit_code_143(
             cleaned.append(True)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("compress.pipeline.run", work)
+    monkeypatch.setattr("compress.pipeline.main.run", work)
     assert main(["run"]) == 143
     assert capsys.readouterr().err == "error: terminated\n"
     assert cleaned == [True]
@@ -279,7 +279,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Recipe]]:
         asked.append((folder, recipe))
         raise RecipeError("stopped here")
 
-    monkeypatch.setattr("compress.pipeline.evaluate", stop)
+    monkeypatch.setattr("compress.pipeline.main.evaluate", stop)
     return asked
 
 
@@ -313,7 +313,7 @@ def test_eval_tells_what_changed_and_how_sure_that_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scores = make_report().scores
-    monkeypatch.setattr("compress.pipeline.evaluate", lambda *_, **__: scores)
+    monkeypatch.setattr("compress.pipeline.main.evaluate", lambda *_, **__: scores)
     assert main(["eval", "--reference", "there", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "change: perplexity: x 1.047 (1.046 to 1.047), significantly worse" in printed
@@ -325,7 +325,7 @@ def test_an_error_of_ours_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> N
     def fault(*_: object, **__: object) -> None:
         raise AssertionError("a fault in the toolkit")
 
-    monkeypatch.setattr("compress.pipeline.run", fault)
+    monkeypatch.setattr("compress.pipeline.main.run", fault)
     with pytest.raises(AssertionError):
         main(["run"])
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from reports import make_report
 
-from compress.cli import main
-from compress.comparing import Differences, Run, compare_runs, load_runs
+from compress.cli.main import main
 from compress.errors import CheckpointError, ComparisonError
-from compress.report import Report
-from compress.report_formats import comparison_csv, comparison_markdown
+from compress.report.comparison import Differences, Run, compare_runs, load_runs
+from compress.report.formats import comparison_csv, comparison_markdown
+from compress.report.report import Report
 from eval.scores import Scores
 
 

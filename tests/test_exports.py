@@ -12,16 +12,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from compress.bases import open_base
-from compress.checkpoint import Reader
-from compress.compressor import LayerShape
 from compress.errors import CheckpointError, RecipeError
 from compress.exports import EXPORTS, LayerExport
 from compress.exports.adapter import AdapterWriter, read_adapter
 from compress.exports.gptq import zeros_less_one
 from compress.exports.load import load_export, unpack
-from compress.forms import CompressedLinear, Dense, LowRank
+from compress.families.base import LayerShape
+from compress.forms.factorised import CompressedLinear, Dense, LowRank
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
+from compress.models.checkpoint import Reader
 
 FOREIGN = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "foreign"
 MODELS = {
@@ -81,7 +81,7 @@ def test_a_native_export_loads_after_the_import_in_a_fresh_process(made, tmp_pat
     assert torch.equal(found, made.logits())
 
 
-@pytest.mark.parametrize("module", ["compress.loading"])
+@pytest.mark.parametrize("module", ["compress.forms.loading"])
 def test_importing_the_loading_module_alone_is_enough(tmp_path, module):
     made = compressed(tmp_path / "source")
     folder = export(made, tmp_path / "native", "native")
@@ -105,7 +105,7 @@ def test_two_checkpoints_and_the_toolkit_share_a_process(tmp_path):
     code = (
         "from transformers import AutoModelForCausalLM as A\n"
         "A.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
-        "import compress.loading\n"
+        "import compress.forms.loading\n"
         "A.from_pretrained(sys.argv[1])\n"
         "A.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
     )

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.forms import (
+from compress.forms.factorised import (
     Along,
     Common,
     CompressedLinear,
@@ -20,8 +20,8 @@ from compress.forms import (
     Sum,
     empty,
 )
-from compress.packing import pack, unpack
-from compress.sparse import Layout
+from compress.forms.packing import pack, unpack
+from compress.forms.sparse import Layout
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])

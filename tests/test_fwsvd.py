@@ -6,8 +6,8 @@ from problems import gradients, inputs, statistics, weight
 
 from calibration.gradients import Fisher, OutputGradients
 from calibration.stats import Gram, Statistics
-from compress.compressor import LayerShape
 from compress.errors import LayerError
+from compress.families.base import LayerShape
 from compress.methods.fwsvd import FWSVD
 from compress.methods.svd import SVD
 from compress.methods.svd_llm import SVDLLM

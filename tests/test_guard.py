@@ -18,12 +18,12 @@ from calibration.walk import Propagate, SharedInput, walk
 from compress.errors import RecipeError
 from compress.exports.adapter import read_adapter
 from compress.exports.load import load_bare, load_export
-from compress.linalg import output_energy
+from compress.families.repair import Repair
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.lord import LoRD
 from compress.methods.rtn import RTN
-from compress.repair import Repair
+from compress.solvers.linalg import output_energy
 
 pytestmark = pytest.mark.usefixtures("quick_verification")
 ROUGH = RTN(bits=3, group_size=32)

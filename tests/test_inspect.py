@@ -12,18 +12,18 @@ from test_pages import Read, drawn
 from workspaces import recipe
 
 import compress
-from compress.checkpoint import Reader
-from compress.cli import main
+from compress.cli.main import main
 from compress.errors import LayerError
-from compress.inspecting import Inspection, inspect
-from compress.inspection_page import inspection_page
-from compress.inspection_tables import layer_cells, other_cells, refused_lines, spectra_cells
-from compress.methods.cospadi import CoSpaDi
+from compress.inspection.checkpoint import Inspection, inspect
+from compress.inspection.page import inspection_page
+from compress.inspection.possibilities import dividing_groups, possibilities, saving_rank
+from compress.inspection.spectra import effective_ranks, weight_spectra
+from compress.inspection.tables import layer_cells, other_cells, refused_lines, spectra_cells
+from compress.methods.cospadi.method import CoSpaDi
 from compress.methods.gptq import GPTQ
 from compress.methods.svd import SVD
-from compress.pipeline import no_progress
-from compress.possibilities import dividing_groups, possibilities, saving_rank
-from compress.weight_spectra import effective_ranks, weight_spectra
+from compress.models.checkpoint import Reader
+from compress.pipeline.main import no_progress
 
 
 def inspected(folder) -> Inspection:

@@ -6,11 +6,11 @@ from problems import inputs, relative_output_error, statistics, weight
 from sklearn.linear_model import orthogonal_mp
 
 from calibration.stats import Gram
-from compress.coding import FreeLines
-from compress.compressor import LayerShape
-from compress.dictionary import unit
-from compress.ksvd import ksvd, matching_pursuit, sweep
-from compress.methods.cospadi import Coded, CoSpaDi
+from compress.families.base import LayerShape
+from compress.methods.cospadi.method import Coded, CoSpaDi
+from compress.solvers.dictionary_learning import unit
+from compress.solvers.ksvd import ksvd, matching_pursuit, sweep
+from compress.solvers.sparse_coding import FreeLines
 
 
 def atoms_of_length_one(k, d):
@@ -30,7 +30,7 @@ def test_matching_pursuit_is_that_of_scikit_learn(s, k, d):
 def test_matching_pursuit_in_blocks_changes_nothing(monkeypatch):
     target, atoms = weight(30, 16).double(), atoms_of_length_one(24, 16).double()
     whole = matching_pursuit(target, atoms, 6)
-    monkeypatch.setattr("compress.ksvd.BLOCK_ENTRIES", 7 * 6 * 24)
+    monkeypatch.setattr("compress.solvers.ksvd.BLOCK_ENTRIES", 7 * 6 * 24)
     torch.testing.assert_close(matching_pursuit(target, atoms, 6), whole)
 
 

@@ -7,12 +7,11 @@ import torch
 from problems import inputs, statistics, weight
 
 from calibration.stats import Gram, Mean
-from compress.compressor import LayerShape, Survey
 from compress.errors import RecipeError
 from compress.exports import EXPORTS
-from compress.factors import quantised_low_rank
-from compress.linalg import add_ridge_, cholesky, output_energy, shifted_energy, whitened_svd
-from compress.lowrank import Factorisation
+from compress.families.base import LayerShape, Survey
+from compress.families.factorisation import Factorisation
+from compress.families.low_rank import quantised_low_rank
 from compress.methods.asvd import ASVD
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
@@ -20,6 +19,13 @@ from compress.methods.lord import LoRD, covariance
 from compress.methods.rtn import RTN
 from compress.methods.svd import SVD
 from compress.methods.svd_llm import SVDLLM
+from compress.solvers.linalg import (
+    add_ridge_,
+    cholesky,
+    output_energy,
+    shifted_energy,
+    whitened_svd,
+)
 
 METHODS = (SVD, ASVD, SVDLLM, LoRD)
 SHAPES = [(48, 64), (64, 48), (64, 64), (8, 64)]

@@ -5,13 +5,13 @@ import torch
 from problems import inputs, relative_output_error, statistics, weight
 
 from calibration.stats import Gram, Statistics
-from compress.compressor import LayerShape, load_methods
 from compress.errors import LayerError
-from compress.forms import Sparse
+from compress.families.base import LayerShape, load_methods
+from compress.families.pruner import Pruner
+from compress.forms.factorised import Sparse
 from compress.methods.eora import EoRA
 from compress.methods.magnitude import Magnitude
 from compress.methods.wanda import Wanda
-from compress.pruner import Pruner
 
 PRUNERS = {name: kind for name, kind in load_methods().items() if issubclass(kind, Pruner)}
 PATTERNS = ({"sparsity": 0.6}, {"pattern": "2:4"})

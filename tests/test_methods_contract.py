@@ -7,8 +7,8 @@ import torch
 from problems import inputs, relative_output_error, statistics, weight
 
 from calibration.stats import Gram
-from compress.compressor import LayerShape, load_methods
-from compress.forms import Form
+from compress.families.base import LayerShape, load_methods
+from compress.forms.factorised import Form
 
 METHODS = load_methods()
 SHAPES = {"q": (96, 64), "k": (32, 64)}

@@ -11,11 +11,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, LlamaConfig
 
-import compress.gguf
-import compress.models
+import compress.models.gguf
+import compress.models.resolve
 from compress.errors import CheckpointError
-from compress.gguf import convert
-from compress.models import load_tokenizer, read_licence, resolve_model
+from compress.models.gguf import convert
+from compress.models.resolve import load_tokenizer, read_licence, resolve_model
 
 IDS = torch.arange(2, 34).view(2, 16)
 
@@ -103,7 +103,7 @@ def test_the_tokenizer_of_a_gguf_file_is_whole(tiny):
 
 
 def test_conversion_happens_once(tiny, monkeypatch):
-    monkeypatch.setattr(compress.gguf, "_write", None)
+    monkeypatch.setattr(compress.models.gguf, "_write", None)
     cache = tiny.source.folder.parents[1]
     assert resolve_model(str(tiny.file), cache).folder == tiny.source.folder
 
@@ -257,7 +257,7 @@ def test_the_hub_out_of_reach_is_told(monkeypatch):
     def fail(*_, **__):
         raise LocalEntryNotFoundError("no route to host")
 
-    monkeypatch.setattr(compress.models, "snapshot_download", fail)
+    monkeypatch.setattr(compress.models.resolve, "snapshot_download", fail)
     with pytest.raises(CheckpointError, match=r"hub cannot be asked for it \(no route to host\)"):
         resolve_model("owner/name")
 
@@ -266,7 +266,7 @@ def test_a_name_unknown_to_the_hub_is_told(monkeypatch):
     def fail(*_, **__):
         raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
 
-    monkeypatch.setattr(compress.models, "snapshot_download", fail)
+    monkeypatch.setattr(compress.models.resolve, "snapshot_download", fail)
     with pytest.raises(
         CheckpointError, match="neither a file or folder here nor a model of the hub"
     ):
@@ -280,7 +280,7 @@ def test_a_hub_model_is_pinned_to_its_commit_and_only_safetensors_are_fetched(fo
         asked.update(options, name=name)
         return str(folder.rename(folder.with_name("0123abc")))
 
-    monkeypatch.setattr(compress.models, "snapshot_download", fetch)
+    monkeypatch.setattr(compress.models.resolve, "snapshot_download", fetch)
     source = resolve_model("owner/name@main")
     assert (source.revision, asked["name"], asked["revision"]) == ("0123abc", "owner/name", "main")
     assert not any("bin" in pattern or "*.py" in pattern for pattern in asked["allow_patterns"])
@@ -344,6 +344,6 @@ def test_an_interruption_is_no_spoilt_tokenizer(folder, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compress.models.AutoTokenizer, "from_pretrained", interrupt)
+    monkeypatch.setattr(compress.models.resolve.AutoTokenizer, "from_pretrained", interrupt)
     with pytest.raises(KeyboardInterrupt):
         load_tokenizer(folder)

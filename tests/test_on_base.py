@@ -19,21 +19,21 @@ from workspaces import recipe
 import compress
 from calibration.stats import Gram
 from compress.bases import open_base
-from compress.cli import main
+from compress.cli.main import main
+from compress.config.recipe import Recipe
 from compress.errors import CheckpointError, LayerError, RecipeError
 from compress.exports.adapter import read_adapter
 from compress.exports.load import load_export
-from compress.linalg import output_energy
+from compress.exports.verify import verify
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
 from compress.methods.svd_residual import SVDResidual
-from compress.originals import original_blocks
-from compress.pipeline import no_progress
-from compress.preparing import prepare
-from compress.recipe import Recipe
-from compress.report import Report
-from compress.verify import verify
+from compress.pipeline.main import no_progress
+from compress.prepare.prepare import prepare
+from compress.report.report import Report
+from compress.solvers.linalg import output_energy
+from compress.survey.original_walk import original_blocks
 
 pytestmark = pytest.mark.usefixtures("quick_verification")
 FOREIGN = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "foreign"

@@ -15,28 +15,34 @@ from xml.etree import ElementTree
 import pytest
 from reports import layer, make_report
 
-from compress.card import model_card
-from compress.comparing import Differences, Run, compare_runs
-from compress.pages import (
+from compress.report.card.card import model_card
+from compress.report.comparison import Differences, Run, compare_runs
+from compress.report.pages import (
     comparison_page,
     run_page,
     write_comparison_pictures,
     write_pictures,
 )
-from compress.pages.charts import bits_figure, duration, error_figure, memory_figure, ranks_figure
-from compress.pages.comparison import recipe_differences
-from compress.pages.figures import Figure
-from compress.pages.frames import GOALS, Frame, Point
-from compress.pages.labels import LETTER, LINE, RADIUS, placed
-from compress.pages.making import remarks
-from compress.pages.marks import marks_of
-from compress.pages.pareto import front, pareto_pictures
-from compress.pages.places import MOST_PROJECTIONS, NO_BLOCK, Place, bytes_by_part, places_of
-from compress.pages.spectra import share_at, spectra_figures
-from compress.pages.tasks import perplexity_text
-from compress.pages.theme import PAGE, PICTURE
-from compress.report import KeptTensor, LayerReport, Report, Spectrum
-from compress.sweep_results import Aim, best_at, best_table
+from compress.report.pages.charts import (
+    bits_figure,
+    duration,
+    error_figure,
+    memory_figure,
+    ranks_figure,
+)
+from compress.report.pages.comparison import recipe_differences
+from compress.report.pages.figures import Figure
+from compress.report.pages.frames import GOALS, Frame, Point
+from compress.report.pages.labels import LETTER, LINE, RADIUS, placed
+from compress.report.pages.making import remarks
+from compress.report.pages.marks import marks_of
+from compress.report.pages.pareto import front, pareto_pictures
+from compress.report.pages.places import MOST_PROJECTIONS, NO_BLOCK, Place, bytes_by_part, places_of
+from compress.report.pages.spectra import share_at, spectra_figures
+from compress.report.pages.tasks import perplexity_text
+from compress.report.pages.theme import PAGE, PICTURE
+from compress.report.report import KeptTensor, LayerReport, Report, Spectrum
+from compress.sweep.results import Aim, best_at, best_table
 
 PROJECTIONS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- \u2028 {{ 7 * 7 }} & 'quoted' \"twice\""

@@ -14,14 +14,14 @@ from families import save_tiny
 from reports import make_report
 from test_pages import HOSTILE, PROJECTIONS, compared, many, with_spectrum
 
-from compress.comparing import Differences, compare_runs
-from compress.inspecting import inspect
-from compress.inspection_page import inspection_page
-from compress.pages import comparison_page, run_page
-from compress.pipeline import no_progress
-from compress.possibilities import possibilities
-from compress.report import Report
-from compress.weight_spectra import weight_spectra
+from compress.inspection.checkpoint import inspect
+from compress.inspection.page import inspection_page
+from compress.inspection.possibilities import possibilities
+from compress.inspection.spectra import weight_spectra
+from compress.pipeline.main import no_progress
+from compress.report.comparison import Differences, compare_runs
+from compress.report.pages import comparison_page, run_page
+from compress.report.report import Report
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

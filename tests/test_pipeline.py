@@ -11,13 +11,13 @@ from workspaces import recipe
 
 import compress
 from calibration.errors import InputError
+from compress.config.recipe import Recipe
 from compress.errors import CheckpointError, LayerError, RecipeError
 from compress.exports.load import load_export
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
-from compress.recipe import Recipe
-from compress.report import Report
+from compress.report.report import Report
 from eval.errors import EvalError
 
 pytestmark = pytest.mark.usefixtures("quick_verification")

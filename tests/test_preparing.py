@@ -12,16 +12,16 @@ from workspaces import recipe
 import compress
 from calibration.errors import InputError
 from calibration.skeleton import PartLoader, build_skeleton
-from compress.devices import settle_device
 from compress.errors import CheckpointError, LayerError, RecipeError
-from compress.layers import refuse_not_finite
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
-from compress.output_place import refuse_bad_output
-from compress.pipeline import no_progress
-from compress.plans import Forecast
-from compress.preparing import prepare
+from compress.models.devices import settle_device
+from compress.models.layers import refuse_not_finite
+from compress.pipeline.main import no_progress
+from compress.planning.plan import Forecast
+from compress.prepare.output_folder import refuse_bad_output
+from compress.prepare.prepare import prepare
 from eval.errors import EvalError
 from eval.footprint import Timing, measure_speed, tensor_bytes
 

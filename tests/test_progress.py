@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from compress.progress import Lines, duration, show_progress
+from compress.cli.bars import Lines, duration, show_progress
 
 
 def test_lines_are_few_and_estimate_what_is_left() -> None:

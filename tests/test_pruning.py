@@ -9,16 +9,16 @@ from workspaces import recipe
 
 import compress
 from calibration.stats import Gram
-from compress.compressor import LayerShape
 from compress.errors import RecipeError
-from compress.forms import Sparse
+from compress.exports.verify import check
+from compress.families.base import LayerShape
+from compress.forms.factorised import Sparse
 from compress.methods.admm import ADMM
 from compress.methods.dsnot import DSnoT
 from compress.methods.eora import EoRA
 from compress.methods.sparsegpt import SparseGPT
 from compress.methods.wanda import Wanda
-from compress.patterns import Pattern, largest
-from compress.verify import check
+from compress.solvers.masks import Pattern, largest
 
 
 def planned(shape, **options):

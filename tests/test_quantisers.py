@@ -3,14 +3,14 @@ import torch
 from problems import inputs, relative_output_error, statistics, weight
 
 from calibration.stats import Gram, Statistics
-from compress.compressor import LayerShape
 from compress.errors import LayerError, RecipeError
 from compress.exports.gptq import gptq_tensors
-from compress.grid import Grid, ScaleSearch, Symmetry
-from compress.linalg import add_ridge_, inverse_factor
+from compress.families.base import LayerShape
 from compress.methods.gptq import GPTQ, Order, sweep
 from compress.methods.rtn import RTN
-from compress.scale_refit import refit_scales
+from compress.solvers.grid import Grid, ScaleSearch, Symmetry
+from compress.solvers.grid_refit import refit_scales
+from compress.solvers.linalg import add_ridge_, inverse_factor
 
 SYMMETRIES = list(Symmetry)
 

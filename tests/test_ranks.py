@@ -6,9 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from compress import ranks
-from compress.knapsack import BudgetError, Choice, knapsack
-from compress.ranks import PLANS, Allocation, Curve, by_spectrum, by_type, total_bytes, uniform
+from compress.solvers import rank_allocation as ranks
+from compress.solvers.knapsack import BudgetError, Choice, knapsack
+from compress.solvers.rank_allocation import (
+    PLANS,
+    Allocation,
+    Curve,
+    by_spectrum,
+    by_type,
+    total_bytes,
+    uniform,
+)
 
 
 def curve(shape, spectrum, importance=1.0, overhead=0):
@@ -70,7 +78,7 @@ def test_a_knapsack_in_coarse_units_still_fits_and_loses_little(monkeypatch):
     ]
     budget = 30_000
     exact = knapsack(choices, budget)
-    monkeypatch.setattr("compress.knapsack.MAX_UNITS", 500)
+    monkeypatch.setattr("compress.solvers.knapsack.MAX_UNITS", 500)
     coarse = knapsack(choices, budget)
     taken, losses = (
         [

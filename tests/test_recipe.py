@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compress.config.options import build, describe, dump, parse_leaf, walk_options
+from compress.config.recipe import METHODS, Dtype, Propagate, Recipe, StatisticsMode, default_folder
 from compress.errors import RecipeError
-from compress.options import build, describe, dump, parse_leaf, walk_options
-from compress.recipe import METHODS, Dtype, Propagate, Recipe, StatisticsMode, default_folder
-from compress.repair import Repair
+from compress.families.repair import Repair
 
 
 class Colour(StrEnum):

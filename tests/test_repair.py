@@ -4,10 +4,18 @@ from problems import gradients, inputs, statistics, weight
 
 from calibration.gradients import OutputGradients
 from calibration.stats import Gram, Statistics
-from compress.compressor import LayerShape
 from compress.errors import LayerError, RecipeError
-from compress.forms import LowRank, Sum
-from compress.linalg import (
+from compress.families.base import LayerShape
+from compress.forms.factorised import LowRank, Sum
+from compress.methods.eora import EoRA
+from compress.methods.gptq import GPTQ
+from compress.methods.lqer import LQER, Scale
+from compress.methods.rtn import RTN
+from compress.methods.sparsegpt import SparseGPT
+from compress.methods.svd_residual import SVDResidual
+from compress.planning.make import refuse_no_gain
+from compress.planning.plan import PlannedLayer
+from compress.solvers.linalg import (
     add_ridge_,
     balanced,
     cholesky,
@@ -17,14 +25,6 @@ from compress.linalg import (
     to_storage,
     whitened_svd,
 )
-from compress.methods.eora import EoRA
-from compress.methods.gptq import GPTQ
-from compress.methods.lqer import LQER, Scale
-from compress.methods.rtn import RTN
-from compress.methods.sparsegpt import SparseGPT
-from compress.methods.svd_residual import SVDResidual
-from compress.planning import refuse_no_gain
-from compress.plans import PlannedLayer
 
 SHAPES = [(48, 64), (64, 48), (64, 64), (8, 64)]
 

@@ -11,12 +11,12 @@ import pytest
 import yaml
 from reports import layer, make_report
 
-from compress.card import model_card
-from compress.card_metadata import base_model
+from compress.config.recipe import Recipe
 from compress.errors import CheckpointError
-from compress.recipe import Recipe
-from compress.report import BaseReport, Comparison, Report
-from compress.summary import (
+from compress.report.card.card import model_card
+from compress.report.card.metadata import base_model
+from compress.report.report import BaseReport, Comparison, Report
+from compress.report.summary import (
     comparison_rows,
     counted,
     lines,

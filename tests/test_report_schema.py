@@ -15,9 +15,9 @@ from reports import make_report
 from workspaces import recipe
 
 from compress.errors import CheckpointError
-from compress.pipeline import run
-from compress.report import Report
-from compress.report_schema import report_schema
+from compress.pipeline.main import run
+from compress.report.report import Report
+from compress.report.schema import report_schema
 from eval.samples import PROMPTS
 
 

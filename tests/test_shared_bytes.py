@@ -4,8 +4,8 @@ import pytest
 from workspaces import recipe
 
 import compress
-from compress.card import model_card
-from compress.methods.cospadi import CoSpaDi
+from compress.methods.cospadi.method import CoSpaDi
+from compress.report.card.card import model_card
 
 pytestmark = pytest.mark.usefixtures("quick_verification")
 

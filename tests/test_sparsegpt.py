@@ -7,12 +7,12 @@ from test_masks import PATTERNS, error_of, kept_by, planned, pruned
 
 from calibration.stats import Gram
 from compress.errors import LayerError, RecipeError
-from compress.grid import Grid, ScaleSearch, Symmetry
-from compress.linalg import add_ridge_, shrink_
 from compress.methods.magnitude import Magnitude
 from compress.methods.sparsegpt import SparseGPT, scale_groups
 from compress.methods.wanda import Wanda
-from compress.patterns import Pattern
+from compress.solvers.grid import Grid, ScaleSearch, Symmetry
+from compress.solvers.linalg import add_ridge_, shrink_
+from compress.solvers.masks import Pattern
 
 FOURS_OF_200 = [(start, start + 4, 2) for start in range(0, 200, 4)]
 CASES = {

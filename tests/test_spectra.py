@@ -10,17 +10,17 @@ from problems import inputs, relative_output_error, statistics, weight
 from reports import make_report
 
 from calibration.stats import Gram
-from compress.compressor import LayerShape
-from compress.linalg import output_spectrum
-from compress.methods.cospadi import CoSpaDi
+from compress.families.base import LayerShape
+from compress.methods.cospadi.method import CoSpaDi
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.lord import LoRD
 from compress.methods.rtn import RTN
 from compress.methods.svd_llm import SVDLLM
-from compress.report import Report, Spectrum
-from compress.spectra import POINTS, cut_of, spectrum_of
-from compress.stopwatch import Stopwatch
+from compress.pipeline.spectra import POINTS, cut_of, spectrum_of
+from compress.pipeline.stopwatch import Stopwatch
+from compress.report.report import Report, Spectrum
+from compress.solvers.linalg import output_spectrum
 
 
 @pytest.mark.parametrize("shape", [(24, 64), (64, 64), (96, 64)])

@@ -13,11 +13,9 @@ from workspaces import recipe
 
 import compress
 from calibration.stats import Gram
-from compress import surveying
 from compress.errors import RecipeError
 from compress.exports.load import load_export
-from compress.forms import LowRank
-from compress.measuring import Divergences
+from compress.forms.factorised import LowRank
 from compress.methods.eora import EoRA
 from compress.methods.fwsvd import FWSVD
 from compress.methods.gptq import GPTQ
@@ -26,11 +24,13 @@ from compress.methods.rtn import RTN
 from compress.methods.svd import SVD
 from compress.methods.svd_llm import SVDLLM
 from compress.methods.welore import WeLore
-from compress.originals import plain_blocks
-from compress.pipeline import no_progress
-from compress.preparing import prepare
-from compress.ranks import Allocation
-from compress.surveying import surveyed
+from compress.pipeline.main import no_progress
+from compress.prepare.prepare import prepare
+from compress.solvers.rank_allocation import Allocation
+from compress.survey import survey as surveying
+from compress.survey.divergence import Divergences
+from compress.survey.original_walk import plain_blocks
+from compress.survey.survey import surveyed
 from eval.footprint import tensor_bytes
 
 pytestmark = pytest.mark.usefixtures("quick_verification")

@@ -8,15 +8,16 @@ import pytest
 from workspaces import recipe
 
 import compress
-from compress import original_scores, sweeping
-from compress.comparing import Figures, Measured
+from compress.config.recipe import Recipe
 from compress.errors import CheckpointError, LayerError, RecipeError
-from compress.pipeline import no_progress
-from compress.recipe import Recipe
-from compress.report import Report
-from compress.sweep_file import points_of
-from compress.sweep_results import Aim, best_at, best_lines, compare_points, refuse_unmeasured
-from compress.sweeping import State, plan_sweep, run_sweep
+from compress.evaluation import original_scores
+from compress.pipeline.main import no_progress
+from compress.report.comparison import Figures, Measured
+from compress.report.report import Report
+from compress.sweep import run as sweeping
+from compress.sweep.file import points_of
+from compress.sweep.results import Aim, best_at, best_lines, compare_points, refuse_unmeasured
+from compress.sweep.run import State, plan_sweep, run_sweep
 
 pytestmark = pytest.mark.usefixtures("quick_verification")
 

@@ -13,11 +13,11 @@ import pytest
 import yaml
 from workspaces import recipe
 
-from compress import sweeping
-from compress.cli import main
-from compress.comparing import Differences, compare_runs, load_runs
+from compress.cli.main import main
 from compress.errors import LayerError
-from compress.report import Report
+from compress.report.comparison import Differences, compare_runs, load_runs
+from compress.report.report import Report
+from compress.sweep import run as sweeping
 
 NAMES = ["rtn-bits4", "eora-gptq-bits3-rank4", "svd_llm-keep0.8"]
 PER_RUN = {"out", "seconds", "timings", "footprint", "peak_memory"}
@@ -115,9 +115,7 @@ def comparable(value):
 def started(sweep: Path, out: Path, cache: Path) -> subprocess.Popen[str]:
     """The command in a process group of its own."""
     root = str(Path(__file__).resolve().parent.parent)
-    code = (
-        f"import sys; sys.path.insert(0, {root!r}); from compress.cli import main; sys.exit(main())"
-    )
+    code = f"import sys; sys.path.insert(0, {root!r}); from compress.cli.main import main; sys.exit(main())"
     return subprocess.Popen(
         [sys.executable, "-P", "-c", code, "sweep", str(sweep), "--out", str(out)],
         env={**os.environ, "COMPRESS_CACHE": str(cache)},

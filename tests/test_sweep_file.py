@@ -5,16 +5,16 @@ from textwrap import dedent
 
 import pytest
 
+from compress.config.recipe import Recipe
+from compress.config.yaml_file import read_yaml
 from compress.errors import RecipeError
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
 from compress.methods.sparsegpt import SparseGPT
 from compress.methods.svd_llm import SVDLLM
-from compress.patterns import Pattern
-from compress.recipe import Recipe
-from compress.recipe_file import read_yaml
-from compress.sweep_file import points_of
+from compress.solvers.masks import Pattern
+from compress.sweep.file import points_of
 
 OUT = Path("out")
 

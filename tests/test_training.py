@@ -7,13 +7,13 @@ from workspaces import recipe
 
 import compress
 from calibration.data import Split, TextSource, load_tokens
-from compress.checkpoint import Reader
 from compress.errors import CheckpointError, RecipeError
+from compress.exports.verify import PROBE, check
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.lord import LoRD
 from compress.methods.welore import WeLore
-from compress.verify import PROBE, check
+from compress.models.checkpoint import Reader
 
 pytestmark = pytest.mark.usefixtures("quick_verification")
 

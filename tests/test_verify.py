@@ -8,12 +8,12 @@ import torch
 from exported import IDS, POSITIONS, compressed, export
 from safetensors.torch import save_file
 
-from compress import verify as verification
-from compress.checkpoint import Reader
 from compress.errors import CheckpointError, RecipeError
 from compress.exports import EXPORTS
+from compress.exports import verify as verification
 from compress.exports.native import SHIPPED
-from compress.verify import PROBE, digests, file_digests, verify, write_probe
+from compress.exports.verify import PROBE, digests, file_digests, verify, write_probe
+from compress.models.checkpoint import Reader
 
 FRESH = ("test_an_export_is_verified_in_a_fresh_process", "test_a_process_that_dies_is_a_failure")
 

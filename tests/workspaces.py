@@ -4,9 +4,9 @@ from pathlib import Path
 
 from families import save_tiny
 
+from compress.config.recipe import Recipe
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
-from compress.recipe import Recipe
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs away from 42 hungry bears. " * 60
 

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, TypeGuard
 import torch
 from torch import Tensor
 
-from compress.checkpoint import Reader, some
 from compress.errors import CheckpointError
-from compress.forms import Dense, Form, Quantised
+from compress.forms.factorised import Dense, Form, Quantised
+from compress.models.checkpoint import Reader, some
 
 
 class Base(ABC):

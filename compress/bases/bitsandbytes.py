@@ -23,7 +23,7 @@ from torch import Tensor
 
 from compress.bases.base import Base, is_whole, refuse_bad_scales
 from compress.errors import CheckpointError
-from compress.forms import Dense, Form
+from compress.forms.factorised import Dense, Form
 
 CODES: Mapping[str, tuple[float, ...]] = {
     "nf4": (

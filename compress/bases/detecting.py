@@ -13,9 +13,9 @@ from compress.bases.gptq import GptqBase
 from compress.bases.native import NativeBase
 from compress.bases.packed import PackedBase
 from compress.bases.plain import PlainBase
-from compress.checkpoint import Reader, read_json
 from compress.errors import CheckpointError
-from compress.loading import FORMAT
+from compress.forms.loading import FORMAT
+from compress.models.checkpoint import Reader, read_json
 
 READERS: Mapping[str, type[Base]] = {
     kind.format: kind for kind in (GptqBase, AwqBase, PackedBase, BitsandbytesBase)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from compress.bases.base import Base
-from compress.checkpoint import Reader
 from compress.errors import CheckpointError
-from compress.forms import Form, empty
-from compress.loading import FORMAT, READ_VERSIONS
+from compress.forms.factorised import Form, empty
+from compress.forms.loading import FORMAT, READ_VERSIONS
+from compress.models.checkpoint import Reader
 
 _SHARED = ("shared", "common")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NoReturn
 
 from compress.bases.base import Base
-from compress.checkpoint import some
 from compress.errors import CheckpointError
-from compress.forms import Form
+from compress.forms.factorised import Form
+from compress.models.checkpoint import some
 
 _NARROWEST = 2
 """Bytes of a number; narrower ones are quantised."""

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from compress.bases.base import Base
-from compress.forms import Dense, Form
+from compress.forms.factorised import Dense, Form
 
 WEIGHT = ".weight"
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.checkpoint import Reader, Writer, read_json, write_json
 from compress.errors import CheckpointError
 from compress.exports.base import Exporter, LayerExport
-from compress.factors import Path as LowRankPath
-from compress.factors import as_low_rank
-from compress.forms import LowRank
-from compress.models import Wanted, snapshot
+from compress.families.low_rank import Path as LowRankPath
+from compress.families.low_rank import as_low_rank
+from compress.forms.factorised import LowRank
+from compress.models.checkpoint import Reader, Writer, read_json, write_json
+from compress.models.resolve import Wanted, snapshot
 
 PREFIX = "base_model.model."
 STEM = "adapter_model"

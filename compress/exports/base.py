@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from compress.bases import AsDense
-from compress.checkpoint import Reader, Writer, read_json, some
-from compress.compressor import Compressor
 from compress.errors import CheckpointError, RecipeError
-from compress.factors import Path as LowRankPath
-from compress.forms import Form
+from compress.families.base import Compressor
+from compress.families.low_rank import Path as LowRankPath
+from compress.forms.factorised import Form
+from compress.models.checkpoint import Reader, Writer, read_json, some
 
 if TYPE_CHECKING:
-    from compress.models import SourceModel
+    from compress.models.resolve import SourceModel
 
 COMPANIONS = (
     "generation_config.json",

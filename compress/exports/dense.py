@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from compress.checkpoint import write_json
-from compress.compressor import Compressor
 from compress.errors import CheckpointError
 from compress.exports.base import Exporter, LayerExport
+from compress.families.base import Compressor
+from compress.models.checkpoint import write_json
 
 
 class DenseExporter(Exporter):

@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.checkpoint import some, write_json
-from compress.compressor import Compressor
 from compress.errors import CheckpointError
 from compress.exports.adapter import AdapterWriter
 from compress.exports.base import Exporter, LayerExport
-from compress.factors import Path
-from compress.forms import Form, LowRank, Product, Quantised, Sum
-from compress.packing import CODES_A_ROW, pack
-from compress.quantiser import Quantiser
+from compress.families.base import Compressor
+from compress.families.low_rank import Path
+from compress.families.quantiser import Quantiser
+from compress.forms.factorised import Form, LowRank, Product, Quantised, Sum
+from compress.forms.packing import CODES_A_ROW, pack
+from compress.models.checkpoint import some, write_json
 
 BITS = (2, 3, 4, 8)
 ADAPTER = "adapter"

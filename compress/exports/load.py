@@ -18,15 +18,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from calibration.heads import AUTO_CLASSES, Head, head_of
 from calibration.skeleton import build_skeleton
 from calibration.walk import is_linear
-from compress import loading
 from compress.bases import Base, open_base
 from compress.bases.plain import PlainBase
-from compress.checkpoint import Reader, read_json, some
 from compress.errors import CheckpointError
 from compress.exports.adapter import CONFIG, STEM, find_base, read_adapter
 from compress.exports.gptq import ADAPTER
-from compress.forms import CompressedLinear, Dense, Form, LowRank, Sum
-from compress.layers import bias_of, weight_oi
+from compress.forms import loading
+from compress.forms.factorised import CompressedLinear, Dense, Form, LowRank, Sum
+from compress.models.checkpoint import Reader, read_json, some
+from compress.models.layers import bias_of, weight_oi
 from eval.footprint import Stored, bytes_on_disk, tensor_bytes
 
 Device = torch.device | str

@@ -11,9 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint import write_json
 from compress.exports.base import Exporter, LayerExport, copy
-from compress.loading import FORMAT, FORMAT_VERSION
+from compress.forms.loading import FORMAT, FORMAT_VERSION
+from compress.models.checkpoint import write_json
 
 SHIPPED = (
     "packing.py",

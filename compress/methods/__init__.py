@@ -1,1 +1,1 @@
-"""One file a method; see `compress.compressor`."""
+"""One file a method; see `compress.families.base`."""

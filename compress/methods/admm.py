@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from calibration.stats import Statistics
-from compress.coding import FreeLines, Steps
-from compress.compressor import refuse_damping
-from compress.linalg import cholesky
-from compress.patterns import largest
-from compress.pruner import Pruner
-from compress.weight_lines import damped
+from compress.families.base import refuse_damping
+from compress.families.pruner import Pruner
+from compress.methods.cospadi.stacking import damped
+from compress.solvers.linalg import cholesky
+from compress.solvers.masks import largest
+from compress.solvers.sparse_coding import FreeLines, Steps
 
 PENALTIES = [0.1 * 10 ** (level / 9) for level in range(10)]
 """Small at first, so that the mask can change, then so large that weights and mask agree. Squared errors of the demo

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from calibration.stats import AbsMean, Statistic, Statistics
 from compress.errors import RecipeError
-from compress.factors import Metric
-from compress.linalg import refuse_dead
-from compress.lowrank import Factorisation
+from compress.families.factorisation import Factorisation
+from compress.families.low_rank import Metric
+from compress.solvers.linalg import refuse_dead
 
 RIDGE = 1e-3
 

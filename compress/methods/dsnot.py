@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from calibration.stats import Gram, Mean, Statistic, Statistics
-from compress.compressor import Compressor, LayerShape
 from compress.errors import RecipeError
-from compress.forms import Form
+from compress.families.base import Compressor, LayerShape
+from compress.families.pruner import Pruner
+from compress.forms.factorised import Form
 from compress.methods.wanda import Wanda
-from compress.patterns import Pattern, largest
-from compress.pruner import Pruner
+from compress.solvers.masks import Pattern, largest
 
 ROWS_AT_ONCE = 512
 

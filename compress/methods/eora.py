@@ -23,13 +23,13 @@ from torch import Tensor
 
 from calibration.gradients import OutputGradients
 from calibration.stats import Statistic, Statistics
-from compress.compressor import Compressor, refuse_damping, refuse_shrinkage
 from compress.errors import LayerError
-from compress.factors import Metric
-from compress.linalg import cholesky, conditioned_, ridge
+from compress.families.base import Compressor, refuse_damping, refuse_shrinkage
+from compress.families.low_rank import Metric
+from compress.families.quantiser import Quantiser
+from compress.families.repair import Repair
 from compress.methods.gptq import GPTQ
-from compress.quantiser import Quantiser
-from compress.repair import Repair
+from compress.solvers.linalg import cholesky, conditioned_, ridge
 
 
 class OutputSide(enum.StrEnum):

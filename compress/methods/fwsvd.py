@@ -25,11 +25,11 @@ from torch import Tensor
 
 from calibration.gradients import Fisher, OutputGradients
 from calibration.stats import Gram, Statistic, Statistics
-from compress.compressor import refuse_damping
 from compress.errors import LayerError
-from compress.factors import Metric
-from compress.linalg import add_ridge_, cholesky, ridge
-from compress.lowrank import Factorisation
+from compress.families.base import refuse_damping
+from compress.families.factorisation import Factorisation
+from compress.families.low_rank import Metric
+from compress.solvers.linalg import add_ridge_, cholesky, ridge
 
 
 class FisherMetric(enum.StrEnum):

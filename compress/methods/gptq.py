@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from calibration.stats import Gram, Statistics
-from compress.compressor import refuse_damping, refuse_shrinkage
-from compress.forms import Form
-from compress.grid import Grid
-from compress.linalg import conditioned_, inverse_factor
-from compress.quantiser import Quantiser, stacked
-from compress.scale_refit import refit_scales
+from compress.families.base import refuse_damping, refuse_shrinkage
+from compress.families.quantiser import Quantiser, stacked
+from compress.forms.factorised import Form
+from compress.solvers.grid import Grid
+from compress.solvers.grid_refit import refit_scales
+from compress.solvers.linalg import conditioned_, inverse_factor
 
 COLUMNS_AT_ONCE = 64
 

@@ -22,12 +22,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from calibration.stats import Anchor, Gram, Mean, Statistic, Statistics
-from compress.anchoring import Anchoring
-from compress.compressor import refuse_damping
-from compress.factors import Metric, covariance
-from compress.forms import Form
-from compress.linalg import add_ridge_, to_storage
-from compress.lowrank import Factorisation
+from compress.families.anchor import Anchoring
+from compress.families.base import refuse_damping
+from compress.families.factorisation import Factorisation
+from compress.families.low_rank import Metric, covariance
+from compress.forms.factorised import Form
+from compress.solvers.linalg import add_ridge_, to_storage
 
 
 class Centre(enum.StrEnum):

@@ -14,8 +14,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from calibration.stats import Statistics
-from compress.patterns import largest
-from compress.pruner import Pruner
+from compress.families.pruner import Pruner
+from compress.solvers.masks import largest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from calibration.stats import Gram, Statistics
-from compress.forms import Form
-from compress.quantiser import Quantiser, stacked
+from compress.families.quantiser import Quantiser, stacked
+from compress.forms.factorised import Form
 
 
 @dataclass(frozen=True, kw_only=True)

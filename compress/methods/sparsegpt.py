@@ -30,14 +30,14 @@ import torch
 from torch import Tensor
 
 from calibration.stats import Gram, Statistics
-from compress.code_storage import GROUP, CodeBits, layout_of
-from compress.compressor import refuse_damping, refuse_shrinkage
-from compress.forms import Along, Form, Quantised, Sparse
-from compress.grid import Grid
-from compress.linalg import conditioned_, inverse_factor
-from compress.patterns import Pattern, largest
-from compress.pruner import Pruner
-from compress.scale_refit import refit_scales
+from compress.families.base import refuse_damping, refuse_shrinkage
+from compress.families.pruner import Pruner
+from compress.families.sparse_storage import GROUP, CodeBits, layout_of
+from compress.forms.factorised import Along, Form, Quantised, Sparse
+from compress.solvers.grid import Grid
+from compress.solvers.grid_refit import refit_scales
+from compress.solvers.linalg import conditioned_, inverse_factor
+from compress.solvers.masks import Pattern, largest
 
 MOST_COLUMNS = 128
 """Whose weights are compared with one another: the paper's."""

@@ -13,8 +13,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from calibration.stats import Statistic, Statistics
-from compress.factors import Metric
-from compress.lowrank import Factorisation
+from compress.families.factorisation import Factorisation
+from compress.families.low_rank import Metric
 
 
 @dataclass(frozen=True, kw_only=True)

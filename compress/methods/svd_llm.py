@@ -19,10 +19,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from calibration.stats import Gram, Statistics
-from compress.compressor import refuse_damping
-from compress.factors import Metric
-from compress.linalg import add_ridge_
-from compress.lowrank import Factorisation
+from compress.families.base import refuse_damping
+from compress.families.factorisation import Factorisation
+from compress.families.low_rank import Metric
+from compress.solvers.linalg import add_ridge_
 
 
 @dataclass(frozen=True, kw_only=True)

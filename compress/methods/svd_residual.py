@@ -13,11 +13,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from calibration.stats import Statistics
-from compress.compressor import Compressor
-from compress.factors import Metric
+from compress.families.base import Compressor
+from compress.families.low_rank import Metric
+from compress.families.quantiser import Quantiser
+from compress.families.repair import Repair
 from compress.methods.gptq import GPTQ
-from compress.quantiser import Quantiser
-from compress.repair import Repair
 
 
 @dataclass(frozen=True, kw_only=True)

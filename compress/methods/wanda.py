@@ -14,9 +14,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from calibration.stats import Gram, Statistics
-from compress.linalg import refuse_dead
-from compress.patterns import largest
-from compress.pruner import Pruner
+from compress.families.pruner import Pruner
+from compress.solvers.linalg import refuse_dead
+from compress.solvers.masks import largest
 
 
 @dataclass(frozen=True, kw_only=True)

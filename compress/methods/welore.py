@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from compress.methods.svd import SVD
-from compress.ranks import Allocation
+from compress.solvers.rank_allocation import Allocation
 
 
 @dataclass(frozen=True, kw_only=True)

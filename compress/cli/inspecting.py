@@ -1,0 +1,122 @@
+"""inspect: what is in a checkpoint, and what methods could do to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.cli.command import Command, show_cells, shown_progress
+from compress.cli.writing import Written, refuse_place, write_whole
+from compress.config.flags import Parser
+from compress.errors import RecipeError
+
+if TYPE_CHECKING:
+    from compress.inspection.checkpoint import Inspection
+    from compress.inspection.possibilities import Possibility
+    from compress.inspection.spectra import EffectiveRanks
+
+
+class Rows(Enum):
+    """What a row of the terminal's tables is of."""
+
+    KINDS = "kinds"
+    EACH = "each"
+
+
+MARK = "<!-- written by compress inspect -->"
+"""Ends the page, so that it is known again before it is replaced."""
+_PAGE = Written("page", "compress inspect", lambda text: text.rstrip().endswith(MARK))
+
+
+def _inspect(given: list[str]) -> None:
+    known = _parser().parse_args(given)
+    if known.html is not None:
+        refuse_place("--html", known.html, _PAGE)
+    from compress.inspection.checkpoint import inspect
+    from compress.inspection.possibilities import possibilities
+    from compress.inspection.spectra import weight_spectra
+
+    with shown_progress() as progress:
+        found = inspect(known.model, progress=progress)
+        if known.spectra and found.ordinary is None:
+            raise RecipeError(
+                f"--spectra: {known.model} is compressed ({found.format}); spectra are of ordinary weights"
+            )
+        wanted = found.ordinary if known.spectra else None
+        spectra = dict(weight_spectra(wanted, progress=progress)) if wanted else {}
+        possible = [] if found.ordinary is None else possibilities(found.ordinary)
+    _show_layers(found, known.layers)
+    if spectra:
+        _show_spectra(spectra, known.layers)
+    if possible:
+        _show_methods(found, possible)
+    if known.html is not None:
+        # Pictures take a while to import, and most inspections go without.
+        from compress.inspection.page import inspection_page
+
+        page = inspection_page(known.model, found, possible, spectra)
+        write_whole(known.html, f"{page.rstrip()}\n{MARK}\n")
+        print(f"the picture is {known.html}")
+
+
+def _parser() -> Parser:
+    parser = Parser("compress inspect", INSPECT.about, "MODEL [options]")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a folder, a hub id, a .gguf file, or demo; compressed or not",
+    )
+    parser.add_argument(
+        "--layers",
+        action="store_const",
+        const=Rows.EACH,
+        default=Rows.KINDS,
+        help="a row for each layer",
+    )
+    parser.add_argument(
+        "--spectra", action="store_true", help="effective ranks of the weights; reads all of them"
+    )
+    parser.add_argument("--html", metavar="FILE", type=Path, help="the same as a page of pictures")
+    return parser
+
+
+def _show_layers(found: Inspection, rows: Rows) -> None:
+    from compress.inspection import tables as tables
+
+    cells = (
+        tables.each_layer(found) if rows is Rows.EACH else tables.layer_cells(found, found.layers)
+    )
+    n = tables.n_layer_columns(found)
+    show_cells(tables.headline(found), tables.LAYER_HEAD[:n], [row[:n] for row in cells])
+    for reason, others in tables.other_cells(found):
+        print()
+        show_cells(f"not compressed: {reason}", tables.OTHER_HEAD, others)
+
+
+def _show_spectra(spectra: Mapping[str, EffectiveRanks], rows: Rows) -> None:
+    from compress.inspection import tables as tables
+
+    each = tables.each_spectrum if rows is Rows.EACH else tables.spectra_cells
+    print()
+    title = "effective ranks" + ("" if rows is Rows.EACH else ", medians over the layers")
+    show_cells(title, tables.SPECTRA_HEAD, each(spectra))
+
+
+def _show_methods(found: Inspection, possible: Sequence[Possibility]) -> None:
+    """What each method could do, by its own plan."""
+    from compress.inspection import tables as tables
+
+    n_weights = sum(math.prod(layer.shape) for layer in found.layers)
+    rows = tables.method_cells(possible, found.n_bytes, n_weights)
+    print()
+    show_cells("what methods would make of it", tables.METHODS_HEAD, rows)
+    for line in tables.refused_lines(possible):
+        print(f"refused: {line}")
+    print(tables.group_line(found))
+    print("rank <: two factors of a lower rank take fewer bytes than the weight")
+
+
+INSPECT = Command(_inspect, "Show what is in a checkpoint, and what methods could do to it.")

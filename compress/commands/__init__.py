@@ -1,1 +1,0 @@
-"""The commands, a file for each family; `compress.cli` chooses among them."""

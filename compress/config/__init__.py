@@ -1,0 +1,1 @@
+"""Recipes: typed options, their YAML file, and the flags made from them."""

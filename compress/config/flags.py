@@ -1,0 +1,268 @@
+"""Command-line flags made from a tree of options.
+
+A flag is the full path of its option (--method.base.bits) or any unique ending of it (--bits,
+--base.bits). Which options there are depends on the methods chosen, so these are read first; help
+then shows the options of those methods only.
+"""
+
+import argparse
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin
+
+from compress.config.options import (
+    Option,
+    Registry,
+    build,
+    closest,
+    plain,
+    split_list,
+    walk_options,
+)
+from compress.errors import RecipeError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that reports errors as RecipeError and knows no abbreviations."""
+
+    def __init__(self, prog: str, description: str, usage: str) -> None:
+        """`usage` is what follows the name of the program."""
+        width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+        super().__init__(
+            prog=prog,
+            usage=f"{prog} {usage}",
+            description=description,
+            allow_abbrev=False,
+            formatter_class=lambda prog: _Formatter(prog, max_help_position=34, width=width),
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of printing the usage."""
+        raise RecipeError(f"{message}; {self.prog} --help lists the options")
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Help that names the value of an option once, after all its spellings."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The flags of one command over options of dataclass `kind`.
+
+    `only` limits them to fields of `kind` with these names; empty allows all.
+    """
+
+    kind: type
+    registry: Registry
+    only: tuple[str, ...] = ()
+
+    def choose(self, values: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+        """`values` with every method that flags name; options of a replaced method are dropped."""
+        chosen = dict(values)
+        # A choice can bring further choices (the base of a base): look again until it is stable.
+        for _ in range(len(arguments) + 1):
+            options = self.options(chosen)
+            change = next(self._changes(options, arguments), None)
+            if change is None:
+                break
+            chosen = with_value(chosen, *change)
+        return chosen
+
+    def options(self, values: Mapping[str, Any]) -> list[Option]:
+        """Every option that the methods in `values` have, with its value there or its default."""
+        start: Any = build(self.kind, values, self.kind.__name__.lower(), self.registry)
+        every = walk_options(start, self.registry)
+        return [option for option in every if not self.only or option.path[0] in self.only]
+
+    def parse(
+        self, values: Mapping[str, Any], arguments: Sequence[str], parser: Parser
+    ) -> tuple[dict[str, Any], argparse.Namespace]:
+        """`values` overlaid by the flags in `arguments`, and what else `parser` knows.
+
+        Raises:
+            RecipeError: an unknown or ambiguous flag (naming the candidates), or a missing value.
+        """
+        chosen = self.choose(values, arguments)
+        options = self.options(chosen)
+        own = set(parser._option_string_actions)  # argparse has no public list of its flags
+        add_options(parser, options)
+        # A base checkpoint takes the place of the base, whose options then mean nothing.
+        on_top = chosen.get("base_checkpoint") or any(
+            flag == "--base-checkpoint" for flag, _ in _pairs(arguments)
+        )
+        idle = ("method", "base") if on_top else None
+        known = parser.parse_args(list(spelled_out(arguments, options, own, idle)))
+        for option in options:
+            name = ".".join(option.path)
+            if hasattr(known, name) and not option.choices:
+                chosen = with_value(chosen, option.path, _joined(getattr(known, name)))
+        return chosen, known
+
+    def _changes(
+        self, options: Sequence[Option], arguments: Sequence[str]
+    ) -> Iterator[tuple[tuple[str, ...], dict[str, str] | None]]:
+        """Choices that the flags make and `options` do not show; of two equal flags the last."""
+        named: dict[tuple[str, ...], tuple[Option, str]] = {}
+        for flag, value in _pairs(arguments):
+            matches = matching(flag, options)
+            if len(matches) == 1 and matches[0].choices:
+                named[matches[0].path] = (matches[0], value)
+        for path, (option, name) in named.items():
+            if name not in option.choices:
+                there = ", ".join(option.choices) + closest(name, option.choices)
+                raise RecipeError(f"{flag_of(option)}: there is no {name!r}; there are {there}")
+            wanted = self.registry.get(name, type(None))
+            if wanted is not type(option.value):
+                yield path, None if wanted is type(None) else {"name": name}
+
+
+def flag_of(option: Option) -> str:
+    """The full flag of an option: --method.base.group-size."""
+    return _flag(option.path)
+
+
+def with_value(values: Mapping[str, Any], path: tuple[str, ...], value: object) -> dict[str, Any]:
+    """A copy of nested `values` with `value` at `path`."""
+    head, rest = path[0], path[1:]
+    if not rest:
+        return {**values, head: value}
+    inner = values.get(head) or {}
+    if isinstance(inner, str):  # a method written as its name alone
+        inner = {"name": inner}
+    return {**values, head: with_value(inner, rest, value)}
+
+
+def add_options(parser: argparse.ArgumentParser, options: Sequence[Option]) -> None:
+    """Adds a flag for every option, in groups, with its help and default."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for option in options:
+        title = _group_title(option, options)
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        short = _shortest(option, options)
+        flags = [flag_of(option)] if short == flag_of(option) else [short, flag_of(option)]
+        arguments: dict[str, Any] = {"nargs": "*"} if get_origin(option.hint) is tuple else {}
+        groups[title].add_argument(
+            *flags,
+            dest=".".join(option.path),
+            default=argparse.SUPPRESS,
+            metavar=_metavar(option),
+            help=_help(option),
+            **arguments,
+        )
+
+
+def spelled_out(
+    arguments: Iterable[str],
+    options: Sequence[Option],
+    own: set[str],
+    idle: tuple[str, ...] | None = None,
+) -> Iterator[str]:
+    """`arguments` with every flag as its full path, except the parser's `own` ones.
+
+    `idle`: the path below which an option is meant only where no other has its ending.
+
+    Raises:
+        RecipeError: no option, or more than one, has that ending.
+    """
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if not flag.startswith("--") or flag == "--" or flag in own:
+            yield argument
+            continue
+        matches = matching(flag, options)
+        if idle is not None and len(matches) > 1:
+            matches = [it for it in matches if it.path[: len(idle)] != idle] or matches
+        if not matches:
+            names = {_shortest(option, options) for option in options} | own
+            raise RecipeError(f"{flag}: no such option{closest(flag, names)}; --help lists them")
+        if len(matches) > 1:
+            raise RecipeError(
+                f"{flag}: could be {' or '.join(map(flag_of, matches))}; write one of these"
+            )
+        yield flag_of(matches[0]) + equals + value
+
+
+def _joined(value: str | list[str]) -> str | tuple[str, ...]:
+    """The values of a list, which may be separated by spaces, commas or both."""
+    if isinstance(value, str):
+        return value
+    return tuple(part for text in value for part in split_list(text))
+
+
+def matching(flag: str, options: Sequence[Option]) -> list[Option]:
+    """The option with exactly this path, or else all whose path ends in it.
+
+    Of options inside one another, as when the base has a base, --base means the outer one.
+    """
+    wanted = tuple(flag.removeprefix("--").replace("-", "_").split("."))
+    exact = [option for option in options if option.path == wanted]
+    ending = [option for option in options if option.path[-len(wanted) :] == wanted]
+    outer = [
+        option
+        for option in ending
+        if all(other.path[: len(option.path)] == option.path for other in ending)
+    ]
+    return exact or outer or ending
+
+
+def _shortest(option: Option, options: Sequence[Option]) -> str:
+    endings = (_flag(option.path[start:]) for start in reversed(range(len(option.path))))
+    return next(ending for ending in endings if matching(ending, options) == [option])
+
+
+def _flag(path: tuple[str, ...]) -> str:
+    return "--" + ".".join(path).replace("_", "-")
+
+
+def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for argument, after in zip(arguments, [*arguments[1:], ""], strict=False):
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--") and (equals or (after and not after.startswith("--"))):
+            yield flag, value if equals else after
+
+
+def _group_title(option: Option, options: Sequence[Option]) -> str:
+    if option.choices:
+        name = ".".join(option.path)
+        if option.value is None:
+            return f"{name}: none"
+        return f"{name}: {type(option.value).__name__}, {_summary(option.value)}"
+    parents = {each.path: each for each in options if each.choices}
+    parent = parents.get(option.path[:-1])
+    return (
+        _group_title(parent, options) if parent else option.field.metadata.get("group", "general")
+    )
+
+
+def _summary(options: object) -> str:
+    return (type(options).__doc__ or "").strip().partition("\n")[0].rstrip(".")
+
+
+def _metavar(option: Option) -> str:
+    if option.choices:
+        return "{" + ",".join(option.choices) + "}"
+    kinds = (option.hint, *get_args(option.hint))
+    for kind in kinds:
+        if isinstance(kind, type) and issubclass(kind, Enum):
+            return "{" + ",".join(str(member.value) for member in kind) + "}"
+    names = {int: "N", float: "X", Path: "PATH"}
+    return next((names[kind] for kind in kinds if kind in names), "TEXT")
+
+
+def _help(option: Option) -> str:
+    text = str(option.field.metadata.get("help", "")).replace("%", "%%")
+    if option.choices:
+        return text
+    value = plain(option.value)
+    shown = " ".join(map(str, value)) or "empty" if isinstance(value, list) else value
+    return f"{text} (default: {str(shown).lower() if value is None else shown})".strip()

@@ -1,0 +1,289 @@
+"""Dataclasses of options <-> plain mappings (YAML, JSON) and the strings of a command line.
+
+A field is a leaf (number, text, path, enum, list of these) or a choice: an object of some other
+options class, named in a registry, such as the base of a repair. In a mapping a choice is written
+{name: gptq, bits: 4}, or just gptq. Every refusal is a RecipeError that starts with the path of the
+option, says the bad value and what would be right.
+"""
+
+import difflib
+import re
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from compress.errors import RecipeError
+from compress.families.repair import Repair
+
+Registry = Mapping[str, type]
+T = TypeVar("T")
+
+NONE = "none"
+"""How an option that may hold nothing is told so."""
+
+_LEAVES = (int, float, str, Path, Enum, types.NoneType)
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    types.NoneType: "none",
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a tree of dataclasses: where it is, what it takes and what it is now."""
+
+    path: tuple[str, ...]
+    hint: Any
+    value: object
+    field: Field[Any]
+    choices: tuple[str, ...]
+    """Names that a choice may have; empty for a leaf."""
+
+
+def option_hints(kind: type) -> dict[str, Any]:
+    """Types of the fields of dataclass `kind`, by name, in their order."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind) if field.init}
+
+
+def is_leaf(hint: Any) -> bool:
+    """Whether values of this type are written directly, not as a mapping of further options."""
+    return choice_of(hint) is None
+
+
+def choice_of(hint: Any) -> type | None:
+    """The class of which a field of this type holds an object, or none (X | None); None for a leaf."""
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not types.NoneType]
+    if len(kinds) == 1 and isinstance(kinds[0], type) and not issubclass(kinds[0], _LEAVES):
+        return None if get_origin(hint) in (tuple, list) else kinds[0]
+    return None
+
+
+def describe(hint: Any) -> str:
+    """A type in a user's words: "a whole number", "one of auto, float32"."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(argument) for argument in arguments)
+    if origin in (tuple, list):
+        return f"a list, each {describe(arguments[0])}"
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return f"one of {', '.join(str(member.value) for member in hint)}"
+    return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def parse_leaf(hint: Any, value: object, path: str) -> Any:
+    """`value` (of YAML, or the text of a flag) as the leaf type `hint`.
+
+    Lists may be written as one comma-separated text. A boolean is never read as a number, a number
+    is as a choice of that name. A path may begin with ~, the user's home.
+
+    Raises:
+        RecipeError: `value` is nothing that the type can hold.
+    """
+    given = value
+    if isinstance(value, str) and get_origin(hint) is tuple:
+        value = split_list(value)
+    if isinstance(value, str) and types.NoneType in get_args(hint) and value.lower() == "none":
+        return None
+    if isinstance(hint, type) and issubclass(hint, Enum) and type(value) is int:
+        value = str(value)  # a number to YAML, the name of a choice here: `value_bits: 4`
+    try:
+        if isinstance(value, bool):
+            raise RecipeError(_wrong(path, given, hint))
+        leaf = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
+        return leaf.expanduser() if isinstance(leaf, Path) else leaf
+    except ValidationError:
+        raise RecipeError(_wrong(path, given, hint)) from None
+    except RuntimeError as error:
+        raise RecipeError(f"{path}: {given!r}: {error} Write the folder in full.") from error
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated text, without the empty ones.
+
+    The name of a file that exists, perhaps with a weight (`a,b.txt:0.3`), is one part.
+    """
+    if "," in text and _is_file(re.sub(r":[\d.]+$", "", text)):
+        return (text,)
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # too long to be a name, for one
+        return False
+
+
+def check_types(options: object) -> None:
+    """Refuses an options object whose fields were filled from Python with values of other types.
+
+    Raises:
+        RecipeError: naming the field; nothing is coerced, so a path is a Path and a list a tuple.
+    """
+    for name, hint in option_hints(type(options)).items():
+        value = getattr(options, name)
+        if not is_leaf(hint):
+            if not isinstance(value, hint):
+                raise RecipeError(f"{name}: {value!r} is not a {describe(hint)}")
+            continue
+        try:
+            TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError:
+            raise RecipeError(_wrong(name, value, hint)) from None
+
+
+def build(
+    kind: type[T], values: object, path: str, registry: Registry, start: T | None = None
+) -> T:
+    """A `kind` from a mapping; what the mapping lacks comes from `start` or the defaults.
+
+    Raises:
+        RecipeError: an unknown key (the message lists what exists), a bad value, or what `kind`
+            itself refuses.
+    """
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{path}: {values!r} is not a mapping of options such as `key: value`")
+    known = option_hints(kind)
+    for key in values:
+        if key not in known:
+            raise RecipeError(f"{path}.{key}: no such option; {_exist(str(key), known)}")
+    given = {}
+    for key, value in values.items():
+        default = getattr(start, key) if start is not None else _default(kind, key)
+        given[key] = _read(known[key], value, f"{path}.{key}", registry, default)
+    if start is not None:
+        return _construct(lambda: replace(start, **given), path, known)  # type: ignore[type-var]
+    return _construct(lambda: kind(**given), path, known)
+
+
+def dump(options: object, registry: Registry) -> dict[str, Any]:
+    """The plain mapping from which `build` makes an equal object."""
+    mapping: dict[str, Any] = {}
+    for name, hint in option_hints(type(options)).items():
+        value = getattr(options, name)
+        if is_leaf(hint) or value is None:
+            mapping[name] = plain(value)
+        else:
+            mapping[name] = {"name": name_of(value, registry), **dump(value, registry)}
+    return mapping
+
+
+def plain(value: Any) -> Any:
+    """A leaf as YAML and JSON know it: text, number, none or a list of these."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [plain(part) for part in value]
+    return value
+
+
+def name_of(options: object, registry: Registry) -> str:
+    """The name under which the class of `options` is registered."""
+    for name, kind in registry.items():
+        if kind is type(options):
+            return name
+    raise RecipeError(f"{type(options).__name__}: not registered; there are {', '.join(registry)}")
+
+
+def walk_options(
+    options: object, registry: Registry, path: tuple[str, ...] = ()
+) -> Iterator[Option]:
+    """Every option of an options object and of the choices inside it, parents first."""
+    hints = option_hints(type(options))
+    for field in fields(options):  # type: ignore[arg-type]
+        if field.name not in hints:
+            continue
+        here, hint, value = (*path, field.name), hints[field.name], getattr(options, field.name)
+        names = () if is_leaf(hint) else tuple(_offered(options, hint, registry))
+        yield Option(here, hint, value, field, names)
+        if names and value is not None:
+            yield from walk_options(value, registry, here)
+
+
+def choices(hint: Any, registry: Registry) -> dict[str, type]:
+    """The registered classes of which a field of type `hint` may hold an object."""
+    wanted = choice_of(hint)
+    if wanted is None:
+        return {}
+    return {name: kind for name, kind in sorted(registry.items()) if issubclass(kind, wanted)}
+
+
+def _offered(options: object, hint: Any, registry: Registry) -> Iterator[str]:
+    """The choices that are not refused in any case: a repair has no repair as its base."""
+    if types.NoneType in get_args(hint):
+        yield NONE
+    for name, kind in choices(hint, registry).items():
+        if not (isinstance(options, Repair) and issubclass(kind, Repair)):
+            yield name
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """ " (did you mean x?)" for the known word most like `word`, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _read(hint: Any, value: object, path: str, registry: Registry, default: object) -> Any:
+    if is_leaf(hint):
+        return parse_leaf(hint, value, path)
+    if isinstance(value, hint):
+        return value
+    table = choices(hint, registry)
+    if value == NONE and types.NoneType in get_args(hint):
+        return None
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping):
+        example = "{name: " + next(iter(table), "...") + ", ...}"
+        raise RecipeError(f"{path}: {value!r} is neither a name nor a mapping such as {example}")
+    name = value.get("name", name_of(default, registry) if default is not None else None)
+    if not isinstance(name, str) or name not in table:
+        raise RecipeError(f"{path}: there is no {name!r}; {_exist(str(name), table)}")
+    kind = table[name]
+    rest = {key: part for key, part in value.items() if key != "name"}
+    return build(kind, rest, path, registry, default if type(default) is kind else None)
+
+
+def _default(kind: type, name: str) -> object:
+    field = next(field for field in fields(kind) if field.name == name)
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return None if field.default is MISSING else field.default
+
+
+def _construct(make: Callable[[], T], path: str, known: Iterable[str]) -> T:
+    """`make()`, with the path in front of what the class itself refuses."""
+    try:
+        return make()
+    except ValueError as error:
+        # A class names its own field, `bits: ...`, perhaps with what it thinks is its path before.
+        head, _, rest = str(error).partition(":")
+        name = head.rpartition(".")[2]
+        message = f"{path}.{name}:{rest}" if name in known else f"{path}: {error}"
+        raise RecipeError(message) from error
+    except TypeError as error:
+        # A field without a default that the mapping lacks; dataclasses name it.
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def _wrong(path: str, value: object, hint: Any) -> str:
+    shown = str(plain(value)) if isinstance(value, Enum | Path) else repr(value)
+    return f"{path}: {shown} does not fit; it takes {describe(hint)}"
+
+
+def _exist(word: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    return f"there are {', '.join(names)}{closest(word, names)}" if names else "there are none"

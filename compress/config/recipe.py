@@ -1,0 +1,300 @@
+"""What a job is: one typed object that is the Python API, the YAML file and the command line."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from calibration.walk import Propagate
+from compress.config.options import build, check_types, dump, name_of
+from compress.config.yaml_file import read_yaml
+from compress.errors import RecipeError
+from compress.families.base import Compressor, load_methods
+from compress.families.repair import Repair
+
+METHODS = load_methods()
+
+
+class Dtype(StrEnum):
+    """The number format that a model computes in; auto takes the one of its checkpoint."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class StatisticsMode(StrEnum):
+    """Whether statistics that a run on equal model, text and settings saved are used again."""
+
+    REUSE = "reuse"
+    OFF = "off"
+
+
+class OnFailure(StrEnum):
+    """What happens to a layer whose compression fails."""
+
+    RAISE = "raise"
+    KEEP = "keep"
+
+
+AUTO = "auto"
+"""As the only export: native, or on a base checkpoint the adapter."""
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+"""Others lack what is needed: mps has no float64, meta no numbers."""
+
+_ENUMS: Mapping[str, type[StrEnum]] = {
+    "dtype": Dtype,
+    "propagate": Propagate,
+    "statistics": StatisticsMode,
+    "on_failure": OnFailure,
+}
+
+
+def _about(group: str, text: str) -> dict[str, str]:
+    return {"group": group, "help": text}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One compression job, complete: equal recipes on equal versions give equal checkpoints.
+
+    Raises:
+        RecipeError: from the constructor too, if a value cannot work whatever the model is.
+    """
+
+    model: str = field(
+        default="demo",
+        metadata=_about(
+            "general",
+            "what to compress: a Hugging Face folder, a hub id, a .gguf file, "
+            "or demo (SmolLM2-135M-Instruct)",
+        ),
+    )
+    out: Path | None = field(
+        default=None,
+        metadata=_about(
+            "general", "folder to write, which must not exist; none: MODEL-METHOD-Nbit right here"
+        ),
+    )
+    method: Compressor = field(
+        default_factory=lambda: METHODS["eora"](),
+        metadata=_about("method", "how layers are compressed; `compress methods` lists them"),
+    )
+    base_checkpoint: str | None = field(
+        default=None,
+        metadata=_about(
+            "method",
+            "a compressed checkpoint of the model, a folder or a hub id, whoever wrote it, which a repair (eora, lqer, "
+            "svd_residual) is put on top of: gptq, awq, compressed-tensors, bitsandbytes, native, or changed weights",
+        ),
+    )
+    include: tuple[str, ...] = field(
+        default=(),
+        metadata=_about("general", "patterns of layer names to compress; empty: all in the blocks"),
+    )
+    exclude: tuple[str, ...] = field(
+        default=(), metadata=_about("general", "patterns of layer names to leave as they are")
+    )
+    export: tuple[str, ...] = field(
+        default=(AUTO,),
+        metadata=_about(
+            "general",
+            "formats to write: native, gptq (with a PEFT adapter), dense; on a base checkpoint adapter, native",
+        ),
+    )
+    device: str = field(
+        default="auto",
+        metadata=_about("general", "cpu, cuda, cuda:1, ...; auto: an accelerator if there is one"),
+    )
+    dtype: Dtype = field(
+        default=Dtype.AUTO,
+        metadata=_about("general", "number format to compute in; auto: the checkpoint's own"),
+    )
+    seed: int = field(default=0, metadata=_about("general", "of everything random"))
+    on_failure: OnFailure = field(
+        default=OnFailure.RAISE,
+        metadata=_about(
+            "general", "a layer that fails: raise stops the run, keep leaves it and records it"
+        ),
+    )
+    calibration: tuple[str, ...] = field(
+        default=("python-docs",),
+        metadata=_about(
+            "calibration",
+            "texts: python-docs (built in), .txt, .jsonl and .parquet paths, hub data sets; "
+            "TEXT:0.3 gives one a weight",
+        ),
+    )
+    samples: int = field(default=64, metadata=_about("calibration", "number of sequences"))
+    seq_len: int = field(default=512, metadata=_about("calibration", "tokens in a sequence"))
+    batch_size: int = field(
+        default=8, metadata=_about("calibration", "sequences that a model reads at once")
+    )
+    propagate: Propagate = field(
+        default=Propagate.BLOCK,
+        metadata=_about(
+            "calibration",
+            "calibrate on what the original model computes (none), or what the compressed blocks "
+            "before (block), and layers before within the block (sublayer), compute",
+        ),
+    )
+    statistics: StatisticsMode = field(
+        default=StatisticsMode.REUSE,
+        metadata=_about("calibration", "whether statistics saved by an equal run are used again"),
+    )
+    eval_text: str = field(
+        default="python-docs",
+        metadata=_about("evaluation", "held-out text for perplexity, KL and top-1 agreement"),
+    )
+    eval_windows: int = field(
+        default=16,
+        metadata=_about("evaluation", "windows of that text, seq-len tokens each; 0: none"),
+    )
+    tasks: tuple[str, ...] = field(
+        default=("offline_hellaswag", "offline_piqa", "offline_arc_easy"),
+        metadata=_about("evaluation", "lm-eval tasks for both models; --tasks alone: no tasks"),
+    )
+    limit: int = field(
+        default=40, metadata=_about("evaluation", "items of each task, the same for both models")
+    )
+    include_path: Path | None = field(
+        default=None, metadata=_about("evaluation", "a folder of further lm-eval tasks")
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot work whatever the model is."""
+        for name, kind in _ENUMS.items():
+            value = getattr(self, name)
+            if isinstance(value, str) and value in {member.value for member in kind}:
+                object.__setattr__(self, name, kind(value))  # an enum's value serves as well
+        check_types(self)
+        least = {
+            "seed": 0,
+            "samples": 1,
+            "seq_len": 2,
+            "batch_size": 1,
+            "eval_windows": 0,
+            "limit": 1,
+        }
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise RecipeError(
+                    f"{name}: {getattr(self, name)} is too small; it takes {minimum} or more"
+                )
+        if self.export == (AUTO,):
+            settled = ("native",) if self.base_checkpoint is None else ("adapter",)
+            object.__setattr__(self, "export", settled)
+        _refuse_texts(self)
+        _refuse_bases(self)
+
+    @classmethod
+    def from_mapping(cls, values: object) -> Self:
+        """A recipe from plain values as YAML has them; what is not given is the default.
+
+        Raises:
+            RecipeError: the path of the option (`recipe.method.rnk`), the bad value, what is right.
+        """
+        if isinstance(values, Mapping) and values.get("base_checkpoint") not in (None, "none"):
+            method = values.get("method")
+            if isinstance(method, Mapping) and "base" in method:
+                raise RecipeError(_TWO_BASES)
+        return build(cls, values, "recipe", METHODS)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """A recipe from a YAML file.
+
+        Raises:
+            RecipeError: as `from_mapping`, or the file is no YAML mapping.
+        """
+        return cls.from_mapping(read_yaml(path))
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values (text, numbers, lists) from which `from_mapping` makes an equal recipe."""
+        values = dump(self, METHODS)
+        if self.base_checkpoint is not None:
+            del values["method"]["base"]  # not used
+        return values
+
+    def to_yaml(self) -> str:
+        """The recipe as the text of a YAML file with every option in it."""
+        return yaml.safe_dump(self.to_mapping(), sort_keys=False, allow_unicode=True, width=100)
+
+    @property
+    def method_name(self) -> str:
+        """The registered name of the method: "eora"."""
+        return name_of(self.method, METHODS)
+
+    @property
+    def folder(self) -> Path:
+        """Where the result goes: `out`, or "MODEL-METHOD-Nbit" in the current folder."""
+        if self.out is not None:
+            return self.out
+        if self.base_checkpoint is not None:
+            return Path(default_folder(self.base_checkpoint, self.method_name, None))
+        return Path(default_folder(self.model, self.method_name, self.method))
+
+
+def _refuse_texts(recipe: Recipe) -> None:
+    for name in ("calibration", "export"):
+        if not getattr(recipe, name):
+            raise RecipeError(f"{name}: empty; name at least one")
+    for name in ("model", "device", "eval_text"):
+        if not getattr(recipe, name).strip():
+            raise RecipeError(f"{name}: empty; leave the option out for its default")
+    for name in ("export", "tasks"):
+        given = getattr(recipe, name)
+        twice = sorted({part for part in given if given.count(part) > 1})
+        if twice:
+            raise RecipeError(f"{name}: {', '.join(twice)} more than once; name each once")
+    if not _DEVICE.fullmatch(recipe.device):
+        raise RecipeError(f"device: {recipe.device!r} is none; it takes cpu, cuda, cuda:1 or auto")
+
+
+_TWO_BASES = (
+    "method.base, base_checkpoint: both say what is repaired; leave method.base and its options out to repair the "
+    "checkpoint, or base_checkpoint to compress the model anew"
+)
+
+
+def _refuse_bases(recipe: Recipe) -> None:
+    """What cannot be with a base checkpoint, whatever is in it; and what cannot be without one."""
+    if recipe.base_checkpoint is None:
+        if "adapter" in recipe.export:
+            raise RecipeError(
+                "export: adapter is for a repair of a base_checkpoint; gptq writes an adapter beside its checkpoint"
+            )
+        return
+    if not recipe.base_checkpoint.strip():
+        raise RecipeError("base_checkpoint: empty; name a folder or a hub id, or leave it out")
+    if not isinstance(recipe.method, Repair):
+        repairs = ", ".join(name for name, kind in METHODS.items() if issubclass(kind, Repair))
+        raise RecipeError(
+            f"base_checkpoint: {recipe.method.name} compresses the model itself and puts nothing on top of "
+            f"{recipe.base_checkpoint}; methods that do are {repairs}"
+        )
+    if recipe.method.base_rounds:
+        raise RecipeError(
+            f"method.base_rounds: {recipe.method.base_rounds} would make the base again, and "
+            f"{recipe.base_checkpoint} is never changed; use 0, or leave base_checkpoint out"
+        )
+    default = METHODS[recipe.method_name]()
+    if isinstance(default, Repair) and recipe.method.base != default.base:
+        raise RecipeError(_TWO_BASES)
+
+
+def default_folder(model: str, method_name: str, method: object) -> str:
+    """Folder name from the last part of a model's path or id, the method and its bits, if any."""
+    name = Path(model).name if Path(model).name not in ("", "..") else Path(model).resolve().name
+    stem = name.removesuffix(".gguf") or "model"
+    inner: object = method
+    while inner is not None and not hasattr(inner, "bits"):
+        inner = getattr(inner, "base", None)
+    bits = f"-{inner.bits}bit" if inner is not None and hasattr(inner, "bits") else ""
+    return f"{stem}-{method_name}{bits}"

@@ -1,0 +1,1 @@
+"""The stage that evaluates an export beside its original."""

@@ -1,0 +1,202 @@
+"""The original and an export of it, read back from disk, on the same text and the same items."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedModel
+
+from calibration.data import Tokens
+from calibration.heads import AUTO_CLASSES, Head, head_of
+from compress.config.recipe import Recipe
+from compress.exports.load import load_export, stored_in, unpack
+from compress.models.devices import settle_device, settle_dtype
+from compress.models.resolve import load_tokenizer, resolve_model
+from compress.pipeline.blocks import Progress
+from compress.prepare.prepare import Prepared
+from compress.prepare.texts import (
+    framing_for,
+    held_out_windows,
+    refuse_long_sequences,
+    refuse_unknown_tokens,
+    settled_for,
+)
+from compress.report.report import Comparison
+from eval.fidelity import compare
+from eval.footprint import measure, n_elements, peak_memory
+from eval.harness import Settings, run_tasks
+from eval.samples import sample
+from eval.scores import Fidelity, Footprint, Scores, TaskScore
+from eval.whole import Example, compare_whole
+
+
+@dataclass(frozen=True)
+class Original:
+    """The model that an export is measured against."""
+
+    folder: Path
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+    windows: Tokens | None
+    """Held-out text, if fidelity is wanted."""
+    head: Head
+
+
+@dataclass(frozen=True)
+class OriginalScores:
+    """What an original takes and reaches, whatever is compared with it."""
+
+    footprint: Footprint
+    tasks: tuple[TaskScore, ...]
+
+
+def original_of(prepared: Prepared) -> Original:
+    """The source of a run."""
+    return Original(
+        prepared.source.folder,
+        prepared.tokenizer,
+        prepared.device,
+        prepared.dtype,
+        prepared.windows,
+        head_of(prepared.config) or Head.NEXT_TOKEN,
+    )
+
+
+def resolve_original(recipe: Recipe, progress: Progress) -> Original:
+    """The model that a recipe names, and its held-out text.
+
+    Raises what `resolve_model` raises, and RecipeError for text that is too short, or that the model cannot read.
+    """
+    folder = resolve_model(recipe.model, None, progress=progress).folder
+    config = AutoConfig.from_pretrained(folder)
+    recipe = settled_for(recipe, config)
+    refuse_long_sequences(recipe, config)
+    tokenizer = load_tokenizer(folder)
+    windows = held_out_windows(recipe, tokenizer, framing_for(config))
+    if windows is not None:
+        refuse_unknown_tokens(windows, tokenizer, config, "eval_text")
+    return Original(
+        folder,
+        tokenizer,
+        settle_device(recipe.device),
+        settle_dtype(recipe.dtype, config),
+        windows,
+        head_of(config) or Head.NEXT_TOKEN,
+    )
+
+
+def asks_for_evaluation(recipe: Recipe) -> bool:
+    """Whether a recipe wants text or tasks; without either, speed and memory are not measured."""
+    return bool(recipe.eval_windows or recipe.tasks)
+
+
+def score_original(original: Original, recipe: Recipe, progress: Progress) -> OriginalScores:
+    """Its footprint, and the tasks that the recipe asks for. Raises as `compare_with`."""
+    model = load_original(original.folder, original.dtype, original.device)
+    n_parameters = n_elements(original.folder)
+    footprint = _footprint(original, original.folder, model, n_parameters, progress)
+    if original.head is not Head.NEXT_TOKEN:
+        return OriginalScores(footprint, ())
+    return OriginalScores(footprint, _tasks(model, original, recipe, progress))
+
+
+def compare_with(
+    original: Original,
+    export: Path,
+    recipe: Recipe,
+    progress: Progress,
+    known: OriginalScores | None = None,
+) -> Comparison:
+    """Footprints of both, and the fidelity and tasks that the recipe asks for.
+
+    Quality is measured on the export with its codes expanded once, which changes no output; speed and memory are
+    measured on the export as it loads, with its codes packed. `known`: what `score_original` found with an equal
+    recipe, which is then not measured again. Raises EvalError, InputError or CheckpointError.
+    """
+    before = load_original(original.folder, original.dtype, original.device)
+    after = load_export(export, original.dtype, original.device)
+    n_parameters = n_elements(original.folder)
+    footprints = (
+        _footprint(original, original.folder, before, n_parameters, progress)
+        if known is None
+        else known.footprint,
+        _footprint(original, export, after, n_parameters, progress),
+    )
+    unpack(after)
+    text = None if original.windows is None else original.windows.fingerprint()
+    if original.head is not Head.NEXT_TOKEN:
+        scores = _whole(original.windows, before, after, progress)
+        return Comparison(
+            before=Scores(None, scores[0], footprints[0]),
+            after=Scores(None, scores[1], footprints[1]),
+            text_sha256=text,
+        )
+    fidelity = _fidelity(original.windows, before, after, progress)
+    tasks = _tasks(before, original, recipe, progress) if known is None else known.tasks
+    return Comparison(
+        before=Scores(fidelity[0], tasks, footprints[0]),
+        after=Scores(fidelity[1], _tasks(after, original, recipe, progress), footprints[1]),
+        samples=sample(before, after, original.tokenizer, progress=progress),
+        text_sha256=text,
+    )
+
+
+def load_original(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The uncompressed model, in eval mode."""
+    config = AutoConfig.from_pretrained(folder)
+    kind = AUTO_CLASSES[head_of(config) or Head.NEXT_TOKEN]
+    model: PreTrainedModel = kind.from_pretrained(folder, dtype=dtype)
+    model.to(device).eval()  # type: ignore[arg-type]
+    return model
+
+
+def _footprint(
+    original: Original, folder: Path, model: PreTrainedModel, n_parameters: int, progress: Progress
+) -> Footprint:
+    # One loader for both, so that what it imports weighs the same in both figures.
+    loader = "compress.exports.load:load_export"
+    dtype = str(original.dtype).removeprefix("torch.")
+    peak = peak_memory(folder, loader=loader, dtype=dtype, device=str(original.device))
+    on_accelerator = peak.device_bytes if peak.device_bytes is not None else peak.peak_bytes
+    stored = stored_in(folder)
+    return measure(stored, model, n_parameters, peak_rss_bytes=on_accelerator, progress=progress)
+
+
+def _fidelity(
+    windows: Tokens | None, before: PreTrainedModel, after: PreTrainedModel, progress: Progress
+) -> tuple[Fidelity | None, Fidelity | None]:
+    if windows is None:
+        return None, None
+    batches = [tokens.input_ids for tokens in windows.batches(2)]
+    return compare(before, after, batches, progress=progress)
+
+
+def _whole(
+    windows: Tokens | None, before: PreTrainedModel, after: PreTrainedModel, progress: Progress
+) -> tuple[tuple[TaskScore, ...], tuple[TaskScore, ...]]:
+    if windows is None:
+        return (), ()
+    examples = []
+    for one in windows.batches(1):
+        seen = slice(None) if one.attention_mask is None else one.attention_mask[0].bool()
+        label = None if one.labels is None else int(one.labels[0])
+        examples.append(Example(one.input_ids[:, seen], label))
+    return compare_whole(before, after, examples, progress=progress)
+
+
+def _tasks(
+    model: PreTrainedModel, original: Original, recipe: Recipe, progress: Progress
+) -> tuple[TaskScore, ...]:
+    if not recipe.tasks:
+        return ()
+    settings = Settings(
+        limit=recipe.limit,
+        batch_size=recipe.batch_size,
+        include_path=recipe.include_path,
+        seed=recipe.seed,
+    )
+    return tuple(run_tasks(model, original.tokenizer, recipe.tasks, settings, progress=progress))

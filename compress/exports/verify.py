@@ -1,0 +1,261 @@
+"""Proof that an export on disk is the model that was compressed.
+
+Every export folder holds `probe.safetensors`: token ids, the compressed model's logits at some
+positions, and a digest of every tensor and every file written that loading reads: configuration,
+tokenizer, shipped code. A fresh process loads the export, which must hold exactly these, and must
+reproduce these logits. README.md, report.json, recipe.yaml and licences may change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from calibration.heads import predictions
+from compress.bases import open_base
+from compress.errors import CheckpointError, RecipeError
+from compress.exports.adapter import STEM, find_base
+from compress.exports.base import main_dtype
+from compress.exports.gptq import ADAPTER
+from compress.exports.load import ADAPTED, PLAIN, load_export, loader_name
+from compress.models.checkpoint import Reader, read_json, some
+
+PROBE = "probe.safetensors"
+TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""Relative L2 difference of the logits, by the narrowest dtype on the way."""
+TOLERANCE_16_BIT = 2e-2
+_READ_BY_LOADING = (
+    *("*.py", "*.json", "tokenizer*", "chat_template*", "chat_template*/*", "vocab*"),
+    *("merges.txt", "*.model", "*.tiktoken", f"{ADAPTER}/*.json"),
+)
+_FREE = ("report.json",)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """An export's logits beside those of the compressed model."""
+
+    loader: str
+    """native, gptq, dense, adapter."""
+    max_abs_difference: float
+    relative_difference: float
+    """L2 norm of the difference over that of the compressed model's logits."""
+    top1_agreement: float
+    """Share of the positions with the same most likely token."""
+    tolerance: float
+    """Of the relative difference."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is a number within the tolerance."""
+        return self.relative_difference <= self.tolerance
+
+
+def write_probe(
+    folder: Path,
+    input_ids: Tensor,
+    logits: Tensor,
+    positions: Tensor,
+    dtype: torch.dtype | None = None,
+    rounded: torch.dtype | None = None,
+) -> None:
+    """Write the probe of a finished export.
+
+    input_ids (1, t) int64; logits (n, vocabulary) fp32 of the compressed model at `positions` (n,)
+    int64, computed in `dtype` (None: the one that config.json names). `rounded`: what the format rounds
+    to that the compressed model does not (None: nothing).
+    """
+    tensors = {"input_ids": input_ids, "logits": logits.float(), "positions": positions}
+    metadata = {
+        "tensors": json.dumps(digests(folder)),
+        "files": json.dumps(file_digests(folder)),
+        "base": json.dumps(base_digest(folder)),
+    }
+    if dtype is not None:
+        metadata["dtype"] = str(dtype).removeprefix("torch.")
+    if rounded is not None:
+        metadata["rounded"] = str(rounded).removeprefix("torch.")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Not save_file, whose files nobody but their owner may read.
+    (folder / PROBE).write_bytes(save(contiguous, metadata))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """A digest of dtype, shape and bytes of every tensor of an export, its adapter's too."""
+    stem = STEM if loader_name(folder) == ADAPTED else "model"
+    found = {name: _digest(tensor) for name, tensor in Reader(folder, stem).items()}
+    if (folder / ADAPTER).is_dir():
+        adapter = Reader(folder / ADAPTER, STEM)
+        found |= {f"{ADAPTER}/{name}": _digest(tensor) for name, tensor in adapter.items()}
+    return found
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Sha256 of every file of an export that loading reads, its tensors apart."""
+    paths = {path for pattern in _READ_BY_LOADING for path in folder.glob(pattern)}
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(paths)
+        if path.is_file() and path.name not in _FREE
+    }
+
+
+def base_digest(folder: Path) -> dict[str, str]:
+    """Sha256 of the checkpoint that an adapter in a folder of its own belongs to; empty for what has none."""
+    if loader_name(folder) != ADAPTED:
+        return {}
+    return {"sha256": open_base(find_base(folder)).reader.fingerprint}
+
+
+def _digest(tensor: Tensor) -> str:
+    head = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
+    digest = hashlib.sha256(head)
+    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def verify(folder: Path, device: str = "cpu") -> Verification:
+    """Load an export in a fresh process and compare it with its probe.
+
+    Raises CheckpointError naming what differs, RecipeError for a device that is not there.
+    """
+    folder = Path(folder)
+    _refuse_device(device)
+    if not (folder / PROBE).is_file():
+        raise CheckpointError(f"{folder} has no {PROBE}, which every export has; is it an export?")
+    found = _answer_of_a_fresh_process(folder, device)
+    if "error" in found:
+        raise CheckpointError(str(found["error"]))
+    result = Verification(**found)
+    if not result.passed:
+        raise CheckpointError(
+            f"{folder}: its logits are not those of the compressed model: relative difference "
+            f"{result.relative_difference:.2e}, tolerance {result.tolerance:.0e}; its files are "
+            "as they were written, so the libraries that load them compute something else"
+        )
+    return result
+
+
+def _answer_of_a_fresh_process(folder: Path, device: str) -> dict[str, Any]:
+    """The fields of its Verification, or its error. Raises CheckpointError if it dies."""
+    with tempfile.TemporaryDirectory() as scratch:
+        answer = Path(scratch) / "answer.json"
+        child = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "compress.exports.verify",
+                str(folder.resolve()),
+                device,
+                str(answer),
+            ],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if child.returncode != 0 or not answer.is_file():
+            last = "\n".join(child.stderr.strip().splitlines()[-5:])
+            raise CheckpointError(f"{folder}: its loading ended with {child.returncode}:\n{last}")
+        return read_json(answer)
+
+
+def check(folder: Path, device: str) -> Verification:
+    """Do in this process what `verify` does in a fresh one, apart from judging the difference."""
+    tensors, metadata = read_probe(folder / PROBE)
+    input_ids, logits, positions = tensors
+    _refuse_changes(folder, "files", file_digests(folder), json.loads(metadata["files"]))
+    _refuse_changes(folder, "tensors", digests(folder), json.loads(metadata["tensors"]))
+    _refuse_changes(folder, "its base", base_digest(folder), json.loads(metadata.get("base", "{}")))
+    dtype = getattr(torch, metadata["dtype"]) if "dtype" in metadata else None
+    model = load_export(folder, dtype, device)
+    with torch.inference_mode():
+        output = predictions(model(input_ids=input_ids.to(device)))
+    found = output[0, positions.to(device)].double().cpu()
+    difference, expected = found - logits.double(), logits.double()
+    loader = loader_name(folder)
+    stored = main_dtype(Reader(folder)) if loader == PLAIN else model.dtype
+    rounded = getattr(torch, metadata["rounded"]) if "rounded" in metadata else model.dtype
+    on_the_way = (model.dtype, stored, rounded)
+    tolerances = [TOLERANCES.get(each, TOLERANCE_16_BIT) for each in on_the_way]
+    return Verification(
+        loader=loader,
+        max_abs_difference=float(difference.abs().max()),
+        relative_difference=float(difference.norm() / expected.norm()),
+        top1_agreement=float((found.argmax(-1) == expected.argmax(-1)).double().mean()),
+        tolerance=max(tolerances),
+    )
+
+
+def read_probe(path: Path) -> tuple[list[Tensor], Mapping[str, str]]:
+    """Token ids, logits and positions, and the digests. Raises CheckpointError if the file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as probe:
+            metadata: Mapping[str, str] = probe.metadata() or {}
+            tensors = [probe.get_tensor(name) for name in ("input_ids", "logits", "positions")]
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); get the export again") from error
+    absent = [name for name in ("tensors", "files") if name not in metadata]
+    if absent:
+        raise CheckpointError(
+            f"{path} has no digests of {' and '.join(absent)}: it is damaged or of another version;"
+            " get the export again"
+        )
+    return tensors, metadata
+
+
+def _refuse_device(name: str) -> None:
+    try:
+        usable = torch.empty(1, device=name).device.type != "meta"
+        reason = "it holds no numbers"
+    except (RuntimeError, AssertionError) as error:
+        usable, reason = False, str(error).partition("\n")[0].partition(". ")[0][:100]
+    if not usable:
+        raise RecipeError(f"--device: {name!r} can't be used here ({reason}); cpu always can")
+
+
+def _refuse_changes(
+    folder: Path, what: str, found: Mapping[str, str], expected: Mapping[str, str]
+) -> None:
+    changed = [name for name in expected if name in found and found[name] != expected[name]]
+    differences = {
+        "are missing": set(expected) - set(found),
+        "are not of this export": set(found) - set(expected),
+        "have changed": changed,
+    }
+    texts = [f"{some(names)} {verb}" for verb, names in differences.items() if names]
+    if texts:
+        raise CheckpointError(
+            f"{folder} is not what was exported: {what} {'; '.join(texts)}; get it again"
+        )
+
+
+def main(folder: Path, device: str, answer: Path) -> None:
+    """Entry of the fresh process: write the result, or the error, as JSON."""
+    answer.write_text(json.dumps(answer_of_this_process(folder, device)), encoding="utf-8")
+
+
+def answer_of_this_process(folder: Path, device: str) -> dict[str, Any]:
+    """The fields of a Verification, or the error."""
+    try:
+        return asdict(check(folder, device))
+    except CheckpointError as error:
+        return {"error": str(error)}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

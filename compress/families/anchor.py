@@ -1,0 +1,41 @@
+"""What layers are fitted to where their inputs are no longer the original's: their own outputs, or the original's.
+
+Shapes: o = out_features, i = in_features.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Hashable, Sequence
+
+from torch import Tensor
+
+from calibration.stats import Statistics
+from compress.solvers.linalg import carried
+
+ANCHOR_DAMPING = 0.01
+
+
+class Anchoring(enum.StrEnum):
+    """What a layer is fitted to, on the inputs that the compressed blocks before give."""
+
+    NONE = "none"
+    """The weight's outputs on these inputs."""
+    DENSE = "dense"
+    """The original model's outputs for the same tokens, so that a layer takes back what came before it."""
+
+
+def anchored(
+    weights: Sequence[Tensor],
+    stats: Statistics,
+    moments: Callable[[], tuple[Tensor, Tensor]],
+    key: Hashable = "",
+) -> list[Tensor]:
+    """W E[x x'^T] E[x' x'^T]^-1 of weights W (o, i): (o, i) each, fp64.
+
+    It maps inputs x' of the compressed path to the original's outputs W x with the least error: what is nearest to it
+    in the metric of E[x' x'^T] is best for those outputs (AA-SVD, 2026, arXiv:2604.02119). `moments` gives E[x' x'^T]
+    and E[x x'^T], (i, i) each, fp64, to be overwritten; `key` tells one kind of them from another.
+    """
+    carry_ii = stats.once(("anchor", key), lambda: carried(*moments(), ANCHOR_DAMPING))
+    return [weight.double() @ carry_ii for weight in weights]

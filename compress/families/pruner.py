@@ -1,0 +1,148 @@
+"""What every pruning method shares: how many weights stay, where they may be, and the making of the form."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from calibration.stats import Statistics
+from compress.errors import RecipeError
+from compress.families.base import Compressor, LayerShape
+from compress.families.budget import refuse_share
+from compress.families.low_rank import FactorDtype, settled_dtype
+from compress.families.sparse_storage import CodeBits, CodeStorage
+from compress.forms.factorised import Along, Form, Sparse
+from compress.solvers.masks import Pattern
+
+SPARSITY = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruner(Compressor, ABC):
+    """Options of every method that keeps some weights of every row and makes the others zero."""
+
+    sparsity: float = field(
+        default=SPARSITY, metadata={"help": "share of zeros in every row, above 0 and below 1"}
+    )
+    keep: float | None = field(
+        default=None,
+        metadata={"help": "share of the layers' bytes that is kept; takes the place of --sparsity"},
+    )
+    per_row: int | None = field(
+        default=None, metadata={"help": "weights kept in a row; takes the place of --sparsity"}
+    )
+    pattern: Pattern = field(
+        default=Pattern.FREE,
+        metadata={"help": "where weights may stay: anywhere in a row, or two of every four"},
+    )
+    value_dtype: FactorDtype = field(
+        default=FactorDtype.AUTO,
+        metadata={"help": "dtype of the weights that stay; auto: the weight's own"},
+    )
+    value_bits: CodeBits = field(
+        default=CodeBits.AUTO, metadata={"help": "bits of a weight that stays; auto: as its dtype"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.sparsity < 1:
+            raise RecipeError(
+                f"method.sparsity: {self.sparsity} is no share of zeros; above 0 and below 1, 0.5 say"
+            )
+        if self.keep is not None:
+            refuse_share(self.keep)
+        if self.per_row is not None and self.per_row < 1:
+            raise RecipeError(f"method.per_row: {self.per_row} is too small; 1 or more")
+        self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        """Raises RecipeError where one option says how many weights stay, and another would do nothing."""
+        says = {
+            # Beside which a planned layer has its number, `per_row`, too; another number is refused there.
+            "pattern": self.pattern is not Pattern.FREE and self.per_row is None,
+            "keep": self.keep is not None,
+            "per_row": self.per_row is not None,
+            "sparsity": self.sparsity != SPARSITY,
+        }
+        first, *others = [name for name in says if says[name]] or ["sparsity"]
+        if others:
+            raise RecipeError(
+                f"method.{others[0]}: {getattr(self, others[0])} does nothing beside --{first} "
+                f"{getattr(self, first)}, which says how many weights stay; give one of the two"
+            )
+
+    def plan(
+        self,
+        layers: Mapping[str, LayerShape],
+        rest_bytes: int = 0,  # noqa: ARG002  (shares decide the bytes, not a budget)
+    ) -> dict[str, Compressor]:
+        """Settle how many weights stay in a row, and their dtype.
+
+        Raises RecipeError naming the layer whose bytes pay for none, or whose rows do not come in fours.
+        """
+        return {name: self.settled(name, layer) for name, layer in layers.items()}
+
+    def settled(self, name: str, layer: LayerShape) -> Pruner:
+        """What `plan` gives a layer."""
+        dtype = settled_dtype(self.value_dtype, layer.dtype, "value_dtype")
+        settled = replace(self, value_dtype=dtype, value_bits=self.value_bits.beside(dtype))
+        return replace(settled, per_row=settled._row(name, layer), keep=None, sparsity=SPARSITY)
+
+    def _row(self, name: str, layer: LayerShape) -> int:
+        """How many weights of a row stay."""
+        i = layer.shape[1]
+        if self.pattern is Pattern.TWO_OF_FOUR:
+            if i % 4:
+                raise RecipeError(
+                    f"method.pattern: the {i} inputs of {name} are no multiple of 4; --exclude it"
+                )
+            if self.per_row not in (None, i // 2):
+                raise RecipeError(
+                    f"method.per_row: {self.per_row} is not the {i // 2} of {name} that --pattern 2:4 keeps"
+                )
+            return i // 2
+        if self.per_row is not None:
+            return min(self.per_row, i)
+        if self.keep is None:
+            return max(1, round((1 - self.sparsity) * i))
+        budget = self.keep * layer.n_bytes
+        paid = [s for s in range(1, i + 1) if self._bytes_of(layer.shape, s) <= budget]
+        if not paid:
+            raise RecipeError(
+                f"method.keep: {self.keep} of the bytes of {name} {layer.shape} does not pay for its mask; keep more"
+            )
+        return paid[-1]
+
+    @property
+    def storage(self) -> CodeStorage:
+        """What values are stored in, once planned."""
+        dtype = getattr(torch, self.value_dtype.value)
+        return CodeStorage(dtype, self.value_bits, "--value-dtype")
+
+    def planned_bytes(self, shape: tuple[int, int]) -> int:
+        """Values and mask."""
+        return self._bytes_of(shape, self.per_row or 0)
+
+    def _bytes_of(self, shape: tuple[int, int], s: int) -> int:
+        return self.storage.code_bytes(*shape, s, self.pattern)
+
+    @property
+    def rounds_as_it_prunes(self) -> bool:
+        """Whether what it stores is not what `pruned` gives, rounded."""
+        return False
+
+    def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
+        """Each weight by itself."""
+        return [self.stored(self.pruned(weight, self.per_row or 0, stats)) for weight in weights]
+
+    def stored(self, pruned_oi: Tensor) -> Sparse:
+        """The form of a weight with no more nonzeros in a row than stay. Raises LayerError for what does not fit."""
+        return self.storage.codes(pruned_oi, self.per_row or 0, self.pattern, Along.ROWS)
+
+    @abstractmethod
+    def pruned(self, weight_oi: Tensor, s: int, stats: Statistics) -> Tensor:
+        """The weight (o, i) with s nonzeros in every row at most. Raises LayerError if it can't be had."""

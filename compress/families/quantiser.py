@@ -1,0 +1,169 @@
+"""What every quantiser shares: its options, its groups, and the making of the form."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from compress.errors import RecipeError
+from compress.families.base import Compressor, LayerShape
+from compress.forms.factorised import Form, Quantised
+from compress.forms.packing import CODES_A_ROW
+from compress.solvers.grid import Grid, ScaleSearch, Symmetry
+
+BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (128, 64, 32)
+FACTOR_GROUP = 64
+WHOLE_ROW = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantiser(Compressor, ABC):
+    """Options of every method that stores integer codes."""
+
+    bits: int = field(
+        default=4,
+        metadata={"help": "bits of a weight's code: 2, 3, 4, 8; 5 and 6 in native exports"},
+    )
+    group_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "inputs that share a scale; -1: a whole row. Default: the largest of 128, 64, 32 that divides "
+            "every layer's inputs"
+        },
+    )
+    symmetry: Symmetry = field(
+        default=Symmetry.SYMMETRIC, metadata={"help": "whether groups store a zero point"}
+    )
+    scales: ScaleSearch = field(
+        default=ScaleSearch.SEARCH,
+        metadata={
+            "help": "scale of a group: least error weighted by diag(G), or the smallest that clips nothing"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bits not in BITS:
+            raise RecipeError(
+                f"method.bits: {self.bits} is not supported; there are {', '.join(map(str, BITS))}"
+            )
+        if self.group_size is not None and self.group_size < 1 and self.group_size != WHOLE_ROW:
+            raise RecipeError(
+                f"method.group_size: {self.group_size} is neither a size nor -1 (a whole row)"
+            )
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of these options."""
+        return Grid(self.bits, self.symmetry, self.scales)
+
+    def plan(
+        self,
+        layers: Mapping[str, LayerShape],
+        rest_bytes: int = 0,  # noqa: ARG002  (bits decide the bytes, not a budget)
+    ) -> dict[str, Compressor]:
+        """Settle the group size. Raises RecipeError naming the layers whose inputs it does not divide."""
+        inputs = {name: layer.shape[1] for name, layer in layers.items()}
+        if self.group_size is None:
+            fitting = [size for size in GROUP_SIZES if all(n % size == 0 for n in inputs.values())]
+            if not fitting:
+                odd = {name: n for name, n in inputs.items() if n % GROUP_SIZES[-1]}
+                raise RecipeError(
+                    f"method.group_size: none of 128, 64, 32 divides the inputs of {_shown(odd)}; give one"
+                )
+            return dict.fromkeys(layers, replace(self, group_size=fitting[0]))
+        if self.group_size != WHOLE_ROW:
+            odd = {name: n for name, n in inputs.items() if n % self.group_size}
+            if odd:
+                sizes = [
+                    s
+                    for s in (256, *GROUP_SIZES, 16, 8)
+                    if all(n % s == 0 for n in inputs.values())
+                ]
+                raise RecipeError(
+                    f"method.group_size: {self.group_size} does not divide the inputs of {_shown(odd)}; "
+                    f"{', '.join(map(str, sizes)) or 'only -1, a whole row,'} would"
+                )
+        return dict.fromkeys(layers, self)
+
+    def for_factors(self) -> Self:
+        """With a group size that suits thin factors of any rank, whose last group may be shorter."""
+        return replace(self, group_size=self.group_size or FACTOR_GROUP)
+
+    def group_of(self, n_inputs: int) -> int:
+        """The settled group size for a layer with so many inputs."""
+        return n_inputs if self.group_size in (None, WHOLE_ROW) else int(self.group_size or 0)
+
+    def planned_bytes(self, shape: tuple[int, int]) -> int:
+        """Codes, fp16 scales; zeros if asymmetric, and every input's group if they are not in order."""
+        zeros, groups = self._zeros_and_groups(shape)
+        stored = (zeros if self.symmetry is Symmetry.ASYMMETRIC else 0) + (
+            0 if self.in_order else groups
+        )
+        o, i = shape
+        return -(-i // CODES_A_ROW) * self.bits * o * 4 + self._n_groups(i) * o * 2 + stored
+
+    def gptq_extra_bytes(self, shape: tuple[int, int]) -> int:
+        """What the GPTQ layout stores beyond the form: it always has zeros and every input's group."""
+        zeros, groups = self._zeros_and_groups(shape)
+        return (0 if self.symmetry is Symmetry.ASYMMETRIC else zeros) + (
+            groups if self.in_order else 0
+        )
+
+    @property
+    def in_order(self) -> bool:
+        """Whether input i is in group i // group_size, so that no input's group is stored."""
+        return True
+
+    def _n_groups(self, n_inputs: int) -> int:
+        return -(-n_inputs // self.group_of(n_inputs))
+
+    def _zeros_and_groups(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Bytes of the packed zeros and of the int32 group of every input."""
+        o, i = shape
+        return self._n_groups(i) * -(-o // CODES_A_ROW) * self.bits * 4, i * 4
+
+    def forms(
+        self,
+        codes_oi: Tensor,
+        scales_og: Tensor,
+        zeros_og: Tensor,
+        rows: Sequence[int],
+        groups_i: Tensor | None = None,
+    ) -> list[Form]:
+        """Cut a stack of quantised rows into one form for each weight; `groups_i` if groups are not in order."""
+        stored = None if self.symmetry is Symmetry.SYMMETRIC else zeros_og
+        return [
+            Quantised.from_codes(
+                codes,
+                scales,
+                zeros,
+                bits=self.bits,
+                group_size=self.group_of(codes.shape[1]),
+                groups_i=groups_i,
+            )
+            for codes, scales, zeros in zip(
+                codes_oi.split(list(rows)),
+                scales_og.split(list(rows)),
+                [None] * len(rows) if stored is None else stored.split(list(rows)),
+                strict=True,
+            )
+        ]
+
+
+def stacked(weights: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+    """Weights that share an input, one above the other, fp32, and how many rows each has."""
+    return torch.cat([weight.float() for weight in weights]), [
+        weight.shape[0] for weight in weights
+    ]
+
+
+def _shown(layers: Mapping[str, int]) -> str:
+    few = [f"{name} ({n})" for name, n in list(layers.items())[:3]]
+    return ", ".join(few) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")

@@ -1,0 +1,142 @@
+"""From a factorising method's options to each layer's rank: bytes first, then a plan of `ranks` that spends them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from compress.errors import RecipeError
+from compress.families.base import LayerShape, Survey
+from compress.families.budget import layer_budget
+from compress.families.importance import cost_of_error
+from compress.models.layers import matches
+from compress.solvers.knapsack import BudgetError
+from compress.solvers.rank_allocation import PLANS, Allocation, Curve, Ranks, by_spectrum, uniform
+
+if TYPE_CHECKING:
+    from compress.families.factorisation import Factorisation
+
+
+def parse_rank(entry: str) -> tuple[str, int | None]:
+    """A pattern and its rank, None for dense. Raises RecipeError for anything else."""
+    pattern, _, value = entry.rpartition("=")
+    if pattern and value == "dense":
+        return pattern, None
+    if not pattern or not value.isdecimal() or int(value) < 1:
+        raise RecipeError(
+            f"method.ranks: {entry!r} is not PATTERN=RANK, such as q_proj=96 or layers.0=dense"
+        )
+    return pattern, int(value)
+
+
+@dataclass(frozen=True)
+class RankPlanner:
+    """Ranks for layers under one method's options."""
+
+    method: Factorisation
+    layers: Mapping[str, LayerShape]
+    rest_bytes: int
+    """What the checkpoint holds besides."""
+
+    def ranks(self) -> Ranks:
+        """A rank for each layer, None where it stays dense.
+
+        Raises RecipeError for a budget that can't be, or naming the layer that it does not pay for, and for a rank
+        that a layer cannot have.
+        """
+        given = self._given()
+        if self.method.rank is not None:
+            return {name: given.get(name, self.method.rank) for name in self.layers}
+        curves = {name: self._curve(layer) for name, layer in self.layers.items()}
+        taken = sum(curves[name].bytes_at(rank) for name, rank in given.items())
+        free = {name: curve for name, curve in curves.items() if name not in given}
+        # Given ranks for every layer leave nothing to a share; a budget is a bound in any case.
+        if free or self.method.budget is not None:
+            self._refuse_overspent(taken)
+        ranks = given | (self._spread(free, self._budget() - taken) if free else {})
+        return {name: ranks[name] for name in self.layers}
+
+    def _refuse_overspent(self, taken: int) -> None:
+        budget = self._budget()
+        if taken > budget:
+            raise RecipeError(
+                f"method.ranks: the ranks that are given take {taken} bytes, and --{self._option} leaves {budget} for "
+                "all layers; give lower ranks, or keep more"
+            )
+
+    @property
+    def _option(self) -> str:
+        """The option that says how many bytes there are."""
+        return "keep" if self.method.budget is None else "budget"
+
+    def _given(self) -> Ranks:
+        """What `--ranks` says. Raises RecipeError for a pattern that matches no layer."""
+        given: Ranks = {}
+        for entry in self.method.ranks:
+            pattern, rank = parse_rank(entry)
+            found = [name for name in self.layers if matches(name, pattern)]
+            if not found:
+                raise RecipeError(f"method.ranks: {pattern!r} in {entry!r} matches no layer")
+            for name in found:
+                shape = self.layers[name].shape
+                if rank is not None and rank > min(shape):
+                    raise RecipeError(
+                        f"method.ranks: {entry!r} is above min(out, in) of {name} {shape}; at most {min(shape)}"
+                    )
+            given |= dict.fromkeys(found, rank)
+        return given
+
+    def _spread(self, curves: Mapping[str, Curve], budget: int) -> Ranks:
+        """Ranks that take at most `budget` bytes together."""
+        method = self.method
+        if method.allocation is Allocation.UNIFORM:
+            return self._evenly(curves, budget)
+        if any(self.layers[name].survey is None for name in curves):
+            # Provisional: what has no rank that saves bytes will be left dense.
+            return {
+                name: rank if curves[name].bytes_at(rank) < curves[name].dense_bytes else None
+                for name, rank in uniform(curves, budget, method.rank_multiple).items()
+            }
+        try:
+            if method.allocation is Allocation.SPECTRUM:
+                return by_spectrum(curves, budget, method.rank_multiple, method.floor)
+            return PLANS[method.allocation](curves, budget, method.rank_multiple)
+        except BudgetError as error:
+            lower = ", a smaller --floor" if method.allocation is Allocation.SPECTRUM else ""
+            raise RecipeError(
+                f"method.{self._option}: in a {method.allocation} plan {error}; keep more, give a smaller "
+                f"--rank-multiple{lower}, or --exclude layers"
+            ) from error
+
+    def _curve(self, layer: LayerShape) -> Curve:
+        nothing = torch.zeros(min(layer.shape), dtype=torch.float64)
+        survey = Survey(nothing) if layer.survey is None else layer.survey
+        planned = self.method.stored_as(layer)
+        return Curve(
+            layer.shape,
+            layer.n_bytes,
+            partial(planned.factor_bytes, layer.shape),
+            survey.spectrum,
+            cost_of_error(self.method.importance, survey),
+        )
+
+    def _budget(self) -> int:
+        """What the layers may take together."""
+        method = self.method
+        return layer_budget(method.keep, method.budget, self.layers, self.rest_bytes)
+
+    def _evenly(self, curves: Mapping[str, Curve], budget: int) -> Ranks:
+        """The same share of every layer. Raises RecipeError naming a layer whose share pays for no rank."""
+        ranks = uniform(curves, budget, self.method.rank_multiple)
+        share = budget / sum(curve.dense_bytes for curve in curves.values())
+        for name, curve in curves.items():
+            if ranks[name] is None:
+                raise RecipeError(
+                    f"method.{self._option}: {share:.3g} of the bytes of {name} {curve.shape} does not pay for rank "
+                    f"{self.method.rank_multiple}; keep more, or --exclude it, or give a smaller --rank-multiple"
+                )
+        return ranks

@@ -1,0 +1,263 @@
+"""Options of low-rank paths: how many bytes, how they are spread, what they are stored in, what they are judged by."""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC
+from dataclasses import dataclass, field
+
+import torch
+
+from calibration.stats import Anchor
+from compress.errors import RecipeError
+from compress.families.anchor import Anchoring
+from compress.families.base import Compressor
+from compress.families.quantities import parse_share_or_bytes
+from compress.forms.packing import CODES_A_ROW
+from compress.solvers.rank_allocation import Importance
+
+RANK, RANK_STEP = 32, 8
+FACTOR_BYTES = 2
+FULL_BITS = 16
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's --max-lora-rank may be; it computes with that many whatever an adapter has."""
+
+
+class FactorDtype(enum.StrEnum):
+    """What the low-rank factors are stored in."""
+
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class RanksFor(enum.StrEnum):
+    """Who is to serve the paths."""
+
+    ANY = "any"
+    VLLM = "vllm"
+
+
+class AdapterBits(enum.StrEnum):
+    """Bits of a number in the factors."""
+
+    FULL = "16"
+    EIGHT = "8"
+    FOUR = "4"
+    THREE = "3"
+    AUTO = "auto"
+    """Whichever of these loses least in the same bytes, by what rounding was measured to cost."""
+
+
+class PathAllocation(enum.StrEnum):
+    """How the bytes of paths are spread over the layers."""
+
+    UNIFORM = "uniform"
+    """One rank for every layer."""
+    SPECTRUM = "spectrum"
+    """Each rank where it removes most weighted error for its bytes; layers where none does get no path."""
+
+
+class Guard(enum.StrEnum):
+    """What is kept aside to judge paths by."""
+
+    OFF = "off"
+    EIGHTH = "eighth"
+    """Every eighth calibration sequence: paths are fitted to the rest, and stay if they lower the error on these.
+
+    EoRA's path is the residual projected on some of its outputs' directions, U U^T (W - W'), whatever the statistics:
+    before it is rounded it raises the error on no input at all. What can is rounding it to few bits, or a Fisher on the
+    output side.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathOptions(Compressor, ABC):
+    """Options of every method that adds a low-rank path to a base method's form."""
+
+    base: Compressor
+    rank: int = field(default=RANK, metadata={"help": "rank of the repair of every layer"})
+    adapter_budget: str | None = field(
+        default=None,
+        metadata={
+            "help": "bytes for all repairs together (20MB, 0.5GiB), or their share of what the base takes in these "
+            "layers (5%); takes the place of the rank"
+        },
+    )
+    adapter_allocation: PathAllocation = field(
+        default=PathAllocation.SPECTRUM,
+        metadata={
+            "help": "how an adapter budget is spread: ranks where they remove most error, which takes a survey, or "
+            "one rank for all"
+        },
+    )
+    adapter_importance: Importance = field(
+        default=Importance.RELATIVE,
+        metadata={"help": "what a unit of a layer's error costs where a survey compares layers"},
+    )
+    adapter_bits: AdapterBits = field(
+        default=AdapterBits.FULL,
+        metadata={
+            "help": "bits of the factors: below 16 by GPTQ on their own statistics; auto: what loses least in as many "
+            "bytes, found by a survey. A PEFT adapter holds the same values in 16"
+        },
+    )
+    factor_dtype: FactorDtype = field(
+        default=FactorDtype.FLOAT16, metadata={"help": "dtype of factors of 16 bits"}
+    )
+    ranks_for: RanksFor = field(
+        default=RanksFor.ANY,
+        metadata={
+            "help": "vllm: the rank rounded up (a budget's: down) to one that vLLM serves: "
+            + ", ".join(map(str, VLLM_RANKS))
+        },
+    )
+    guard: Guard = field(
+        default=Guard.OFF,
+        metadata={
+            "help": "eighth: every eighth calibration sequence is kept aside, and a repair that does not lower the "
+            "error of its layer on those is dropped and listed"
+        },
+    )
+    base_rounds: int = field(
+        default=0,
+        metadata={
+            "help": "times that the base is made again of what the repair leaves, and the repair of what that loses; "
+            "a layer keeps its best pair, and each costs as much as the first"
+        },
+    )
+    anchor: Anchoring = field(
+        default=Anchoring.NONE,
+        metadata={
+            "help": "outputs that repairs bring back: the weight's own, or the original model's (dense), from inputs "
+            "as they have become"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank < 1:
+            raise RecipeError(f"method.rank: {self.rank} is not a rank; 1 or more")
+        if self.base_rounds < 0:
+            raise RecipeError(
+                f"method.base_rounds: {self.base_rounds} is no number of rounds; 0 or more"
+            )
+        if Anchor in self.base.needs:
+            raise RecipeError(
+                "method.base.anchor: dense fits the original's outputs before there is a repair; anchor the repair "
+                "(method.anchor) and not its base"
+            )
+        if isinstance(self.base, PathOptions):
+            raise RecipeError(
+                f"method.base: {self.base.name} is itself a repair; give the method that compresses"
+            )
+        if self.adapter_budget is not None:
+            parse_share_or_bytes(self.adapter_budget, 0, "method.adapter_budget", "the base's")
+        self._refuse_idle()
+        self._refuse_clashes()
+
+    def _refuse_idle(self) -> None:
+        """Raises RecipeError for an option that nothing would look at."""
+        if self.adapter_budget is not None and self.rank != RANK:
+            raise RecipeError(
+                f"method.rank: {self.rank} does nothing beside --adapter-budget {self.adapter_budget}, which settles "
+                "the ranks; give one of the two"
+            )
+        if self.adapter_allocation is PathAllocation.UNIFORM and self.adapter_budget is None:
+            raise RecipeError(
+                "method.adapter_allocation: uniform spreads an --adapter-budget, and there is none; a --rank is one "
+                "for all layers anyway"
+            )
+        if self.adapter_importance is not Importance.RELATIVE and not self.allocates_by_spectrum:
+            raise RecipeError(
+                f"method.adapter_importance: {self.adapter_importance} compares layers, and nothing here does; give an "
+                "--adapter-budget"
+            )
+
+        if FULL_BITS not in self.widths and self.factor_dtype is not FactorDtype.FLOAT16:
+            raise RecipeError(
+                f"method.factor_dtype: {self.factor_dtype} is for factors of 16 bits, and with --adapter-bits "
+                f"{self.adapter_bits} there are none; give one of the two"
+            )
+
+    def _refuse_clashes(self) -> None:
+        """Raises RecipeError for options of the base that do not go with these."""
+        if self.surveys_residuals and self.base.spans_blocks:
+            raise RecipeError(
+                f"method.adapter_budget: it takes a survey of one block at a time, and {self.base.name} compresses "
+                "several together; give a --rank"
+            )
+        if self.surveys_residuals and self.base.surveys is not None:
+            raise RecipeError(
+                f"method.adapter_budget: it takes a survey of what {self.base.name} loses, whose own plan takes one "
+                "before; give the base a plan that looks at nothing (uniform, say), or a --rank"
+            )
+        if self.guard is not Guard.OFF and self.base.shifts_outputs:
+            raise RecipeError(
+                f"method.guard: {self.base.name} puts means of outputs back, which the held-out part does not know; "
+                "use off"
+            )
+        if self.anchor is not Anchoring.NONE:
+            self._refuse_anchor()
+        if self.adapter_importance is Importance.KL and self.base.shifts_outputs:
+            raise RecipeError(
+                f"method.adapter_importance: kl measures weights, and {self.base.name} changes biases too; use fisher"
+            )
+
+    def _refuse_anchor(self) -> None:
+        """Raises RecipeError for what an anchor does not go with."""
+        if self.base.shifts_outputs:
+            raise RecipeError(
+                f"method.anchor: {self.base.name} puts means of outputs back, by the weight and not by the original's "
+                "outputs; use none"
+            )
+        if self.guard is not Guard.OFF:
+            raise RecipeError(
+                "method.guard: with --anchor dense the target itself is fitted to every sequence, so none is held out; "
+                "use off, or --anchor none"
+            )
+
+    @property
+    def allocates_by_spectrum(self) -> bool:
+        """Whether layers get ranks of their own."""
+        spectrum = self.adapter_allocation is PathAllocation.SPECTRUM
+        return self.adapter_budget is not None and spectrum
+
+    @property
+    def surveys_residuals(self) -> bool:
+        """Whether the plan of the paths looks at what the base loses in every layer."""
+        return self.allocates_by_spectrum or self.adapter_bits is AdapterBits.AUTO
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bits that a path may be stored in, 16 first among several."""
+        if self.adapter_bits is not AdapterBits.AUTO:
+            return (int(self.adapter_bits),)
+        return tuple(int(bits) for bits in AdapterBits if bits is not AdapterBits.AUTO)
+
+    @property
+    def storage(self) -> torch.dtype:
+        """The torch dtype of the stored factors."""
+        return torch.float16 if self.factor_dtype is FactorDtype.FLOAT16 else torch.bfloat16
+
+    def served(self, rank: int) -> int:
+        """The rank, or the next one that is served. Raises RecipeError above the last of them."""
+        if self.ranks_for is RanksFor.ANY:
+            return rank
+        enough = [served for served in VLLM_RANKS if served >= rank]
+        if not enough:
+            raise RecipeError(
+                f"method.rank: {rank} is above {VLLM_RANKS[-1]}, the most that vLLM serves; lower it, or give "
+                "--ranks-for any"
+            )
+        return enough[0]
+
+    def ranks_in(self, thinnest: int, bits: int) -> list[int]:
+        """Ranks that a plan may give layers of which the thinnest side is this, ascending: multiples, or the full one.
+
+        Rows of codes are packed by 32.
+        """
+        if self.ranks_for is RanksFor.VLLM:
+            return [rank for rank in VLLM_RANKS if rank <= thinnest] or [thinnest]
+        step = RANK_STEP if bits == FULL_BITS else CODES_A_ROW
+        ranks = list(range(step, thinnest + 1, step))
+        return ranks if ranks and ranks[-1] == thinnest else [*ranks, thinnest]

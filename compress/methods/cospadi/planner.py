@@ -1,0 +1,204 @@
+"""From a dictionary method's options to each layer's atoms: who shares a dictionary, and what its bytes pay for."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compress.errors import RecipeError
+from compress.families.base import Compressor, LayerShape
+from compress.families.budget import layer_budget
+from compress.families.importance import cost_of_error
+from compress.families.low_rank import settled_dtype
+from compress.methods.cospadi.curves import ATOM_MULTIPLE, lost_at, side_of
+from compress.models.layers import block_and_place
+from compress.solvers.knapsack import BudgetError, Choice, knapsack
+from compress.solvers.sparse_coding import Coded
+
+if TYPE_CHECKING:
+    from compress.methods.cospadi.method import CoSpaDi
+
+DEPTH = 2
+"""Blocks in a row that share, where any do."""
+MOST_ATOMS = 8
+"""For each entry of a layer's longer side."""
+
+
+FLOOR = 0.5
+"""Share of the even plan's atoms below which a plan by errors lets no layer fall: sums of errors are only a proxy."""
+
+
+class Share(enum.StrEnum):
+    """Which layers have one dictionary."""
+
+    NONE = "none"
+    """Each its own."""
+    INPUTS = "inputs"
+    """Those that read the same tensor (q, k and v; gate and up): one metric, one product with the dictionary."""
+    DEPTH = "depth"
+    """Those, and their like in the blocks that follow: one dictionary, found under all of their metrics."""
+
+
+class Spread(enum.StrEnum):
+    """How atoms are spread over the layers."""
+
+    UNIFORM = "uniform"
+    """The same share of every layer's bytes."""
+    ERRORS = "errors"
+    """Where they remove most weighted error for their bytes, layers left dense among the choices."""
+
+
+@dataclass(frozen=True)
+class Atoms(Choice):
+    """A dictionary's size, or None for layers that stay dense."""
+
+    atoms: int | None
+
+
+@dataclass(frozen=True)
+class AtomPlanner:
+    """Dictionaries for layers under one method's options."""
+
+    method: CoSpaDi
+    layers: Mapping[str, LayerShape]
+    rest_bytes: int
+    """What the checkpoint holds besides."""
+
+    def planned(self) -> dict[str, Compressor]:
+        """Every layer's method, settled; layers that stay dense are left out.
+
+        Raises RecipeError naming the layers whose bytes pay for no atom.
+        """
+        groups = [(group, self._settled(group)) for group in self.groups()]
+        known = all(layer.survey is not None for layer in self.layers.values())
+        if self.method.spread is Spread.ERRORS and known and self.method.atoms is None:
+            sizes = self._by_errors(groups)
+        else:
+            sizes = [self._evenly(group, settled) for group, settled in groups]
+        planned: dict[str, Compressor] = {}
+        for (group, settled), k in zip(groups, sizes, strict=True):
+            if k is None:
+                continue
+            first, *others = group
+            owner = settled.with_atoms(k)
+            planned |= {first: owner} | {name: owner.reader() for name in others}
+        if not planned:
+            raise RecipeError("method.keep: the plan leaves every layer dense; keep less")
+        return {name: planned[name] for name in self.layers if name in planned}
+
+    def _budget(self) -> int:
+        method = self.method
+        return layer_budget(method.keep, method.budget, self.layers, self.rest_bytes)
+
+    def _evenly(self, group: Mapping[str, LayerShape], settled: CoSpaDi) -> int:
+        """The atoms that the same share of every group's bytes pays for."""
+        share = self._budget() / sum(layer.n_bytes for layer in self.layers.values())
+        shapes = [layer.shape for layer in group.values()]
+        n_bytes = share * sum(layer.n_bytes for layer in group.values())
+        k = settled.atoms or most_atoms(settled, shapes, n_bytes)
+        _refuse_few_lines(settled, group, k)
+        if k == 0:
+            raise RecipeError(
+                f"method.keep: {share:.3g} of the bytes of {', '.join(group)} {shapes[0]} does not pay for "
+                f"{ATOM_MULTIPLE} atoms and their codes; keep more, or --exclude it"
+            )
+        return k
+
+    def _by_errors(
+        self, groups: Sequence[tuple[Mapping[str, LayerShape], CoSpaDi]]
+    ) -> list[int | None]:
+        """The atoms of each group, or None for dense, that lose least for the bytes, exactly (`knapsack`)."""
+        choices = [self._choices(group, settled) for group, settled in groups]
+        try:
+            chosen = knapsack(choices, self._budget())
+        except BudgetError as error:
+            raise RecipeError(f"method.keep: {error}; keep more, or --exclude layers") from error
+        return [options[index].atoms for options, index in zip(choices, chosen, strict=True)]
+
+    def _choices(self, group: Mapping[str, LayerShape], settled: CoSpaDi) -> list[Atoms]:
+        """Dictionaries that save bytes, with what they lose, then dense."""
+        shapes = [layer.shape for layer in group.values()]
+        dense = sum(layer.n_bytes for layer in group.values())
+        surveys = [layer.survey for layer in group.values() if layer.survey is not None]
+        costs = [cost_of_error(self.method.importance, survey) for survey in surveys]
+        found = []
+        for k in range(ATOM_MULTIPLE, most_atoms(settled, shapes, dense) + 1, ATOM_MULTIPLE):
+            n_bytes = settled.bytes_of(shapes, k)
+            lost = sum(w * lost_at(each, k) for w, each in zip(costs, surveys, strict=True))
+            if n_bytes < dense:
+                found.append(Atoms(n_bytes, lost, k))
+        least = FLOOR * self._evenly(group, settled)
+        return [*(each for each in found if (each.atoms or 0) >= least), Atoms(dense, 0.0, None)]
+
+    def groups(self) -> list[dict[str, LayerShape]]:
+        """Layers that share a dictionary, and those that have their own."""
+        groups: dict[object, dict[str, LayerShape]] = {}
+        for name, layer in self.layers.items():
+            groups.setdefault((self.method.shared_by(name, layer), layer.dtype), {})[name] = layer
+        return [part for group in groups.values() for part in self._parts(group)]
+
+    def _parts(self, group: dict[str, LayerShape]) -> list[dict[str, LayerShape]]:
+        """Where the inputs are the more numerous their codes are cheaper; those only layers of one place can share."""
+        if side_of(self.method, *_sides(group)) is not Coded.INPUTS:
+            return [group]
+        parts: dict[object, dict[str, LayerShape]] = {}
+        for name, layer in group.items():
+            place = block_and_place(name)[1] if self.method.spans_blocks else name
+            parts.setdefault((place, layer.shape), {})[name] = layer
+        return list(parts.values())
+
+    def _settled(self, group: Mapping[str, LayerShape]) -> CoSpaDi:
+        """With the dtypes and the side of layers that share a dictionary."""
+        method, layer = self.method, next(iter(group.values()))
+        dtype = settled_dtype(method.dictionary_dtype, layer.dtype, "dictionary_dtype")
+        coded = side_of(method, *_sides(group))
+        return method.settled(dtype, method.code_bits.beside(dtype), coded, n_users=len(group))
+
+
+def shared_by(method: CoSpaDi, name: str, layer: LayerShape) -> object:
+    """What tells the layers with one dictionary from all others."""
+    if method.share is Share.NONE or layer.survey is None:
+        return name
+    reads = layer.survey.reads or name
+    if method.share is Share.INPUTS:
+        return reads
+    index, place = block_and_place(reads)
+    return index // method.depth, place, layer.shape[1]
+
+
+def _refuse_few_lines(method: CoSpaDi, group: Mapping[str, LayerShape], k: int) -> None:
+    n = n_lines(method, [layer.shape for layer in group.values()])
+    lines = f"the {n} {method.coded} of {', '.join(group)}"
+    if n < ATOM_MULTIPLE:
+        raise RecipeError(
+            f"method.coded: {lines} are fewer than the {ATOM_MULTIPLE} atoms of the smallest dictionary; --exclude it"
+        )
+    if k > n:
+        raise RecipeError(
+            f"method.atoms: {k} for {lines}, of which each could be an atom; fewer, or --exclude the layer"
+        )
+
+
+def _sides(group: Mapping[str, LayerShape]) -> tuple[int, int]:
+    """The outputs of all layers in a block, and the inputs, which are the same."""
+    shapes = [layer.shape for layer in group.values()]
+    n_blocks = len({block_and_place(name)[0] for name in group})
+    return sum(o for o, _ in shapes) // n_blocks, shapes[0][1]
+
+
+def n_lines(method: CoSpaDi, shapes: Sequence[tuple[int, int]]) -> int:
+    """What has a code each in layers with one dictionary, its side settled."""
+    return sum(o if method.coded is Coded.OUTPUTS else i for o, i in shapes)
+
+
+def most_atoms(method: CoSpaDi, shapes: Sequence[tuple[int, int]], n_bytes: float) -> int:
+    """The most atoms, a multiple of 4, that so many bytes pay for, one a line at most; 0 if for none."""
+    most = min(MOST_ATOMS * max(map(max, shapes)), n_lines(method, shapes))
+    low, high = 0, most // ATOM_MULTIPLE
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = method.bytes_of(shapes, middle * ATOM_MULTIPLE) <= n_bytes
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low * ATOM_MULTIPLE

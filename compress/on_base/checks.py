@@ -1,0 +1,291 @@
+"""What speaks against building on a compressed checkpoint, found before any work: every tensor of it is read once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
+
+from calibration.errors import InputError
+from calibration.skeleton import PartLoader, decoder_blocks
+from compress.bases import AsDense, Base, open_base
+from compress.errors import CheckpointError
+from compress.families.given import Held
+from compress.forms.factorised import Dense
+from compress.models.checkpoint import some
+from compress.models.resolve import Wanted, is_hub_id, snapshot
+from compress.on_base.base import HEAD, OnBase
+from compress.planning.make import block_linears, other_shapes
+
+EQUAL = 1e-2
+"""Relative L2 difference up to which tensors are the same but for the dtype that they are stored in."""
+UNCHANGED = 3e-3
+"""The same for a layer's weight: above it, there is something to repair. Rounding to bf16 makes 1.7e-3 at most."""
+PIECE = 1 << 24
+"""Numbers that are compared at once: embeddings in fp32 take more than a model of few blocks."""
+_FREE = frozenset(
+    (
+        *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"),
+        *("quantization_config", "use_cache", "tie_word_embeddings", "model_type"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id"),
+        *("pretraining_tp", "_attn_implementation", "auto_map", "unk_token_id"),
+    )
+)
+"""What two configs of one architecture may differ in."""
+
+
+_WANTED = Wanted(
+    "base_checkpoint",
+    "name a folder with config.json and safetensors",
+    "name a folder with config.json and safetensors, or an id of the hub (owner/name, or owner/name@revision)",
+)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A checkpoint that the option names."""
+
+    base: Base
+    reference: str
+    """What an adapter is to call it."""
+    revision: str | None
+    """The commit, for one of the hub."""
+
+
+def open_named(spec: str) -> Named:
+    """The checkpoint in a folder, or of the hub. Raises CheckpointError saying what was found."""
+    folder, reference, revision = Path(spec).expanduser(), spec, None
+    if folder.name in ("", ".."):  # which nobody else could follow
+        folder = folder.resolve()
+        reference = str(folder)
+    if not folder.exists() and is_hub_id(spec):
+        folder, revision = snapshot(spec, _WANTED)
+        reference = spec.partition("@")[0]
+    try:
+        return Named(open_base(folder), reference, revision)
+    except CheckpointError as error:
+        raise CheckpointError(f"base_checkpoint: {error}") from error
+
+
+def checked(named: Named, original: PartLoader, config: PretrainedConfig) -> OnBase:
+    """The base, ready to be built on.
+
+    Raises CheckpointError naming the tensor or the entry of config.json that does not belong to the original.
+    """
+    base = named.base
+    try:
+        parsed = _parsed(base, config)
+        view = AsDense(base, original.model)
+        loader = _loader(view, original.model)
+        _refuse_other_shapes(view, loader)
+        pair = _Pair(view, loader, original)
+        packed, expanded = _forms_of(view)
+        _refuse_other_experts(pair)
+        _refuse_headless(base, parsed, config, view)
+        held = tuple(_held(pair, packed))
+        changes = dict(_changes(pair))
+        experts = len(list(_changed_experts(pair)))
+    except CheckpointError as error:
+        raise CheckpointError(f"base_checkpoint: {error}") from error
+    prefix, blocks = decoder_blocks(original.model)
+    biases = {f"{layer}.bias" for layer in block_linears(prefix, blocks)}
+    read = tuple(n for n in changes if n.startswith(f"{prefix}.") and n not in biases)
+    stay = {name: changes[name] for name in changes if name not in read}
+    own_head = HEAD in view and (view.is_packed(HEAD) or not parsed.tie_word_embeddings)
+    return OnBase(
+        view,
+        loader,
+        held,
+        packed,
+        read,
+        tuple(_notes(stay, experts, expanded, view)),
+        own_head,
+        reference=named.reference,
+        revision=named.revision,
+    )
+
+
+def _notes(
+    stay: Mapping[str, float], experts: int, expanded: Mapping[str, int], view: AsDense
+) -> Iterator[str]:
+    """What a reader of the report should know of the base."""
+    for name, difference in stay.items():
+        yield f"the base checkpoint's {name} differs from the original's by {difference:.1%}, and stays"
+    if experts:
+        yield f"{experts} matrices of experts are not the original's in the base checkpoint, and get no path"
+    if expanded:
+        yield (
+            f"no form of this toolkit holds the codes of {len(expanded)} layers ({view.base.description}): a native "
+            f"export has them as ordinary weights, {sum(expanded.values()):,} bytes instead of "
+            f"{sum(map(view.nbytes, expanded)):,}; the adapter leaves them as they are"
+        )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The two checkpoints of one model."""
+
+    view: AsDense
+    loader: PartLoader
+    original: PartLoader
+
+    def tensors(self) -> Iterator[tuple[str, str, str]]:
+        """Of each parameter that both have as one tensor: its name, the base's and the original's name for it."""
+        theirs, ours = self.loader.keys_of(), self.original.keys_of()
+        for name, keys in theirs.items():
+            if len(keys) == len(ours.get(name, [])) == 1:
+                yield name, keys[0], ours[name][0]
+
+    def merged(self) -> Iterator[tuple[list[str], list[str]]]:
+        """Of each parameter that is made from several tensors, as experts are: the base's and the original's."""
+        theirs, ours = self.loader.keys_of(), self.original.keys_of()
+        for name in sorted(theirs.keys() | ours.keys()):
+            keys, own = theirs.get(name, []), ours.get(name, [])
+            if max(len(keys), len(own)) > 1:
+                yield keys, own
+
+    def difference(self, key: str, own: str) -> float:
+        """Of two tensors, relative to the original's. Raises CheckpointError for other shapes, NaN and infinity."""
+        found, before = self.view[key], self.original.tensors[own]
+        for whose, tensor in (
+            (f"{self.view.base.folder}: {key}", found),
+            (f"the original's {own}", before),
+        ):
+            if not bool(torch.isfinite(tensor).all()):
+                raise CheckpointError(f"{whose} holds NaN or infinity; get the checkpoint again")
+        # The headers have told this of all but merged tensors.
+        if found.shape != before.shape:
+            raise CheckpointError(
+                f"{self.view.base.folder}: {key} has the shape {tuple(found.shape)}, in the original it has "
+                f"{tuple(before.shape)}; name the model that the checkpoint was made from"
+            )
+        return relative_difference(found, before)
+
+
+def _parsed(base: Base, config: PretrainedConfig) -> PretrainedConfig:
+    """The base's config. Raises CheckpointError for another architecture than the original's."""
+    kind = base.config.get("model_type")
+    if kind != config.model_type:
+        raise CheckpointError(
+            f"{base.folder}: its model_type is {kind!r}, the original's is {config.model_type!r}; name the model that "
+            "the checkpoint was made from"
+        )
+    try:
+        parsed: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(dict(base.config))
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise CheckpointError(f"{base.folder}: its config.json makes no model ({why})") from error
+    ours, theirs = config.to_dict(), parsed.to_dict()
+    for key in sorted((set(ours) | set(theirs)) - _FREE):
+        if not _same(ours.get(key), theirs.get(key)):
+            raise CheckpointError(
+                f"{base.folder}: {key} in its config.json is {theirs.get(key)!r}, in the original's {ours.get(key)!r}; "
+                "name the model that the checkpoint was made from"
+            )
+    return parsed
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-4)
+    return a == b
+
+
+def _forms_of(view: AsDense) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of the form of every packed tensor, and of those whose codes no form holds. Raises CheckpointError."""
+    packed, expanded = {}, {}
+    for key in view:
+        if view.is_packed(key):
+            form = view.form(key)
+            packed[key] = form.n_bytes()
+            if isinstance(form, Dense):
+                expanded[key] = form.n_bytes()
+    return packed, expanded
+
+
+def _loader(view: AsDense, model: PreTrainedModel) -> PartLoader:
+    try:
+        return PartLoader(model, view)
+    except InputError as error:
+        text = str(error).removeprefix("model: ")
+        raise CheckpointError(f"{view.base.folder}: {text}") from error
+
+
+def _refuse_other_shapes(view: AsDense, loader: PartLoader) -> None:
+    for key, found, shape in other_shapes(loader, view):
+        raise CheckpointError(
+            f"{view.base.folder}: {key} has the shape {found}, in the original it has {shape}; name the model "
+            "that the checkpoint was made from"
+        )
+
+
+def _refuse_headless(
+    base: Base, parsed: PretrainedConfig, config: PretrainedConfig, view: AsDense
+) -> None:
+    """Raises CheckpointError if the base says that it has a head of its own, and has none."""
+    if config.tie_word_embeddings and not parsed.tie_word_embeddings and HEAD not in view:
+        raise CheckpointError(
+            f"{base.folder}: tie_word_embeddings in its config.json is false, in the original's true, and it has no "
+            f"{HEAD}; correct its config.json, or get the checkpoint again"
+        )
+
+
+def _refuse_other_experts(pair: _Pair) -> None:
+    """Raises CheckpointError naming a tensor of merged experts that one of the two has and the other has not.
+
+    Those that one of the two stores merged already are left to the loader.
+    """
+    for keys, own in pair.merged():
+        odd = sorted(set(keys) ^ set(own))
+        if odd and min(len(keys), len(own)) != 1:
+            lacking = "it lacks" if odd[0] in own else "the original lacks"
+            raise CheckpointError(
+                f"{pair.view.base.folder}: {lacking} {some(odd)}; get the checkpoint again, or name the model that it "
+                "was made from"
+            )
+
+
+def _changed_experts(pair: _Pair) -> Iterator[str]:
+    """Names of the matrices of merged experts that are not the original's. Raises CheckpointError for NaN."""
+    for keys, own in pair.merged():
+        for key in sorted(set(keys) & set(own)):
+            if pair.difference(key, key) > UNCHANGED:
+                yield key
+
+
+def _held(pair: _Pair, packed: Mapping[str, int]) -> Iterator[Held]:
+    """The linear layers of the blocks whose weight is not the original's any more; `packed`: bytes of forms."""
+    linears = block_linears(*decoder_blocks(pair.loader.model))
+    for name, key, own in pair.tensors():
+        layer = name.removesuffix(".weight")
+        if layer == name or layer not in linears:
+            continue
+        n_bytes = pair.view.nbytes(key)
+        if pair.difference(key, own) > UNCHANGED or key in packed:
+            yield Held(layer, n_bytes, packed.get(key, n_bytes))
+
+
+def _changes(pair: _Pair) -> Iterator[tuple[str, float]]:
+    """Tensors that no path can repair and that are not the original's, by their names in the model, and by how much."""
+    linears = block_linears(*decoder_blocks(pair.loader.model))
+    for name, key, own in pair.tensors():
+        if name.removesuffix(".weight") in linears or pair.view.is_packed(key):
+            continue
+        difference = pair.difference(key, own)
+        if difference > EQUAL:
+            yield name, difference
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    """||a - b|| / ||b||, Frobenius; 0 for two noughts."""
+    lost = size = 0.0
+    for part, own in zip(a.reshape(-1).split(PIECE), b.reshape(-1).split(PIECE), strict=True):
+        lost += float((part.float() - own.float()).square().sum())
+        size += float(own.float().square().sum())
+    return math.sqrt(lost / size) if size > 0 else float(lost > 0)

@@ -1,0 +1,200 @@
+"""Drives the block loop into the exporters: compressed layers as they come, then everything that is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from calibration.skeleton import decoder_blocks
+from calibration.stats import Anchor
+from calibration.store import Store
+from calibration.stream import Stream
+from compress.config.recipe import OnFailure
+from compress.errors import LayerError
+from compress.exports import EXPORTS, ON_BASE, Exporter, LayerExport
+from compress.exports.verify import write_probe
+from compress.models.layers import refuse_not_finite
+from compress.on_base.base import base_of, path_of
+from compress.pipeline.blocks import Job, Progress, compress_blocks
+from compress.pipeline.stopwatch import Stopwatch
+from compress.prepare.prepare import Prepared
+from compress.prepare.texts import few_tokens
+from compress.report.report import LayerReport
+from compress.survey.gradients import gradients_of_block
+
+PROBE_POSITIONS = 8
+
+
+@dataclass
+class Outcome:
+    """What the report needs of the layers."""
+
+    layers: list[LayerReport] = field(default_factory=list)
+    energies: list[tuple[float, float]] = field(default_factory=list)
+    """For each layer the mean over tokens of ||(W - W') x||^2 and of ||W x||^2."""
+    compressed: set[str] = field(default_factory=set)
+    reused: Path | None = None
+    """Folder of the statistics that were used again."""
+
+
+def export(
+    prepared: Prepared, folders: Mapping[str, Path], watch: Stopwatch, progress: Progress
+) -> Outcome:
+    """Compress the model into every export folder, and write the probe that verification reproduces.
+
+    Raises LayerError, InputError, CheckpointError or OSError. Statistics of an unfinished run are removed.
+    """
+    exporters = _exporters(prepared, folders)
+    store = prepared.store()
+    saved = store if store is not None and store.complete else None
+    saving = None if saved is not None else store
+    job = _job(prepared, (saved, saving), watch)
+    outcome = Outcome(reused=saved.folder if saved is not None else None)
+    try:
+        _export_layers(prepared, job, (exporters, outcome), watch, progress)
+        if saving is not None:
+            saving.finish()
+    finally:
+        if saving is not None:
+            saving.discard()
+    if not outcome.compressed:
+        raise LayerError(f"no layer could be compressed; the first: {outcome.layers[0].note}")
+    with watch("write"):
+        _copy_rest(prepared, exporters, outcome.compressed, progress)
+        for exporter in exporters:
+            exporter.close()
+        _load_outside(prepared)
+        _write_probes(job.probe, exporters, prepared.dtype)
+    return outcome
+
+
+def _exporters(prepared: Prepared, folders: Mapping[str, Path]) -> list[Exporter]:
+    recipe, source, on_base = prepared.recipe, prepared.source, prepared.on_base
+    if on_base is not None:
+        given = (source, on_base.reference, on_base.view, on_base.revision)
+        return [ON_BASE[name](path, *given) for name, path in folders.items()]
+    out = recipe.folder.name
+    return [
+        # Where an adapter says that its base is: the folder as published, never a path of this machine.
+        EXPORTS[name](folder, source, out if len(folders) == 1 else f"{out}/{name}")
+        for name, folder in folders.items()
+    ]
+
+
+def _load_outside(prepared: Prepared) -> None:
+    """What the compressed model has outside the blocks."""
+    if prepared.on_base is not None:
+        prepared.on_base.load_outside(prepared.device)
+        return
+    prefix, _ = decoder_blocks(prepared.model)
+    prepared.loader.load_outside(f"{prefix}.", prepared.device)
+
+
+def _job(prepared: Prepared, stores: tuple[Store | None, Store | None], watch: Stopwatch) -> Job:
+    """Load what lies outside the blocks and bring the tokens to the first of them; stores: to read, to write."""
+    saved, saving = stores
+    prefix, blocks = decoder_blocks(prepared.model)
+    prepared.loader.load_outside(f"{prefix}.", prepared.device)
+    refuse_not_finite(prepared.model, "")
+    with watch("embed"):
+        wanted = saved is None
+        batches = list(prepared.tokens.batches(prepared.recipe.batch_size)) if wanted else []
+        stream = Stream(prepared.model, blocks, batches)
+        if Anchor in prepared.needs:
+            stream.keep_original()
+        if prepared.on_base is not None:
+            prepared.on_base.load_outside(prepared.device)
+        probe = Stream(prepared.model, blocks, [few_tokens(prepared.tokens)])
+        # The walk does without: a vocabulary of 256,000 takes more memory than many blocks.
+        prepared.loader.unload_outside(f"{prefix}.")
+    return Job(
+        plan=prepared.plan,
+        loader=prepared.loader,
+        stream=stream,
+        probe=probe,
+        needs=prepared.needs,
+        saved=saved,
+        saving=saving,
+        propagate=prepared.recipe.propagate,
+        forgiven=(LayerError,) if prepared.recipe.on_failure is OnFailure.KEEP else (),
+        device=prepared.device,
+        dtype=prepared.dtype,
+        gradients=partial(gradients_of_block, prepared),
+        base=prepared.on_base,
+    )
+
+
+def _export_layers(
+    prepared: Prepared,
+    job: Job,
+    sinks: tuple[Sequence[Exporter], Outcome],
+    watch: Stopwatch,
+    progress: Progress,
+) -> None:
+    """Run the block loop; its layers go to the exporters, what it found to the outcome."""
+    exporters, outcome = sinks
+    keys = prepared.loader.keys_of()
+    n_layers = len(prepared.plan.layers)
+    progress("compress", 0, n_layers)
+    for done, finished in enumerate(compress_blocks(job, watch), start=1):
+        progress("compress", done, n_layers)
+        outcome.layers.append(finished.report)
+        outcome.energies.append(finished.energies)
+        if finished.form is None:
+            continue
+        outcome.compressed.add(finished.planned.name)
+        name = finished.planned.name
+        bias, path, form = None, None, finished.form.cpu()
+        if prepared.on_base is not None:
+            bias, path = prepared.on_base.bias(name), path_of(form)
+            form = form if path else base_of(form)
+        elif finished.bias is not None:
+            # The source's own bias: the model's may have been cast to the dtype it computes in.
+            bias = prepared.reader[keys[f"{name}.bias"][0]]
+        layer = LayerExport(name, form, bias, finished.transposed, path)
+        with watch("write"):
+            for exporter in exporters:
+                exporter.add_layer(layer)
+
+
+def _copy_rest(
+    prepared: Prepared, exporters: Sequence[Exporter], compressed: set[str], progress: Progress
+) -> None:
+    """Every tensor of the source, or of the base, that no compressed layer replaces, as the model calls it."""
+    on_base = prepared.on_base
+    loader = prepared.loader if on_base is None else on_base.loader
+    packed = {} if on_base is None else dict(on_base.packed_layers())
+    keys = loader.keys_of()
+    for done, (key, name) in enumerate(loader.memory_names.items()):
+        progress("copy the rest", done, len(loader.memory_names))
+        module, _, leaf = name.rpartition(".")
+        if module in compressed and leaf in ("weight", "bias"):
+            continue
+        if module in packed and leaf in ("weight", "bias"):
+            if leaf == "weight":
+                layer = packed[module]()
+                for exporter in exporters:
+                    exporter.add_layer(layer)
+            continue
+        # Tensors that are merged on loading (experts) keep the names that the merging expects.
+        target = name if len(keys[name]) == 1 else key
+        for exporter in exporters:
+            exporter.add_tensor(target, loader.tensors[key])
+    progress("copy the rest", len(loader.memory_names), len(loader.memory_names))
+
+
+def _write_probes(probe: Stream, exporters: Sequence[Exporter], dtype: torch.dtype) -> None:
+    ids = probe.batches[0].input_ids
+    logits = probe.predictions(0)[0].float().cpu()
+    n = len(logits)  # one for each token, or one for all
+    if not bool(torch.isfinite(logits).all()):
+        raise LayerError("the compressed model's logits hold NaN or infinity; try --dtype float32")
+    positions = torch.linspace(0, n - 1, min(PROBE_POSITIONS, n)).round().long()
+    for exporter in exporters:
+        write_probe(
+            exporter.folder, ids, logits[positions], positions, dtype, rounded=exporter.rounded
+        )

@@ -1,0 +1,244 @@
+"""The pipeline: plan, calibrate, compress, export, verify, evaluate, report.
+
+An output folder appears whole or not at all: work happens in a hidden sibling, which is renamed at the end. What fails
+before the export is verified is removed; what fails later is kept, verified, as `<out>.unfinished`.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import yaml
+
+from calibration.walk import Propagate
+from compress.config.recipe import Recipe, StatisticsMode
+from compress.errors import RecipeError
+from compress.evaluation.compare import (
+    asks_for_evaluation,
+    compare_with,
+    original_of,
+    resolve_original,
+)
+from compress.evaluation.original_scores import Originals
+from compress.exports.gptq import ADAPTER
+from compress.exports.load import stored_in
+from compress.exports.verify import verify
+from compress.pipeline.blocks import Progress
+from compress.pipeline.export import export
+from compress.pipeline.report import make_report
+from compress.pipeline.stopwatch import Stopwatch
+from compress.planning.make import seconds_of_forward
+from compress.planning.plan import Forecast
+from compress.prepare.output_folder import refuse_bad_output
+from compress.prepare.prepare import (
+    Prepared,
+    prepare,
+    refuse_small_disks,
+    refuse_small_statistics_disk,
+)
+from compress.report.card.card import model_card
+from compress.report.card.pictures import PICTURES
+from compress.report.pages import run_page, write_pictures
+from compress.report.report import Comparison, ExportReport, Report
+from compress.survey.gradients import with_gradients
+from compress.survey.original_walk import original_blocks
+from compress.survey.survey import surveyed
+
+RECIPE, REPORT, CARD, PAGE = "recipe.yaml", "report.json", "README.md", "report.html"
+VERIFIED, PARTIAL, UNFINISHED = ".verified", ".partial", ".unfinished"
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Forecast:
+    """What a run would do, what it would weigh and take; refuses all that a run refuses before work."""
+    refuse_bad_output(recipe)
+    prepared = prepare(recipe, progress)
+    refuse_small_disks(prepared)
+    prepared = surveyed(prepared, progress)
+    n_parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
+    seconds = seconds_of_forward(n_parameters, prepared.tokens.n_tokens, prepared.device)
+    return Forecast(prepared.plan, seconds)
+
+
+def run(
+    recipe: Recipe, *, progress: Progress = no_progress, originals: Originals | None = None
+) -> Report:
+    """Do the whole job; the folder `recipe.folder` then holds the checkpoint, its card and the report returned.
+
+    `originals`: where runs on one model find and leave what the evaluation of the original alone has found.
+
+    Raises RecipeError, CheckpointError, InputError or EvalError before work for what can be known by then, and
+    LayerError, CheckpointError, InputError or OSError during it. Nothing half-written is left behind.
+    """
+    watch = Stopwatch()
+    refuse_bad_output(recipe)
+    with watch("prepare"):
+        prepared = prepare(recipe, progress)
+        recipe = prepared.recipe
+        refuse_small_disks(prepared)
+    with watch("survey"):
+        prepared = with_gradients(surveyed(prepared, progress), progress)
+    with _workshop(recipe.folder) as folder:
+        folders = _export_folders(recipe, folder)
+        outcome = export(prepared, folders, watch, progress)
+        with watch("verify"):
+            device = str(prepared.device)
+            exports = [_verified(name, folder, device, progress) for name in folders]
+        (folder / VERIFIED).touch()
+        # Should the evaluation fail, `compress eval` finds there what to do.
+        (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+        first = next(iter(folders.values()))
+        scores: Comparison | None = None
+        notes: tuple[str, ...] = ()
+        if asks_for_evaluation(recipe):
+            with watch("evaluate"):
+                scores, notes = _scores(prepared, first, originals, progress)
+        report = make_report(prepared, outcome, exports, scores, watch)
+        report = replace(report, notes=(*report.notes, *notes))
+        progress("describe", 0, 1)
+        _describe(report, folder)
+        progress("describe", 1, 1)
+    return report
+
+
+def _scores(
+    prepared: Prepared, export: Path, originals: Originals | None, progress: Progress
+) -> tuple[Comparison, tuple[str, ...]]:
+    """The original and the export side by side, and what is to be said of that."""
+    original, recipe = original_of(prepared), prepared.recipe
+    if originals is None:
+        return compare_with(original, export, recipe, progress), ()
+    found = originals.of(original, prepared.reader.fingerprint, recipe, progress)
+    return compare_with(original, export, recipe, progress, found.scores), found.notes
+
+
+def calibrate(recipe: Recipe, *, progress: Progress = no_progress) -> Path:
+    """Collect and save the original model's statistics, which every later run with `--propagate none` finds.
+
+    Returns the folder they are in. Raises what `prepare` raises, and RecipeError if statistics are not to be saved.
+    """
+    if recipe.statistics is StatisticsMode.OFF:
+        raise RecipeError("statistics: off, but saving them is all that calibrate does; use reuse")
+    # Statistics through compressed blocks exist only together with the compression.
+    prepared = prepare(replace(recipe, propagate=Propagate.NONE), progress)
+    store = prepared.store()
+    if store is None:
+        raise RecipeError("statistics: there is no store to save them in")
+    if store.complete:
+        return store.folder
+    refuse_small_statistics_disk(prepared)
+    n_blocks = prepared.plan.n_blocks
+    for block, _ in original_blocks(prepared, store):
+        progress("calibrate", block.index, n_blocks)
+    progress("calibrate", n_blocks, n_blocks)
+    return store.folder
+
+
+def evaluate(folder: Path, recipe: Recipe, *, progress: Progress = no_progress) -> Comparison:
+    """The model of the recipe and an export of it, side by side. Raises RecipeError if it asks for nothing."""
+    if not asks_for_evaluation(recipe):
+        raise RecipeError("eval_windows, tasks: 0 windows and no task leave nothing to evaluate")
+    return compare_with(resolve_original(recipe, progress), folder, recipe, progress)
+
+
+@contextmanager
+def _workshop(out: Path) -> Iterator[Path]:
+    """A hidden sibling to work in, of this process alone, which becomes `out` at the end."""
+    out = out.absolute()
+    _clear_away(out)
+    folder = out.parent / f".{out.name}.{os.getpid()}{PARTIAL}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        if os.path.lexists(out):
+            raise RecipeError(f"out: {out} appeared while the run was at work")
+        folder.rename(out)
+        (out / VERIFIED).unlink()
+    except BaseException as error:
+        if (folder / VERIFIED).exists():
+            kept = _keep(folder, out)
+            error.add_note(
+                f"the verified checkpoint is kept in {kept}; `compress eval {kept}` evaluates it"
+            )
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep(folder: Path, out: Path) -> Path:
+    """Verified work is hours of somebody's time: give it a free name, one that does not look finished."""
+    names = (f"{out.name}{UNFINISHED}" + (f"-{k}" if k else "") for k in itertools.count())
+    kept = next(path for path in (out.parent / name for name in names) if not path.exists())
+    return folder.rename(kept)
+
+
+def _clear_away(out: Path) -> None:
+    """What runs that were killed left beside `out`: verified work is kept, the rest removed."""
+    for folder in out.parent.glob(f".{glob.escape(out.name)}.*{PARTIAL}"):
+        owner = folder.name.removesuffix(PARTIAL).rpartition(".")[2]
+        if not owner.isdigit() or psutil.pid_exists(int(owner)):
+            continue
+        if (folder / VERIFIED).exists():
+            _keep(folder, out)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _export_folders(recipe: Recipe, folder: Path) -> dict[str, Path]:
+    """One export is the output folder itself; several have a folder each, and an adapter has in any case."""
+    if len(recipe.export) == 1 and recipe.export[0] != ADAPTER:
+        return {recipe.export[0]: folder}
+    folders = {name: folder / name for name in recipe.export}
+    for path in folders.values():
+        path.mkdir()
+    return folders
+
+
+def _verified(name: str, root: Path, device: str, progress: Progress) -> ExportReport:
+    progress(f"verify {name}", 0, 1)
+    path = root / name if (root / name).is_dir() else root
+    found = verify(path, device=device)
+    progress(f"verify {name}", 1, 1)
+    adapter = path if name == ADAPTER else path / ADAPTER
+    return ExportReport(
+        format=name,
+        folder=str(path.relative_to(root)),
+        adapter=str(adapter.relative_to(root)) if adapter.is_dir() else None,
+        tensor_bytes=stored_in(path).tensor_bytes,
+        loader=found.loader,
+        relative_difference=found.relative_difference,
+        max_abs_difference=found.max_abs_difference,
+        top1_agreement=found.top1_agreement,
+        tolerance=found.tolerance,
+    )
+
+
+def _describe(report: Report, folder: Path) -> None:
+    """Report, recipe and a card of its own go with every export, so that each folder can be published as it is.
+
+    The page and the pictures are the same in all of them.
+    """
+    cards = {folder: model_card(report)}
+    if any(export.folder != "." for export in report.exports):
+        cards |= {folder / export.folder: model_card(report, export) for export in report.exports}
+    page, drawn = run_page(report), write_pictures(report, folder)
+    for path, card in cards.items():
+        (path / PAGE).write_text(page, encoding="utf-8")
+        if path != folder:
+            (path / PICTURES).mkdir()
+            for picture in drawn:
+                shutil.copy(picture, path / PICTURES)
+        (path / CARD).write_text(card, encoding="utf-8")
+        (path / REPORT).write_text(report.to_json(), encoding="utf-8")
+        (path / RECIPE).write_text(yaml.safe_dump(report.recipe, sort_keys=False), encoding="utf-8")

@@ -1,0 +1,93 @@
+"""From what a run found to its report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from calibration.heads import Head, head_of
+from compress.pipeline.export import Outcome
+from compress.pipeline.stopwatch import Stopwatch
+from compress.prepare.prepare import Prepared
+from compress.report.environment import describe_environment
+from compress.report.report import BaseReport, Comparison, ExportReport, LayerReport, Report, Totals
+
+
+def make_report(
+    prepared: Prepared,
+    outcome: Outcome,
+    exports: Sequence[ExportReport],
+    scores: Comparison | None,
+    watch: Stopwatch,
+) -> Report:
+    """Everything a reader needs to judge the result and to make it again."""
+    return Report(
+        recipe=prepared.recipe.to_mapping(),
+        model=_model_text(prepared),
+        licence=prepared.source.licence,
+        licence_link=prepared.source.licence_link,
+        fingerprint=prepared.reader.fingerprint,
+        environment=describe_environment(str(prepared.device)),
+        calibration=dict(prepared.tokens.provenance),
+        layers=tuple(outcome.layers),
+        kept=prepared.plan.kept,
+        exports=tuple(exports),
+        totals=_totals(prepared, outcome, exports),
+        scores=scores,
+        timings={stage: round(seconds, 3) for stage, seconds in watch.seconds.items()},
+        peak_memory=dict(watch.peak_bytes),
+        base=_base_report(prepared),
+        head=str(head_of(prepared.config) or Head.NEXT_TOKEN),
+        notes=_notes(prepared, outcome),
+    )
+
+
+def _base_report(prepared: Prepared) -> BaseReport | None:
+    on_base, named = prepared.on_base, prepared.recipe.base_checkpoint
+    if on_base is None or named is None:
+        return None
+    base = on_base.view.base
+    return BaseReport(
+        checkpoint=named if on_base.revision else on_base.reference,
+        format=base.description,
+        producer=base.producer,
+        fingerprint=on_base.fingerprint,
+        tensor_bytes=base.reader.total_bytes,
+        n_packed=len(base.layers),
+        revision=on_base.revision,
+    )
+
+
+def _model_text(prepared: Prepared) -> str:
+    source = prepared.source
+    return source.spec if source.revision is None else f"{source.spec} at {source.revision}"
+
+
+def _totals(prepared: Prepared, outcome: Outcome, exports: Sequence[ExportReport]) -> Totals:
+    layers: list[LayerReport] = outcome.layers
+    n_weights = sum(math.prod(layer.shape) for layer in layers)
+    after = sum(layer.bytes_after for layer in layers)
+    lost, energy = (sum(part) for part in zip(*outcome.energies, strict=True))
+    return Totals(
+        n_layers=len(layers),
+        layer_bytes_before=sum(layer.bytes_before for layer in layers),
+        layer_bytes_after=after,
+        tensor_bytes_before=prepared.plan.bytes_before,
+        tensor_bytes_after=exports[0].tensor_bytes,
+        layer_bits_per_weight=8 * after / n_weights,
+        relative_error=math.sqrt(max(lost, 0.0) / energy) if energy > 0 else None,
+    )
+
+
+def _notes(prepared: Prepared, outcome: Outcome) -> tuple[str, ...]:
+    notes = [*prepared.source.notes, *prepared.plan.notes]
+    if prepared.on_base is not None:
+        notes.extend(prepared.on_base.notes)
+    if outcome.reused is not None:
+        notes.append(
+            "statistics of an equal earlier run (same model, text and settings) were used again"
+        )
+    left = [layer.name for layer in outcome.layers if layer.note.startswith("not compressed")]
+    if left:
+        notes.append(f"{len(left)} layers were left as they were after an error: {', '.join(left)}")
+    return tuple(notes)

@@ -1,0 +1,1 @@
+"""What a run will do to each layer, in bytes, before any work starts."""

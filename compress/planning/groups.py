@@ -1,0 +1,99 @@
+"""Which of the loaded layers are compressed together: those with one input, or with something that spans blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from calibration.gradients import of_gradients
+from calibration.stats import Pooled, Statistics
+from calibration.walk import SharedInput
+from compress.families.base import Compressor
+from compress.forms.factorised import Form, Shared
+from compress.models.layers import block_and_place
+from compress.planning.plan import PlannedLayer
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that are compressed together."""
+
+    layers: list[PlannedLayer]
+    stats: Statistics
+    """By which they are compressed."""
+    own: list[Statistics]
+    """Of each layer's input: the same for all, if they have one."""
+
+    def apart(self) -> Iterator[Group]:
+        """Each layer by itself."""
+        for layer, own in zip(self.layers, self.own, strict=True):
+            yield Group([layer], own, [own])
+
+
+Inputs = Sequence[SharedInput]
+
+
+def inputs_in_turn(
+    found: Iterable[SharedInput], waiting: Mapping[str, PlannedLayer], n_blocks: int
+) -> Iterator[Inputs]:
+    """Inputs whose layers can be compressed: each alone, unless its layers share something with other blocks'.
+
+    Those come together, the same place in every block, when the last of them has been found.
+    """
+    held: dict[str, list[SharedInput]] = {}
+    for shared in found:
+        if not any(waiting[n].compressor.spans_blocks for n in shared.names if n in waiting):
+            yield [shared]
+            continue
+        _, place = block_and_place(shared.names[0])
+        held.setdefault(place, []).append(shared)
+        if len(held[place]) == n_blocks:
+            yield held.pop(place)
+    yield from held.values()
+
+
+def groups_of(
+    inputs: Inputs, waiting: Mapping[str, PlannedLayer], gradients: Mapping[str, Statistics]
+) -> Iterator[Group]:
+    """Layers that are planned alike, in the order of their first; each alone where its own gradients are read.
+
+    Who stores what they share comes first.
+    """
+    alike: dict[Compressor, list[tuple[PlannedLayer, Statistics]]] = {}
+    for shared in inputs:
+        # Saved statistics know layers too that the plan leaves dense.
+        for layer in (waiting[name] for name in shared.names if name in waiting):
+            alike.setdefault(layer.compressor.together, []).append((layer, shared.stats))
+    for key, members in alike.items():
+        members.sort(key=lambda member: member[0].compressor != key)
+        layers, own = [layer for layer, _ in members], [stats for _, stats in members]
+        if not of_gradients(key.needs):
+            yield Group(layers, _pooled(own), own)
+            continue
+        for layer, stats in members:
+            joined = stats.joined(gradients.get(layer.name, Statistics()))
+            yield Group([layer], joined, [joined])
+
+
+def _pooled(own: Sequence[Statistics]) -> Statistics:
+    """The statistics of all: those of their input if it is one."""
+    counts: list[tuple[int, Statistics]] = []
+    for stats in own:
+        if counts and counts[-1][1] is stats:
+            counts[-1] = (counts[-1][0] + 1, stats)
+        else:
+            counts.append((1, stats))
+    return counts[0][1] if len(counts) == 1 else Pooled(counts)
+
+
+def name_owners(names: Sequence[str], forms: Sequence[Form]) -> None:
+    """Tell forms that read others' where these will be in the model."""
+    paths = {
+        id(module): f"{name}.form.{path}".removesuffix(".")
+        for name, form in zip(names, forms, strict=True)
+        for path, module in form.named_modules()
+    }
+    for form in forms:
+        for module in form.modules():
+            if isinstance(module, Shared):
+                module.owner = paths[id(module.form)]

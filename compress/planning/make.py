@@ -1,0 +1,257 @@
+"""Everything that can be refused is refused here, before work; what is left is a plan with its sizes."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import nn
+
+from calibration.gradients import CHEAP, of_gradients
+from calibration.skeleton import PartLoader, decoder_blocks
+from calibration.stats import STATISTICS
+from calibration.store import stored_bytes
+from calibration.walk import is_linear
+from compress.bases import AsDense
+from compress.errors import CheckpointError, RecipeError
+from compress.exports.base import main_dtype
+from compress.families.base import Compressor, LayerShape, Survey
+from compress.families.repair import Repair
+from compress.models.checkpoint import Reader
+from compress.models.layers import is_transposed, select
+from compress.planning.plan import Plan, PlannedLayer
+from compress.report.report import KeptTensor
+
+SPARE_DISK = 64 << 20
+NO_PATH = "no path: its bytes remove more error in other layers"
+
+
+def make_plan(
+    loader: PartLoader,
+    reader: Reader,
+    method: Compressor,
+    patterns: tuple[tuple[str, ...], tuple[str, ...]],
+    surveys: Mapping[str, Survey] = MappingProxyType({}),
+) -> Plan:
+    """Plan for the skeleton of a loader and its checkpoint; `patterns` are those to include and to exclude.
+
+    `surveys` is what the method asked for and was found.
+
+    Raises RecipeError for patterns that match nothing, for layers that would not get smaller, and whatever the method
+    refuses; CheckpointError for a tensor whose shape contradicts the configuration.
+    """
+    found = chosen_linears(loader, reader, patterns, surveys)
+    shapes = found.shapes
+    rest = reader.total_bytes - sum(shape.n_bytes for shape in shapes.values())
+    layers = tuple(
+        _planned(name, found.tensors[name], shapes[name], compressor)
+        for name, compressor in method.plan(shapes, rest).items()
+    )
+    if isinstance(method, Repair):
+        layers = tuple(
+            layer if isinstance(layer.compressor, Repair) else replace(layer, note=NO_PATH)
+            for layer in layers
+        )
+    shared_by = {name: method.shared_by(name, shapes[name]) for name in shapes}
+    refuse_no_gain(layers, shared_by)
+    layers = with_owners(layers, shared_by)
+    left = dict.fromkeys(set(shapes) - {layer.name for layer in layers}, "left dense by the plan")
+    replaced = {layer.tensor for layer in layers}
+    reasons = {**found.reasons, **left}
+    kept = kept_tensors(reader, loader, found.prefix, replaced, reasons)
+    statistics = _statistics_bytes(method, [layer.shape for layer in shapes.values()])
+    return Plan(layers, tuple(shapes), kept, found.n_blocks, *statistics, main_dtype(reader))
+
+
+@dataclass(frozen=True)
+class Linears:
+    """The linear layers of a model's decoder blocks, and which of them are chosen."""
+
+    prefix: str
+    """Of the blocks' names."""
+    n_blocks: int
+    reasons: Mapping[str, str | None]
+    """Why a layer is not chosen, by name; None for those that are."""
+    shapes: dict[str, LayerShape]
+    """The chosen, by name."""
+    tensors: dict[str, str]
+    """The names of their weights in the checkpoint."""
+
+
+def chosen_linears(
+    loader: PartLoader,
+    reader: Reader,
+    patterns: tuple[tuple[str, ...], tuple[str, ...]] = ((), ()),
+    surveys: Mapping[str, Survey] = MappingProxyType({}),
+) -> Linears:
+    """The layers that a method can be asked to compress; raises as `make_plan` does for patterns and shapes."""
+    refuse_other_shapes(loader, reader)
+    prefix, blocks = decoder_blocks(loader.model)
+    linears = block_linears(prefix, blocks)
+    keys = {name: found[0] for name, found in loader.keys_of().items() if len(found) == 1}
+    reasons = select(linears, *patterns)
+    tensors = {name: keys[f"{name}.weight"] for name, why in reasons.items() if why is None}
+    shapes = {
+        name: _shape(linears[name], reader, tensor, surveys.get(name))
+        for name, tensor in tensors.items()
+    }
+    return Linears(prefix, len(blocks), reasons, shapes, tensors)
+
+
+def block_linears(prefix: str, blocks: nn.ModuleList) -> dict[str, nn.Module]:
+    """The linear layers of the decoder blocks by name."""
+    return {
+        f"{prefix}.{index}.{part}": layer
+        for index, block in enumerate(blocks)
+        for part, layer in block.named_modules()
+        if is_linear(layer)
+    }
+
+
+def _statistics_bytes(method: Compressor, shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """What the statistics of inputs and of gradients take at most: as if no layers shared an input."""
+    asked = method.needs | (method.surveys or frozenset())
+    gradients = of_gradients(asked)
+    inputs = frozenset(STATISTICS.values()) | (asked - gradients)
+    n_stores = (
+        2 if method.surveys else 1
+    )  # those of the original model, and those through compressed blocks
+    return (
+        n_stores * sum(stored_bytes(shape, inputs) for shape in shapes),
+        sum(stored_bytes(shape, gradients | CHEAP) for shape in shapes) if gradients else 0,
+    )
+
+
+def _planned(name: str, tensor: str, layer: LayerShape, compressor: Compressor) -> PlannedLayer:
+    planned, predicted = compressor.planned_bytes(layer.shape), compressor.predicted_error(layer)
+    return PlannedLayer(name, tensor, layer.shape, layer.n_bytes, planned, compressor, predicted)
+
+
+def refuse_other_shapes(loader: PartLoader, reader: Reader) -> None:
+    """Raises CheckpointError naming the first tensor that is not shaped as the configuration says."""
+    for key, stored, shape in other_shapes(loader, reader):
+        raise CheckpointError(
+            f"{key}: its shape in the checkpoint is {stored}, but config.json makes it {shape}; "
+            "the two do not belong together, get the checkpoint again or correct config.json"
+        )
+
+
+def other_shapes(
+    loader: PartLoader, reader: Reader | AsDense
+) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """Tensors that the model has in another shape: name in the checkpoint, shape there, shape in the model.
+
+    Tensors that are merged or split on loading are left to the loader.
+    """
+    expected = loader.model.state_dict()
+    for name, found in loader.keys_of().items():
+        if name not in expected or len(found) > 1 or loader.is_converted(name):
+            continue
+        stored, shape = tuple(reader.shape(found[0])), tuple(expected[name].shape)
+        if stored != shape:
+            yield found[0], stored, shape
+
+
+def with_owners(
+    layers: Sequence[PlannedLayer], shared_by: Mapping[str, object]
+) -> tuple[PlannedLayer, ...]:
+    """The layers, each that reads what another stores with that one's name; `shared_by`: what they share by name."""
+    stored = {(shared_by[layer.name], layer.compressor): layer.name for layer in reversed(layers)}
+    found = []
+    for layer in layers:
+        owner = stored.get((shared_by[layer.name], layer.compressor.together), "")
+        reads = layer.compressor.together != layer.compressor
+        found.append(replace(layer, owner=owner) if reads else layer)
+    return tuple(found)
+
+
+def refuse_no_gain(layers: Sequence[PlannedLayer], shared_by: Mapping[str, object]) -> None:
+    """Raises RecipeError if a layer's planned form takes as many bytes as its weight, or more.
+
+    Layers that share something count together: one of them stores it for all.
+    """
+    saved: dict[object, int] = defaultdict(int)
+    for layer in layers:
+        saved[shared_by[layer.name]] += layer.bytes_before - layer.bytes_after
+    wasteful = [
+        layer
+        for layer in layers
+        if saved[shared_by[layer.name]] <= 0 and layer.compressor.saves_bytes
+    ]
+    if not wasteful:
+        return
+    layer, options = wasteful[0], []
+    method: object = layer.compressor
+    while method is not None:
+        options += [f"{n} ({getattr(method, n)})" for n in ("rank", "bits") if hasattr(method, n)]
+        method = getattr(method, "base", None)
+    lower = f"lower the {' or the '.join(options)}" if options else "choose another method"
+    raise RecipeError(
+        f"method: with {layer.compressor.name}, {len(wasteful)} of {len(layers)} layers would not get smaller, such as "
+        f"{layer.name} ({layer.bytes_before} bytes before, {layer.bytes_after} after); {lower}, or --exclude them"
+    )
+
+
+def _shape(layer: nn.Module, reader: Reader, tensor: str, survey: Survey | None) -> LayerShape:
+    rows, columns = layer.weight.shape  # type: ignore[misc]
+    shape = (columns, rows) if is_transposed(layer) else (rows, columns)
+    dtype, n_bytes = reader.dtype(tensor), reader.nbytes(tensor)
+    return LayerShape((int(shape[0]), int(shape[1])), n_bytes, dtype, survey)
+
+
+def kept_tensors(
+    reader: Reader,
+    loader: PartLoader,
+    prefix: str,
+    replaced: set[str],
+    reasons: Mapping[str, str | None],
+) -> tuple[KeptTensor, ...]:
+    """The tensors that are copied, each with the reason."""
+    kept = []
+    for key in reader:
+        if key in replaced:
+            continue
+        name = loader.memory_names[key]
+        module = name.rpartition(".")[0]
+        shape = tuple(reader.shape(key))
+        if not name.startswith(f"{prefix}."):
+            reason = "outside the decoder blocks"
+        elif name.endswith(".bias"):
+            reason = "bias"
+        elif module in reasons:
+            reason = reasons[module] or "part of a compressed layer"
+        elif "expert" in name:
+            reason = "stacked experts, which no method compresses yet"
+        else:
+            reason = (
+                "not a linear layer" if len(shape) < 2 else "not a layer that a method compresses"
+            )
+        kept.append(KeptTensor(name=key, shape=shape, reason=reason, n_bytes=reader.nbytes(key)))
+    return tuple(kept)
+
+
+def refuse_full_disk(folder: Path, needed: int, what: str) -> None:
+    """Raises RecipeError if the disk of a folder (or of its nearest parent) has less than `needed` bytes free."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed + SPARE_DISK:
+        raise RecipeError(
+            f"{what}: {(needed + SPARE_DISK) / 1e6:.0f} MB are needed in {existing}, {free / 1e6:.0f} MB are free"
+        )
+
+
+def seconds_of_forward(n_parameters: int, n_tokens: int, device: torch.device) -> float:
+    """A rough time for one forward pass: two operations a parameter and token, at the speed of a small product."""
+    a = torch.randn(1024, 1024, device=device)
+    a @ a
+    started = time.perf_counter()
+    for _ in range(4):
+        a = (a @ a).tanh_()
+    float(a[0, 0])
+    return 2 * n_parameters * n_tokens / (4 * 2 * 1024**3) * (time.perf_counter() - started)

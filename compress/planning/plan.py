@@ -1,0 +1,282 @@
+"""A plan: which layer is compressed how, what stays, what it all weighs, and how that is shown."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+
+import torch
+
+from compress.families.base import Compressor
+from compress.families.factorisation import Factorisation
+from compress.families.given import Given
+from compress.families.quantiser import Quantiser
+from compress.families.repair import Repair, widens
+from compress.planning.text import path_notes, shared_lines
+from compress.report.report import KeptTensor
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """A layer that will be compressed."""
+
+    name: str
+    tensor: str
+    """Its weight's name in the checkpoint."""
+    shape: tuple[int, int]
+    bytes_before: int
+    bytes_after: int
+    compressor: Compressor
+    predicted_error: float | None = None
+    """Relative, of the outputs."""
+    note: str = ""
+    """What the plan decided of it that is not to be seen from its compressor."""
+    owner: str = ""
+    """The layer that stores what this one shares with it; empty for one that stores all of its own."""
+
+    @property
+    def rank(self) -> int | None:
+        """Of its two factors; None for methods that do not replace the weight by two."""
+        return self.compressor.rank if isinstance(self.compressor, Factorisation) else None
+
+    @property
+    def path(self) -> str:
+        """What is added to its base: `rank 64, 4 bits`."""
+        if not isinstance(self.compressor, Repair):
+            return "no path"
+        return f"rank {self.compressor.rank}, {self.compressor.adapter_bits} bits"
+
+    @property
+    def native_bytes(self) -> int:
+        """What its form takes, which stands for what a base checkpoint stores in another layout."""
+        base = getattr(self.compressor, "base", self.compressor)
+        more = base.native_difference if isinstance(base, Given) else 0
+        return self.bytes_after + more
+
+    @property
+    def path_bytes(self) -> int:
+        """Of what is added to a base, as the native format stores it."""
+        if not isinstance(self.compressor, Repair):
+            return 0
+        return self.bytes_after - self.compressor.base.planned_bytes(self.shape)
+
+    @property
+    def adapter_bytes(self) -> int:
+        """The same in a PEFT adapter."""
+        if not isinstance(self.compressor, Repair):
+            return 0
+        return self.compressor.adapter_bytes(self.shape)
+
+    def held_bytes(self, exports: Collection[str]) -> int:
+        """What it takes where these formats are written: without a native one, its path is in a PEFT adapter."""
+        return self.bytes_after + (self.held_path_bytes(exports) - self.path_bytes)
+
+    def held_path_bytes(self, exports: Collection[str]) -> int:
+        """The same of its path alone."""
+        return self.adapter_bytes if widens(exports) else self.path_bytes
+
+    @property
+    def gptq_bytes(self) -> int:
+        """What the GPTQ layout takes, adapter included; the native size for methods without codes, which it refuses."""
+        method: object = self.compressor
+        while not isinstance(method, Quantiser):
+            method = getattr(method, "base", None)
+            if method is None:
+                return self.bytes_after
+        widened = self.adapter_bytes - self.path_bytes  # a PEFT adapter holds 16 bits
+        return self.bytes_after + widened + method.gptq_extra_bytes(self.shape)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which layer is compressed how, what stays, and what it all weighs."""
+
+    layers: tuple[PlannedLayer, ...]
+    selected: tuple[str, ...]
+    """Layers that --include and --exclude choose: those, and what the method leaves dense."""
+    kept: tuple[KeptTensor, ...]
+    n_blocks: int
+    input_statistics_bytes: int
+    gradient_statistics_bytes: int
+    """An upper bound of what the saved statistics take."""
+    dtype: torch.dtype = torch.float32
+    """What holds most of the checkpoint; the dense export's weights are in it."""
+    exports: tuple[str, ...] = ("native",)
+    """Formats asked for."""
+    original_bytes: int | None = None
+    """Of the original, where what is kept is not its own but a base checkpoint's."""
+    base_bytes: int | None = None
+    """Of that base checkpoint, as stored."""
+
+    @property
+    def blocks_at_once(self) -> int:
+        """How many decoder blocks are loaded together."""
+        return max((layer.compressor.blocks_at_once for layer in self.layers), default=1)
+
+    @property
+    def bytes_before(self) -> int:
+        """Tensor data of the checkpoint."""
+        if self.original_bytes is not None:
+            return self.original_bytes
+        return sum(layer.bytes_before for layer in self.layers) + self.kept_bytes
+
+    @property
+    def bytes_after(self) -> int:
+        """Tensor data of the native export."""
+        return self.export_bytes("native")
+
+    def export_bytes(self, name: str) -> int:
+        """Tensor data of an export by its name, that of an adapter's base included.
+
+        Raises KeyError for one that is not native, gptq, dense or adapter.
+        """
+        if name == "adapter":
+            return self.written_bytes(name) + (self.base_bytes or 0)
+        layers = {
+            "native": (layer.native_bytes for layer in self.layers),
+            "gptq": (layer.gptq_bytes for layer in self.layers),
+            "dense": (
+                layer.shape[0] * layer.shape[1] * self.dtype.itemsize for layer in self.layers
+            ),
+        }
+        return sum(layers[name]) + self.kept_bytes
+
+    def written_bytes(self, name: str) -> int:
+        """The same without an adapter's base, which is where it is."""
+        if name == "adapter":
+            return sum(layer.adapter_bytes for layer in self.layers)
+        return self.export_bytes(name)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of the options' effect on the bytes."""
+        return path_notes(self.layers, self.exports)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Tensors that are copied."""
+        return sum(tensor.n_bytes for tensor in self.kept)
+
+    def lines(self) -> list[str]:
+        """The plan for a terminal: layers of a kind together, what is kept and why, totals."""
+        shapes = {layer.shape for layer in self.layers}
+        if len({(layer.shape, layer.rank) for layer in self.layers}) > len(shapes):
+            return [*self._ranks(), *self._rest()]
+        if len({(layer.shape, layer.path) for layer in self.layers}) > len(shapes):
+            return [*self._paths(), *self._rest()]
+        kinds: dict[tuple[str, tuple[int, int], str], list[PlannedLayer]] = defaultdict(list)
+        for layer in self.layers:
+            kinds[layer.name.rpartition(".")[2], layer.shape, _options(layer.compressor)].append(
+                layer
+            )
+        out = [
+            f"{'layers':<22}{'out x in':>14}{'bytes before':>15}{'after':>13}{'bits/weight':>13}"
+        ]
+        for (leaf, (o, i), _), group in kinds.items():
+            before = sum(layer.bytes_before for layer in group)
+            after = sum(layer.held_bytes(self.exports) for layer in group)
+            bits = 8 * after / (len(group) * o * i)
+            out.append(
+                f"{len(group)} x {leaf:<18}{f'{o} x {i}':>14}{before:>15,}{after:>13,}{bits:>13.2f}"
+            )
+        out += [f"method: {text}" for text in dict.fromkeys(options for _, _, options in kinds)]
+        return [*out, *shared_lines(self.layers), *self._rest()]
+
+    def _ranks(self) -> list[str]:
+        """Every layer's rank, share and predicted error, then all ranks as a recipe has them."""
+        out = [f"{'layer':<44}{'out x in':>14}{'rank':>7}{'kept':>9}{'predicted':>11}"]
+        for layer in self.layers:
+            shape, share = (
+                f"{layer.shape[0]} x {layer.shape[1]}",
+                layer.bytes_after / layer.bytes_before,
+            )
+            error = "-" if layer.predicted_error is None else f"{layer.predicted_error:.4f}"
+            out.append(
+                f"{layer.name:<44}{shape:>14}{layer.rank:>7}{100 * share:>7.1f} %{error:>11}"
+            )
+        left = [name for name in self.selected if name not in {layer.name for layer in self.layers}]
+        out += [f"{name:<44}{'':>14}{'dense':>7}{'100.0 %':>9}" for name in left]
+        if any(layer.predicted_error is not None for layer in self.layers):
+            out.append(
+                "predicted: relative error in the method's own metric, before factors are rounded"
+            )
+        ranks = [f"{layer.name}={layer.rank}" for layer in self.layers]
+        out += ["in a recipe, to be edited:", "method:", "  ranks:"]
+        return out + [f"  - {entry}" for entry in (*ranks, *(f"{name}=dense" for name in left))]
+
+    def _paths(self) -> list[str]:
+        """Every layer's path, its bytes, and the error that is predicted."""
+        out = [f"{'layer':<44}{'out x in':>14}{'path':>20}{'bytes':>11}{'predicted':>11}"]
+        for layer in self.layers:
+            shape = f"{layer.shape[0]} x {layer.shape[1]}"
+            error = "-" if layer.predicted_error is None else f"{layer.predicted_error:.4f}"
+            n_bytes = layer.held_path_bytes(self.exports)
+            out.append(f"{layer.name:<44}{shape:>14}{layer.path:>20}{n_bytes:>11,}{error:>11}")
+        return out
+
+    def _rest(self) -> list[str]:
+        """What is kept and why, and totals."""
+        out = []
+        for reason in dict.fromkeys(tensor.reason for tensor in self.kept):
+            members = [tensor for tensor in self.kept if tensor.reason == reason]
+            size = sum(tensor.n_bytes for tensor in members)
+            out.append(f"kept as they are: {len(members)} tensors, {size:,} bytes ({reason})")
+        for name in self.exports:
+            size = self.export_bytes(name)
+            share = 100 * size / self.bytes_before
+            out.append(
+                f"whole checkpoint, {name}: {self.bytes_before:,} -> {size:,} bytes ({share:.1f} % kept)"
+            )
+        coded, widened = (
+            sum(getattr(layer, name) for layer in self.layers)
+            for name in ("path_bytes", "adapter_bytes")
+        )
+        if coded and not any(layer.predicted_error for layer in self.layers):
+            out.append(
+                f"paths: {coded:,} bytes, their bits and ranks as given; --adapter-bits auto looks for bits and a rank "
+                "that lose less in as many"
+            )
+        if coded != widened:
+            out.append(
+                f"paths: {coded:,} bytes in the native format; a PEFT adapter, which has no format for few bits, holds "
+                f"the same values in {widened:,}"
+            )
+        n_bytes = self.input_statistics_bytes + self.gradient_statistics_bytes
+        out.append(f"saved statistics: at most {n_bytes:,} bytes")
+        out += [f"note: {note}" for note in self.notes]
+        return out
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A plan and roughly how long it will take."""
+
+    plan: Plan
+    seconds_of_forward: float
+    """One plain forward pass over the calibration tokens."""
+
+    def lines(self) -> list[str]:
+        """For a terminal."""
+        once, low, high = (round(k * self.seconds_of_forward) for k in (1, 2, 6))
+        forward = f"about {once} s" if once else "under a second"
+        work = f"{low} to {high} s" if low else f"up to {high} s" if high else "under a second"
+        return [
+            *self.plan.lines(),
+            f"one forward pass over the calibration text: {forward}; "
+            f"calibrating and compressing: {work}; verification and evaluation come on top",
+        ]
+
+
+def _options(compressor: Compressor) -> str:
+    """A compressor's options in one line."""
+    parts = []
+    for entry in fields(compressor):  # type: ignore[arg-type]  # every compressor is a dataclass
+        if not entry.repr:
+            continue
+        value = getattr(compressor, entry.name)
+        if isinstance(value, Compressor):
+            parts.append(f"{entry.name}=({_options(value)})")
+        elif value is not None:
+            parts.append(f"{entry.name}={value}")
+    return f"{compressor.name}: {', '.join(parts)}"

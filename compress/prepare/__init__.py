@@ -1,0 +1,1 @@
+"""The stage before calibration: text, output folder, settled options."""

@@ -1,0 +1,290 @@
+"""From a recipe to everything a run needs, refusing on the way what can be refused before work.
+
+Cheap checks come first: the names of exports and tasks, the device; then the model, the plan, the texts. Whether the
+output folder can be made and the disks suffice is asked by `output_place` and `refuse_small_disks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from calibration.data import Tokens
+from calibration.gradients import GradientStatistic
+from calibration.held_out import EVERY, HeldOut
+from calibration.skeleton import PartLoader, build_skeleton
+from calibration.stats import STATISTICS, Anchor, Gram, Statistic
+from calibration.store import Store
+from calibration.walk import Propagate
+from compress.config.recipe import Recipe, StatisticsMode
+from compress.errors import RecipeError
+from compress.exports import EXPORTS, ON_BASE
+from compress.families.base import Survey
+from compress.families.repair import Repair
+from compress.families.repair_options import FULL_BITS
+from compress.models.checkpoint import Reader
+from compress.models.devices import settle_device, settle_dtype
+from compress.models.resolve import SourceModel, load_tokenizer, resolve_model
+from compress.on_base.base import OnBase
+from compress.on_base.checks import checked, open_named
+from compress.on_base.rescaling import with_rescalings
+from compress.pipeline.blocks import Progress
+from compress.planning.make import make_plan, refuse_full_disk
+from compress.planning.plan import Plan
+from compress.prepare.texts import (
+    calibration_text,
+    few_tokens,
+    framing_for,
+    held_out_windows,
+    refuse_long_sequences,
+    refuse_unknown_tokens,
+    settled_for,
+)
+from compress.report.environment import toolkit_version
+from eval.catalog import check_tasks
+from eval.wheels import cache_root
+
+SCRATCH_BYTES = 2 << 30
+"""The most that a writer holds beside its finished shards: the shard at hand."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Statistics of the original model's gradients, complete, on disk."""
+
+    store: Store
+    scratch: TemporaryDirectory[str] | None
+    """The folder that goes with this object, if they are not to be kept."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `run`, `plan` and `calibrate` start from."""
+
+    recipe: Recipe
+    source: SourceModel
+    reader: Reader
+    config: PretrainedConfig
+    tokenizer: Any
+    model: PreTrainedModel
+    """The skeleton."""
+    loader: PartLoader
+    plan: Plan
+    tokens: Tokens
+    windows: Tokens | None
+    """Held-out text for the evaluation, none of it padded; None if the recipe wants none."""
+    device: torch.device
+    dtype: torch.dtype
+    needs: frozenset[type[Statistic]]
+    """Statistics of inputs that the walk observes."""
+    gradients: Gradients | None = None
+    """Statistics of gradients that the method reads."""
+    on_base: OnBase | None = None
+    """The compressed checkpoint that the method repairs, if it does not compress the model itself."""
+
+    def original_store(self) -> Store | None:
+        """Where the original model's statistics are kept, if the recipe wants any kept."""
+        recipe = replace(self.recipe, propagate=Propagate.NONE)
+        return replace(self, recipe=recipe, needs=self.original_needs).store()
+
+    @property
+    def original_needs(self) -> frozenset[type[Statistic]]:
+        """Statistics of inputs that a walk through the original model observes."""
+        return _needs(replace(self.recipe, propagate=Propagate.NONE))
+
+    def store(self) -> Store | None:
+        """Where this job's statistics are kept, if the recipe wants them kept."""
+        if self.recipe.statistics is StatisticsMode.OFF:
+            return None
+        settings = {
+            **self._settings(self.needs),
+            "batch_size": self.recipe.batch_size,
+            "propagate": self.recipe.propagate.value,
+        }
+        if self.recipe.propagate is not Propagate.NONE:
+            # What a block sees depends on how those before it were compressed.
+            settings["method"] = {layer.name: repr(layer.compressor) for layer in self.plan.layers}
+        return Store(cache_root() / "statistics", settings)
+
+    def gradient_store(self, kinds: frozenset[type[GradientStatistic]], root: Path) -> Store:
+        """Where statistics of the original model's gradients are kept below a root."""
+        return Store(root, {**self._settings(kinds), "pass": "backward"})
+
+    def _settings(self, kinds: Iterable[type[Statistic]]) -> dict[str, Any]:
+        """What decides statistics of the original model."""
+        return {
+            "toolkit": toolkit_version(),
+            "transformers": transformers.__version__,
+            "model": self.reader.fingerprint,
+            "tokens": self.tokens.fingerprint(),
+            "dtype": str(self.dtype),
+            "device": self.device.type,
+            "statistics": sorted(kind.name for kind in kinds),
+            "layers": list(self.plan.selected),
+            "torch": torch.__version__,
+        }
+
+
+def prepare(recipe: Recipe, progress: Progress) -> Prepared:
+    """Resolve a recipe; the output folder and the disks are not looked at.
+
+    Raises RecipeError, CheckpointError, InputError or EvalError, naming the option and what would be right.
+    """
+    refuse_early(recipe)
+    base = None if recipe.base_checkpoint is None else open_named(recipe.base_checkpoint)
+    device = settle_device(recipe.device)
+    source = resolve_model(recipe.model, None, progress=progress)
+    reader = Reader(source.folder)
+    config = AutoConfig.from_pretrained(source.folder)
+    recipe = settled_for(recipe, config)
+    refuse_long_sequences(recipe, config)
+    dtype = settle_dtype(recipe.dtype, config)
+    tokenizer = load_tokenizer(source.folder)
+    model = build_skeleton(config, dtype)
+    loader = PartLoader(model, reader)
+    on_base = None if base is None else checked(base, loader, config)
+    plan = _plan(recipe, loader, reader, on_base)
+    tokens = calibration_text(recipe, tokenizer, framing_for(config))
+    windows = held_out_windows(recipe, tokenizer, framing_for(config))
+    for option, text in (("calibration", tokens), ("eval_text", windows)):
+        if text is not None:
+            refuse_unknown_tokens(text, tokenizer, config, option)
+    if on_base is not None:
+        on_base = with_rescalings(on_base, loader, few_tokens(tokens), device)
+        refuse_rescaled(recipe, on_base)
+    return Prepared(
+        recipe,
+        source,
+        reader,
+        config,
+        tokenizer,
+        model,
+        loader,
+        replace(plan, exports=recipe.export),
+        tokens,
+        windows,
+        device,
+        dtype,
+        _needs(recipe),
+        on_base=on_base,
+    )
+
+
+def _plan(
+    recipe: Recipe,
+    loader: PartLoader,
+    reader: Reader,
+    on_base: OnBase | None,
+    found: Mapping[str, Survey] = MappingProxyType({}),
+) -> Plan:
+    """Raises RecipeError or CheckpointError."""
+    method, patterns = recipe.method, (recipe.include, recipe.exclude)
+    if on_base is None:
+        plan = make_plan(loader, reader, method, patterns, found)
+        refuse_unfit_exports(recipe, plan)
+        return plan
+    assert isinstance(method, Repair)  # as the recipe has made sure
+    plan = make_plan(loader, reader, on_base.method(method), patterns, found)
+    if not plan.layers:
+        raise RecipeError(
+            f"base_checkpoint: {recipe.base_checkpoint} holds the original's own weights in the layers that are "
+            "chosen, so there is nothing to repair; name the compressed checkpoint, or other layers"
+        )
+    return on_base.plan(plan, reader.total_bytes)
+
+
+def replanned(prepared: Prepared, found: Mapping[str, Survey]) -> Prepared:
+    """The job with the plan that its method makes of what a survey found. Raises RecipeError."""
+    recipe = prepared.recipe
+    plan = _plan(recipe, prepared.loader, prepared.reader, prepared.on_base, found)
+    return replace(prepared, plan=replace(plan, exports=recipe.export))
+
+
+def refuse_unfit_exports(recipe: Recipe, plan: Plan) -> None:
+    """Raises RecipeError for a layer that a format cannot hold."""
+    shapes = {layer.name: layer.shape for layer in plan.layers}
+    compressors = {layer.name: layer.compressor for layer in plan.layers}
+    for name in recipe.export:
+        EXPORTS[name].check(compressors, shapes)
+
+
+def refuse_early(recipe: Recipe) -> None:
+    """Raises for what the recipe alone can tell, the output folder aside."""
+    there = EXPORTS if recipe.base_checkpoint is None else ON_BASE
+    unknown = [name for name in recipe.export if name not in there]
+    if unknown:
+        which = "" if recipe.base_checkpoint is None else " on a base checkpoint"
+        raise RecipeError(
+            f"export: {unknown[0]!r} is no format{which}; there are {', '.join(there)}"
+        )
+    if Anchor in recipe.method.needs and recipe.propagate is not Propagate.BLOCK:
+        raise RecipeError(
+            f"method.anchor: dense fits layers to the original on inputs that the compressed blocks before them give, "
+            f"and with propagate {recipe.propagate} there are none of its kind; use --propagate block"
+        )
+    if recipe.method.blocks_at_once > 1 and recipe.propagate is Propagate.SUBLAYER:
+        raise RecipeError(
+            f"method.share: {recipe.method.blocks_at_once} blocks are compressed together, so none of their layers can "
+            f"see what the layers before it became, as propagate sublayer wants; use --propagate block"
+        )
+    if HeldOut in recipe.method.needs and recipe.samples < EVERY:
+        raise RecipeError(
+            f"method.guard: every {EVERY}th sequence is kept aside, and samples {recipe.samples} are fewer; take "
+            f"--samples {EVERY} or more, or --guard off"
+        )
+    if recipe.tasks:
+        check_tasks(recipe.tasks, recipe.include_path)
+
+
+def refuse_rescaled(recipe: Recipe, on_base: OnBase) -> None:
+    """Raises RecipeError if layers would have to be put among norms that are not yet the base's."""
+    if on_base.rescalings and recipe.propagate is Propagate.SUBLAYER:
+        raise RecipeError(
+            f"propagate: sublayer, but {recipe.base_checkpoint} has moved scales between its norms and its layers, "
+            "which come into a block together; use --propagate block"
+        )
+    method = recipe.method
+    if on_base.rescalings and isinstance(method, Repair) and method.widths != (FULL_BITS,):
+        raise RecipeError(
+            f"method.adapter_bits: {recipe.base_checkpoint} has moved scales between its norms and its layers, and a "
+            "path in their scale is not on a grid any more; use 16"
+        )
+
+
+def refuse_small_disks(prepared: Prepared) -> None:
+    """Raises RecipeError if the output or the statistics do not fit their disks."""
+    sizes = [prepared.plan.written_bytes(name) for name in prepared.recipe.export]
+    needed = sum(sizes) + min(SCRATCH_BYTES, max(sizes))
+    refuse_full_disk(prepared.recipe.folder.absolute().parent, needed, "out")
+    refuse_small_statistics_disk(prepared)
+
+
+def refuse_small_statistics_disk(prepared: Prepared) -> None:
+    """Raises RecipeError if statistics are to be saved, or gradients to be kept for the run, and do not fit."""
+    inputs, gradients = (
+        prepared.plan.input_statistics_bytes,
+        prepared.plan.gradient_statistics_bytes,
+    )
+    store = prepared.store()
+    if store is None:
+        if gradients:
+            refuse_full_disk(Path(gettempdir()), gradients, "statistics of gradients (TMPDIR)")
+    elif not store.complete:
+        refuse_full_disk(store.folder, inputs + gradients, "statistics (or --statistics off)")
+
+
+def _needs(recipe: Recipe) -> frozenset[type[Statistic]]:
+    """The original model's statistics serve any method, so all are kept; others serve this method only."""
+    if recipe.propagate is Propagate.NONE:
+        aside = {HeldOut} & recipe.method.needs
+        return frozenset(STATISTICS.values()) | aside
+    inputs = {kind for kind in recipe.method.needs if not issubclass(kind, GradientStatistic)}
+    return frozenset(inputs | {Gram})

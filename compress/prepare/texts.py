@@ -1,0 +1,142 @@
+"""What a recipe's text is for its model: sequences to calibrate on, windows to evaluate on, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from calibration.data import Framing, Split, Tokens, load_tokens, load_windows, parse_source
+from calibration.errors import InputError
+from calibration.heads import Head, head_of
+from compress.config.recipe import Recipe
+from compress.errors import RecipeError
+from eval.footprint import context_length
+
+FEW = 32
+"""Tokens that tell what a block does with any."""
+
+
+def refuse_long_sequences(recipe: Recipe, config: PretrainedConfig) -> None:
+    """Raises RecipeError if the model does not take sequences of so many tokens."""
+    most = context_length(config)
+    if most is not None and recipe.seq_len > most:
+        raise RecipeError(f"seq_len: {recipe.seq_len} tokens; the model takes at most {most}")
+
+
+def refuse_unknown_tokens(
+    text: Tokens, tokenizer: Any, config: PretrainedConfig, option: str
+) -> None:
+    """Raises RecipeError for token ids that the model has no embedding for, or classes; `option` gave the text."""
+    _refuse_unknown_labels(text, config, option)
+    size, largest = config.get_text_config().vocab_size, int(text.input_ids.max())
+    if largest >= size or int(text.input_ids.min()) < 0:
+        raise RecipeError(
+            f"{option}: it has token ids up to {largest}, but the model has {size} embeddings (vocab_size) and its "
+            f"tokenizer {len(tokenizer)} tokens; use the tokenizer that the model was trained with"
+        )
+
+
+def framing_for(config: PretrainedConfig) -> Framing:
+    """How a model of this configuration reads text."""
+    return Framing.PACKED if head_of(config) is Head.NEXT_TOKEN else Framing.EXAMPLES
+
+
+def settled_for(recipe: Recipe, config: PretrainedConfig) -> Recipe:
+    """The recipe for a model of this configuration: only language models have tasks, so by default others have none.
+
+    Raises RecipeError if a recipe asks for what the model cannot do.
+    """
+    head = head_of(config)
+    if head is Head.NEXT_TOKEN:
+        return recipe
+    if head is Head.FEATURES and recipe.method.weighs_by_divergence:
+        raise RecipeError(
+            "method.importance: kl compares predictions, and an encoder alone makes none; use fisher"
+        )
+    if head is Head.CLASSES and _n_classes(config) < 2:
+        raise RecipeError(
+            f"model: its head has num_labels {config.num_labels} and problem_type {config.problem_type}; only "
+            "classifiers of one class among two or more are compressed"
+        )
+    if recipe.base_checkpoint is not None:
+        raise RecipeError(
+            "base_checkpoint: only checkpoints of models that write text are repaired; compress this one with a "
+            "repair of a method (--method eora --base rtn)"
+        )
+    if "gptq" in recipe.export:
+        raise RecipeError("export: gptq is for models that write text; choose native or dense")
+    if recipe.tasks not in ((), Recipe().tasks):
+        raise RecipeError(
+            f"tasks: {', '.join(recipe.tasks)} are for models that write text; this one is compared with its original "
+            "on --eval-text, so give --tasks alone, without a name"
+        )
+    return replace(recipe, tasks=())
+
+
+def _n_classes(config: PretrainedConfig) -> int:
+    """Of which a sequence has exactly one; 0 for a head of another kind."""
+    single = config.problem_type in (None, "single_label_classification")
+    return int(config.num_labels or 0) if single else 0
+
+
+def _refuse_unknown_labels(text: Tokens, config: PretrainedConfig, option: str) -> None:
+    if text.labels is None or head_of(config) is not Head.CLASSES:
+        return
+    n_classes = _n_classes(config)
+    least, most = int(text.labels.min()), int(text.labels.max())
+    if least < 0 or most >= n_classes:
+        wrong = least if least < 0 else most
+        raise RecipeError(
+            f"{option}: it has the label {wrong}, and the model's classes are 0 to {n_classes - 1}"
+        )
+
+
+def calibration_text(recipe: Recipe, tokenizer: Any, framing: Framing) -> Tokens:
+    """The sequences that statistics are collected on. Raises InputError naming the source."""
+    return load_tokens(
+        [parse_source(text) for text in recipe.calibration],
+        tokenizer,
+        framing=framing,
+        n_sequences=recipe.samples,
+        seq_len=recipe.seq_len,
+        seed=recipe.seed,
+        split=Split.CALIBRATION,
+    )
+
+
+def held_out_windows(recipe: Recipe, tokenizer: Any, framing: Framing) -> Tokens | None:
+    """Windows of the evaluation's text, none of them padded where text is packed; None if the recipe wants none.
+
+    Raises RecipeError naming the option if the text is too short.
+    """
+    if not recipe.eval_windows:
+        return None
+    try:
+        windows = load_windows(
+            parse_source(recipe.eval_text),
+            tokenizer,
+            n_sequences=recipe.eval_windows,
+            seq_len=recipe.seq_len,
+            framing=framing,
+        )
+    except InputError as error:
+        # Its remedies name the calibration's options; whose text it is must be said.
+        raise RecipeError(
+            f"eval_text: {error} (here --eval-windows stands for samples; 0 skips this evaluation)"
+        ) from error
+    if windows.attention_mask is not None and framing is Framing.PACKED:
+        raise RecipeError(
+            f"eval_text: {recipe.eval_text} has rows shorter than {recipe.seq_len} tokens (seq_len); "
+            "use longer text, or a smaller seq_len"
+        )
+    return windows
+
+
+def few_tokens(tokens: Tokens) -> Tokens:
+    """The first of the first sequence, none of them padding."""
+    ids = tokens.input_ids[:1]
+    if tokens.attention_mask is not None:
+        ids = ids[:, tokens.attention_mask[0].bool()]
+    return Tokens(input_ids=ids[:, :FEW], attention_mask=None, provenance={})

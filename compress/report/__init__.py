@@ -1,0 +1,1 @@
+"""report.json, its schema, comparisons of several, and the pages and cards made from them."""

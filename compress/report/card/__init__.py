@@ -1,0 +1,1 @@
+"""The model card: text, metadata, pictures, loading instructions."""

@@ -1,0 +1,201 @@
+"""The model card's front matter: what the Hugging Face hub reads of it, made with its own library.
+
+The library checks the shape of it without a network; `ModelCard.validate` asks the hub.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from calibration.heads import Head
+from compress.report.report import BaseReport, ExportReport, Report
+from compress.report.summary import evaluated, method_text
+from eval.scores import TaskScore
+from eval.whole import ACCURACY
+
+_DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+PIPELINES: Mapping[str, str] = {
+    Head.NEXT_TOKEN: "text-generation",
+    Head.CLASSES: "text-classification",
+    Head.FEATURES: "feature-extraction",
+}
+
+_METRICS = {
+    "acc": "accuracy",
+    "acc_norm": "accuracy",
+    "exact_match": "exact_match",
+    "f1": "f1",
+    "mcc": "matthews_correlation",
+    "bleu": "bleu",
+    "chrf": "chrf",
+    "perplexity": "perplexity",
+    "word_perplexity": "perplexity",
+}
+"""Of lm-eval's metrics those that the hub has an id for (hf.co/metrics); the others are in the card's text."""
+
+_DATA: Mapping[str, tuple[str, str, str | None]] = {
+    "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", "ARC-Challenge"),
+    "arc_easy": ("allenai/ai2_arc", "ARC-Easy", "ARC-Easy"),
+    "boolq": ("google/boolq", "BoolQ", None),
+    "gsm8k": ("openai/gsm8k", "GSM8K", "main"),
+    "hellaswag": ("Rowan/hellaswag", "HellaSwag", None),
+    "lambada_openai": ("EleutherAI/lambada_openai", "LAMBADA", "default"),
+    "mmlu": ("cais/mmlu", "MMLU", "all"),
+    "openbookqa": ("allenai/openbookqa", "OpenBookQA", "main"),
+    "piqa": ("ybisk/piqa", "PIQA", None),
+    "winogrande": ("allenai/winogrande", "WinoGrande", "winogrande_xl"),
+}
+"""The hub's id, name and configuration of a task's data; another task is called by its own name."""
+
+_LICENCES = frozenset(
+    (
+        *("afl-3.0", "agpl-3.0", "apache-2.0", "apple-amlr", "apple-ascl", "artistic-2.0"),
+        *("bigcode-openrail-m", "bigscience-bloom-rail-1.0", "bigscience-openrail-m", "bsd"),
+        *("bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "bsl-1.0", "c-uda", "cc"),
+        *("cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0"),
+        *("cc-by-nc-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0"),
+        *("cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0"),
+        *("cc0-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0"),
+        *("creativeml-openrail-m", "deepfloyd-if-license", "ecl-2.0", "epl-1.0", "epl-2.0"),
+        *("etalab-2.0", "eupl-1.1", "eupl-1.2", "gemma", "gfdl", "gpl", "gpl-2.0", "gpl-3.0"),
+        *("h-research", "intel-research", "isc", "lgpl", "lgpl-2.1", "lgpl-3.0", "lgpl-lr"),
+        *("llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "lppl-1.3c", "mit"),
+        *("mpl-2.0", "ms-pl", "ncsa", "odbl", "odc-by", "ofl-1.1", "openrail", "openrail++"),
+        *("osl-3.0", "pddl", "postgresql", "unknown", "unlicense", "wtfpl", "zlib"),
+    )
+)
+"""Ids that the hub takes (hf.co/docs/hub/repositories-licenses); any other is "other" and has a name."""
+
+
+def front_matter(report: Report, export: ExportReport | None) -> ModelCardData:
+    """What a card says to machines; results only of the export that was evaluated."""
+    names = method_text(report.recipe["method"]).split(" on ")
+    matter: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": PIPELINES[report.head],
+        "tags": ["compress", "compressed", *names],
+        **_licence(report),
+    }
+    base = base_model(report)
+    if export is not None and export.format == "adapter":
+        # What it adapts may be a folder of somebody's: the original's id would be wrong.
+        matter["library_name"] = "peft"
+        if report.base is not None and report.base.revision is not None:
+            matter |= {"base_model": base_name(report.base), "base_model_relation": "adapter"}
+    elif base is not None:
+        matter |= {"base_model": base, "base_model_relation": "quantized"}
+    results = list(_results(report)) if evaluated(report, export) else []
+    if results:
+        matter |= {"model_name": model_name(report), "eval_results": results}
+    return ModelCardData(**matter)
+
+
+def base_name(base: BaseReport) -> str:
+    """The compressed checkpoint that a run built on: its hub id, or its folder's own name."""
+    if base.revision is None:
+        return Path(base.checkpoint).name
+    return base.checkpoint.partition("@")[0]
+
+
+def has_few_bits(report: Report) -> bool:
+    """Whether there are paths whose factors are on grids."""
+    bits = str(report.recipe["method"].get("adapter_bits", "16"))
+    return bits != "16" and any("-bit" in each.form.rpartition("rank")[2] for each in report.layers)
+
+
+def base_model(report: Report) -> str | None:
+    """The hub id of what was compressed; None for a local path, which nobody else can follow."""
+    spec = str(report.recipe["model"])
+    if spec == "demo":
+        return _DEMO
+    # Only what came from the hub has a revision; a relative path may look like a hub id.
+    is_on_hub = _HUB_ID.fullmatch(spec) and report.model.startswith(f"{spec} at ")
+    return spec if is_on_hub else None
+
+
+def source_name(report: Report) -> str:
+    """What was compressed, as a reader knows it."""
+    return base_model(report) or Path(str(report.recipe["model"])).name
+
+
+def model_name(report: Report) -> str:
+    """The compressed model in a few words, with no folder of this machine."""
+    return f"{source_name(report).rpartition('/')[2]}, compressed with {method_text(report.recipe['method'])}"
+
+
+def _licence(report: Report) -> dict[str, Any]:
+    if report.licence is None:
+        return {"license": "unknown"}
+    several = report.licence.split(", ")
+    if _LICENCES.issuperset(several):
+        return {"license": several[0] if len(several) == 1 else several}
+    found = {"license": "other"}
+    if report.licence != "other":
+        found["license_name"] = report.licence
+    if report.licence_link is not None:
+        found["license_link"] = _followed(report.licence_link, base_model(report))
+    return found
+
+
+def _followed(link: str, base: str | None) -> str:
+    """A file's name is one beside the original's card: it is found there."""
+    is_file = "://" not in link
+    return f"https://huggingface.co/{base}/blob/main/{link}" if is_file and base else link
+
+
+def _results(report: Report) -> Iterator[EvalResult]:
+    if report.scores is None:
+        return
+    fidelity, text = report.scores.after.fidelity, str(report.recipe["eval_text"])
+    if fidelity is not None:
+        yield EvalResult(
+            task_type=PIPELINES[report.head],
+            # The name of the loader of plain text: it has no id of the hub.
+            dataset_type="text",
+            dataset_name=Path(text).name,
+            dataset_args={"windows": report.recipe["eval_windows"], "tokens": fidelity.n_tokens},
+            metric_type="perplexity",
+            metric_value=fidelity.perplexity,
+            metric_name="perplexity",
+        )
+    for score in report.scores.after.tasks:
+        yield from _of_task(report, score)
+
+
+def _of_task(report: Report, score: TaskScore) -> Iterator[EvalResult]:
+    if report.head != Head.NEXT_TOKEN:
+        if score.task == ACCURACY:
+            name = Path(str(report.recipe["eval_text"])).name
+            yield _result(report, score, ("text", name, None), "accuracy")
+        return
+    metric = _METRICS.get(score.metric.partition(",")[0])
+    if metric is not None:
+        data = _DATA.get(
+            score.task.removeprefix("offline_"), (score.task.replace(" ", "_"), score.task, None)
+        )
+        yield _result(report, score, data, metric)
+
+
+def _result(
+    report: Report, score: TaskScore, data: tuple[str, str, str | None], metric: str
+) -> EvalResult:
+    arguments = {"items": score.n_items}
+    if score.n_shot is not None:
+        arguments["num_few_shot"] = score.n_shot
+    return EvalResult(
+        task_type=PIPELINES[report.head],
+        dataset_type=data[0],
+        dataset_name=data[1],
+        dataset_config=data[2],
+        dataset_args=arguments,
+        metric_type=metric,
+        metric_value=score.value,
+        metric_name=f"{score.task}, {score.metric}",
+    )

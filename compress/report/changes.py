@@ -1,0 +1,102 @@
+"""What compression changed and how sure that is, in words: paired differences of the scores in a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from compress.report.report import Comparison
+from eval.paired import (
+    LEAST_VALUES,
+    LEVEL,
+    Interval,
+    PairedChange,
+    corrected,
+    perplexity_ratio,
+    task_change,
+)
+from eval.scores import TaskScore, primary
+
+INTERVAL_NAME = f"{LEVEL:.0%} interval"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One score's change as text."""
+
+    label: str
+    change: str
+    interval: str
+    """Empty where it is not known."""
+    verdict: str
+
+
+def changes(scores: Comparison) -> list[Change]:
+    """The changes of the perplexity and of the metric that each task shows first.
+
+    A score that is no mean over items is left out, as are those of reports that kept no parts of them: nothing can be
+    paired.
+    """
+    return [*_perplexity(scores), *_tasks(scores)]
+
+
+def task_changes(scores: Comparison) -> list[tuple[TaskScore, PairedChange]]:
+    """The metric that each task shows first, before compression, and its change, corrected for how many there are."""
+    known = _paired(scores)
+    found = corrected([task_change(before, after) for before, after in known])
+    return [(before, change) for (before, _), change in zip(known, found, strict=True)]
+
+
+def correction_text(scores: Comparison) -> str:
+    """What the verdicts on tasks are corrected for; empty where at most one was tested."""
+    n = sum(before.n_items >= LEAST_VALUES for before, _ in _paired(scores))
+    if n < 2:
+        return ""
+    return f"Verdicts on tasks are corrected for there being {n} of them (Holm 1979)."
+
+
+def _paired(scores: Comparison) -> list[tuple[TaskScore, TaskScore]]:
+    """Before and after, of tasks whose items are known."""
+    reached = {(score.task, score.metric): score for score in scores.after.tasks}
+    pairs = (
+        (before, reached.get((before.task, before.metric)))
+        for before in primary(scores.before.tasks).values()
+    )
+    return [
+        (before, after)
+        for before, after in pairs
+        if after is not None and len(before.per_item) == len(after.per_item) > 0
+    ]
+
+
+def _perplexity(scores: Comparison) -> Iterator[Change]:
+    before, after = scores.before.fidelity, scores.after.fidelity
+    if before is None or after is None or not before.windows or not after.windows:
+        return
+    found = perplexity_ratio(before, after)
+    text = f"x {found.ratio:.3f}"
+    yield Change("perplexity", text, _text(found.interval, ".3f"), found.verdict)
+
+
+def _tasks(scores: Comparison) -> Iterator[Change]:
+    for score, found in task_changes(scores):
+        verdict = found.verdict
+        if found.tested_p is not None:
+            verdict += f" ({_tested(found)})"
+        label = f"{score.task}, {score.metric}"
+        yield Change(label, f"{found.change:+.3f}", _text(found.interval, "+.3f"), verdict)
+
+
+def _text(interval: Interval | None, spec: str) -> str:
+    return "" if interval is None else f"{interval.low:{spec}} to {interval.high:{spec}}"
+
+
+def _tested(found: PairedChange) -> str:
+    """McNemar's p, or else the bootstrap's, and what Holm's correction makes of it."""
+    told = "" if found.tested_p is None else f"p {p_text(found.tested_p)}"
+    return told if found.holm_p is None else f"{told}, corrected {p_text(found.holm_p)}"
+
+
+def p_text(p_value: float) -> str:
+    """A p-value after its sign: "= 0.031", "< 0.001"."""
+    return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"

@@ -1,0 +1,89 @@
+"""Where a weight is: its block, its projection, and the part of the model that its bytes count for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compress.report.report import Report
+
+NO_BLOCK = "-"
+MOST_PROJECTIONS = 40
+_EMBEDDINGS = re.compile(r"embed|wte|wpe|word_embeddings", re.IGNORECASE)
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_projection|score|classifier|pooler)(\.|$)")
+_NORMS = re.compile(r"norm|(^|[._])ln(_|\.|\d)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Of one layer."""
+
+    block: str
+    """The number of its block; "-" where its name has none."""
+    projection: str
+    """What is left of its name, as short as tells it from the others: "q_proj"."""
+
+
+def places_of(names: Sequence[str]) -> dict[str, Place]:
+    """By layer name: `model.layers.3.self_attn.q_proj` is q_proj of block 3.
+
+    Where experts would make more than `MOST_PROJECTIONS` projections, those of one kind count as one.
+    """
+    parts = {name: _split(name) for name in names}
+    if len({rest for _, rest in parts.values()}) > MOST_PROJECTIONS:
+        parts = {name: (block, _starred(rest)) for name, (block, rest) in parts.items()}
+    short = _shortened({rest for _, rest in parts.values()})
+    return {name: Place(block, short[rest]) for name, (block, rest) in parts.items()}
+
+
+def part_of(name: str, reason: str) -> str:
+    """What a tensor that was kept is: embeddings, head, norms, biases, or the reason it was kept for."""
+    if _HEAD.search(name):
+        return "head"
+    if _NORMS.search(name):
+        return "norms"
+    if _EMBEDDINGS.search(name):
+        return "embeddings"
+    return "biases" if name.endswith("bias") else f"kept: {reason}"
+
+
+def bytes_by_part(report: Report) -> list[tuple[str, int, int]]:
+    """Part, bytes before and bytes after, in the model's order: each projection, then what was kept, largest first."""
+    places = places_of([layer.name for layer in report.layers])
+    layers: dict[str, tuple[int, int]] = {}
+    for layer in report.layers:
+        before, after = layers.get(places[layer.name].projection, (0, 0))
+        sizes = before + layer.bytes_before, after + layer.bytes_after
+        layers[places[layer.name].projection] = sizes
+    kept: dict[str, int] = {}
+    for tensor in report.kept:
+        part = part_of(tensor.name, tensor.reason)
+        kept[part] = kept.get(part, 0) + tensor.n_bytes
+    largest = sorted(kept.items(), key=lambda entry: -entry[1])
+    rest = [(part, n_bytes, n_bytes) for part, n_bytes in largest]
+    return [*((part, *sizes) for part, sizes in layers.items()), *rest]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Block and the rest of the name behind it; without a block, the whole name."""
+    found = re.search(r"(?:^|\.)(\d+)\.(.+)$", name)
+    return (found[1], found[2]) if found else (NO_BLOCK, name)
+
+
+def _starred(name: str) -> str:
+    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name)
+
+
+def _shortened(names: set[str]) -> dict[str, str]:
+    """The last components of each, as many as no other shares."""
+    return {name: _shortest(name, names - {name}) for name in names}
+
+
+def _shortest(name: str, others: set[str]) -> str:
+    components = name.split(".")
+    for start in range(len(components) - 1, 0, -1):
+        ending = ".".join(components[start:])
+        if not any(other == ending or other.endswith(f".{ending}") for other in others):
+            return ending
+    return name

@@ -1,0 +1,68 @@
+"""The page of one run: report.html."""
+
+from __future__ import annotations
+
+from compress.report.card.metadata import source_name
+from compress.report.changes import correction_text
+from compress.report.pages.charts import (
+    bits_figure,
+    bytes_figure,
+    error_figure,
+    memory_figure,
+    ranks_figure,
+    time_figure,
+)
+from compress.report.pages.headline import headline, lead
+from compress.report.pages.making import (
+    calibration_rows,
+    machine_rows,
+    recipe_text,
+    remarks,
+    source_rows,
+)
+from compress.report.pages.rendering import render
+from compress.report.pages.spectra import spectra_figures
+from compress.report.pages.tasks import task_rows, tasks_figure
+from compress.report.pages.theme import PAGE
+from compress.report.report import Report
+from compress.report.summary import megabytes, method_text
+
+MOST_LAYERS = 500
+
+
+def run_page(report: Report) -> str:
+    """The report as one HTML file that fetches nothing and prints; everything in it comes from the report."""
+    source = source_name(report)
+    method = method_text(report.recipe["method"])
+    spectra_told, spectra = spectra_figures(report, PAGE)
+    return render(
+        "run.html",
+        title=f"{source}, {method}",
+        source=source,
+        method=method,
+        report=report,
+        lead=lead(report),
+        stats=headline(report),
+        tasks=task_rows(report),
+        correction="" if report.scores is None else correction_text(report.scores),
+        figures={
+            "tasks": tasks_figure(report, PAGE),
+            "errors": error_figure(report, PAGE),
+            "bits": bits_figure(report.bits_by_layer(), PAGE),
+            "ranks": ranks_figure(report, PAGE),
+            "bytes": bytes_figure(report, PAGE),
+            "time": time_figure(report, PAGE),
+            "memory": memory_figure(report, PAGE),
+        },
+        spectra=spectra,
+        spectra_told=spectra_told,
+        remarks=remarks(report),
+        recipe=recipe_text(report),
+        tables={
+            "What was compressed": source_rows(report),
+            "Calibration text": calibration_rows(report),
+            "Versions and machine": machine_rows(report),
+        },
+        layers=report.layers[:MOST_LAYERS],
+        megabytes=megabytes,
+    )

@@ -1,0 +1,1 @@
+"""Measurements of the original model that a plan or a metric needs."""

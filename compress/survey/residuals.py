@@ -1,0 +1,111 @@
+"""What a plan of low-rank paths compares layers by: the spectra of what a base lost, and what rounding paths costs.
+
+Shapes: o = out_features, i = in_features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from calibration.stats import Statistics
+from calibration.walk import Block, SharedInput
+from compress.errors import LayerError
+from compress.families.base import Survey, Trial
+from compress.families.importance import fisher_cost
+from compress.families.low_rank import Metric, quantised_low_rank
+from compress.families.repair import Repair
+from compress.families.repair_options import FULL_BITS
+from compress.families.repair_planner import remaining
+from compress.forms.factorised import Dense
+from compress.models.layers import weight_oi
+from compress.planning.groups import Group, groups_of
+from compress.prepare.prepare import Prepared
+from compress.solvers.rank_allocation import Importance
+
+PROBE_RANK = 32
+"""The rank at which the cost of rounding is measured."""
+
+
+def block_residuals(
+    prepared: Prepared,
+    block: Block,
+    groups: list[SharedInput],
+    gradients: Mapping[str, Statistics],
+) -> tuple[dict[str, Survey], dict[str, Trial]]:
+    """By layer; with trials of the bases alone. The groups are used up, each let go when done. Raises LayerError."""
+    planned = {layer.name: layer for layer in prepared.plan.layers}
+    surveys: dict[str, Survey] = {}
+    trials: dict[str, Trial] = {}
+    while groups:
+        shared = groups.pop(0)
+        for group in groups_of([shared], planned, gradients):
+            names = [layer.name for layer in group.layers]
+            weights = [weight_oi(block.layers[name]).float() for name in names]
+            try:
+                residuals = _residuals(prepared, group, weights)
+                for name, weight, residual in zip(names, weights, residuals, strict=True):
+                    stats = shared.stats.joined(gradients.get(name, Statistics()))
+                    survey = _surveyed(prepared, weight.double(), residual, stats)
+                    surveys[name] = replace(survey, reads=shared.names[0])
+                    if survey.residual > 0:
+                        base = Dense((weight - residual).float())
+                        trials[name] = Trial(base, survey.residual)
+            except LayerError as error:
+                raise LayerError(f"layer {', '.join(names)}: {error}") from error
+        shared.stats.forget()
+    return surveys, trials
+
+
+def _residuals(prepared: Prepared, group: Group, weights: list[Tensor]) -> list[Tensor]:
+    """What the base loses of these weights, fp64."""
+    if prepared.on_base is not None:
+        on_base, device = prepared.on_base, prepared.device
+        return [
+            on_base.residual(layer.name, weight, on_base.form(layer.name, device))
+            for layer, weight in zip(group.layers, weights, strict=True)
+        ]
+    repair = group.layers[0].compressor
+    assert isinstance(repair, Repair)  # a provisional plan gives every layer a path
+    forms = repair.base.compress(weights, group.stats)
+    return [w.double() - form.dense().double() for w, form in zip(weights, forms, strict=True)]
+
+
+def _surveyed(prepared: Prepared, weight: Tensor, residual: Tensor, stats: Statistics) -> Survey:
+    assert isinstance(prepared.recipe.method, Repair)
+    return survey_residual(prepared.recipe.method, weight, residual, stats)
+
+
+def survey_residual(method: Repair, weight: Tensor, residual: Tensor, stats: Statistics) -> Survey:
+    """What is to be known of a weight and of what its base lost of it, (o, i) each, fp64.
+
+    Raises LayerError if it cannot be had.
+    """
+    metric = method.measure(residual, stats)
+    energy = metric.energy(weight)
+    survey = Survey(metric.spectrum(residual), energy=energy)
+    cost = fisher_cost(method.adapter_importance, stats)
+    if method.adapter_importance is Importance.RELATIVE:
+        cost = 1 / energy if energy > 0 else 1.0
+    fitted = method.fitted(stats)
+    rounding = tuple(
+        (bits, _rounding(method, residual, (metric, survey), bits, fitted))
+        for bits in method.widths
+        if bits < FULL_BITS
+    )
+    return replace(survey, cost=cost, rounding=rounding)
+
+
+def _rounding(
+    method: Repair, residual: Tensor, known: tuple[Metric, Survey], bits: int, stats: Statistics
+) -> float:
+    """The share of what a path captures that rounding its factors loses, measured at one rank."""
+    metric, survey = known
+    rank = min(PROBE_RANK, *residual.shape)
+    path = quantised_low_rank(residual, metric, rank, method.rounding(bits), stats)
+    tail = remaining(survey, rank, FULL_BITS)
+    captured = survey.residual - tail
+    lost = metric.energy(residual - path.dense().double()) - tail
+    return max(lost, 0.0) / captured if captured > 0 else 0.0

@@ -1,0 +1,1 @@
+"""Many runs planned together and compared."""
