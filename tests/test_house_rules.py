@@ -12,7 +12,9 @@ import compress
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("compress", "calibration", "eval")
-MOST_FILE_LINES = 300
+MOST_FILE_LINES = 400
+MOST_MODULES = 20
+MOST_MODULES_AT_THE_TOP = 8
 MOST_FUNCTION_LINES = 40
 
 # Written apart, so that this file does not name them either.
@@ -47,6 +49,14 @@ def named(path: Path) -> str:
 def test_a_file_is_small(path: Path) -> None:
     n_lines = len(path.read_text(encoding="utf-8").splitlines())
     assert n_lines <= MOST_FILE_LINES, f"{named(path)} has {n_lines} lines; split it by idea"
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in sources()}), ids=named)
+def test_a_folder_has_few_modules(folder: Path) -> None:
+    most = MOST_MODULES_AT_THE_TOP if named(folder) == "compress" else MOST_MODULES
+    assert len(list(folder.glob("*.py"))) <= most, (
+        f"{named(folder)}; make a package of what belongs together"
+    )
 
 
 @pytest.mark.parametrize("path", sources(), ids=named)

@@ -6,9 +6,10 @@ from problems import inputs, relative_output_error, statistics, weight
 
 from calibration.stats import Gram, Statistics
 from compress.errors import LayerError
-from compress.families.base import LayerShape, load_methods
+from compress.families.base import LayerShape
 from compress.families.pruner import Pruner
 from compress.forms.factorised import Sparse
+from compress.methods import load_methods
 from compress.methods.eora import EoRA
 from compress.methods.magnitude import Magnitude
 from compress.methods.wanda import Wanda

@@ -18,7 +18,6 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from compress.errors import RecipeError
-from compress.families.repair import Repair
 
 Registry = Mapping[str, type]
 T = TypeVar("T")
@@ -222,11 +221,11 @@ def choices(hint: Any, registry: Registry) -> dict[str, type]:
 
 
 def _offered(options: object, hint: Any, registry: Registry) -> Iterator[str]:
-    """The choices that are not refused in any case: a repair has no repair as its base."""
+    """The choices that `options` does not refuse in any case."""
     if types.NoneType in get_args(hint):
         yield NONE
     for name, kind in choices(hint, registry).items():
-        if not (isinstance(options, Repair) and issubclass(kind, Repair)):
+        if not issubclass(kind, getattr(options, "refused_choices", ())):
             yield name
 
 

@@ -13,19 +13,12 @@ from calibration.walk import Propagate
 from compress.config.options import build, check_types, dump, name_of
 from compress.config.yaml_file import read_yaml
 from compress.errors import RecipeError
-from compress.families.base import Compressor, load_methods
+from compress.families.base import Compressor
 from compress.families.repair import Repair
+from compress.methods import load_methods
+from compress.models.devices import Dtype
 
 METHODS = load_methods()
-
-
-class Dtype(StrEnum):
-    """The number format that a model computes in; auto takes the one of its checkpoint."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
 
 
 class StatisticsMode(StrEnum):

@@ -11,11 +11,11 @@ from transformers import AutoConfig, PreTrainedModel
 
 from calibration.data import Tokens
 from calibration.heads import AUTO_CLASSES, Head, head_of
+from compress.callbacks import Progress
 from compress.config.recipe import Recipe
 from compress.exports.load import load_export, stored_in, unpack
 from compress.models.devices import settle_device, settle_dtype
 from compress.models.resolve import load_tokenizer, resolve_model
-from compress.pipeline.blocks import Progress
 from compress.prepare.prepare import Prepared
 from compress.prepare.texts import (
     framing_for,

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compress.callbacks import Progress
 from compress.config.recipe import Recipe
 from compress.errors import CheckpointError
 from compress.evaluation.compare import Original, OriginalScores, score_original
-from compress.pipeline.blocks import Progress
 from compress.report.environment import describe_environment
 from compress.report.report import decode
 

@@ -7,8 +7,6 @@ A method is one file in `compress/methods/`: a frozen, keyword-only dataclass th
 from __future__ import annotations
 
 import enum
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -78,6 +76,8 @@ class Compressor(ABC):
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    refused_choices: ClassVar[tuple[type, ...]] = ()
+    """Classes that none of its options may hold, though their type would allow it."""
 
     def __init_subclass__(cls, *, name: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -201,12 +201,3 @@ def refuse_shrinkage(shrinkage: float) -> None:
     """Raises RecipeError for what is no share."""
     if not 0 <= shrinkage <= 1:
         raise RecipeError(f"method.shrinkage: {shrinkage} is not between 0 and 1 (0.1 is usual)")
-
-
-def load_methods() -> Mapping[str, type[Compressor]]:
-    """Import every file of `compress/methods/` and return the registry."""
-    from compress import methods
-
-    for module in pkgutil.iter_modules(methods.__path__):
-        importlib.import_module(f"{methods.__name__}.{module.name}")
-    return METHODS

@@ -146,7 +146,7 @@ class PathOptions(Compressor, ABC):
                 "method.base.anchor: dense fits the original's outputs before there is a repair; anchor the repair "
                 "(method.anchor) and not its base"
             )
-        if isinstance(self.base, PathOptions):
+        if isinstance(self.base, self.refused_choices):
             raise RecipeError(
                 f"method.base: {self.base.name} is itself a repair; give the method that compresses"
             )
@@ -261,3 +261,7 @@ class PathOptions(Compressor, ABC):
         step = RANK_STEP if bits == FULL_BITS else CODES_A_ROW
         ranks = list(range(step, thinnest + 1, step))
         return ranks if ranks and ranks[-1] == thinnest else [*ranks, thinnest]
+
+
+# A correction of a correction has one closed form, which is the correction of a higher rank.
+PathOptions.refused_choices = (PathOptions,)

@@ -11,9 +11,9 @@ from torch import Tensor
 from calibration.stats import Gram, Statistics
 from compress.errors import LayerError
 from compress.families.low_rank import FactorDtype
+from compress.families.rounding import Rounding
 from compress.forms.factorised import Along, Dense, Form, Product, Short, Sparse
 from compress.forms.sparse import Layout, words_for
-from compress.methods.rtn import RTN
 from compress.solvers.linalg import to_storage
 from compress.solvers.masks import Pattern, largest
 
@@ -58,7 +58,7 @@ class AtomDtype(enum.StrEnum):
 WORD_BYTES = 4
 
 
-ROUNDED_ATOMS = RTN(bits=8, group_size=GROUP)
+ROUNDED_ATOMS = Rounding(bits=8, group_size=GROUP)
 
 
 def layout_of(pattern: Pattern) -> Layout:
@@ -94,10 +94,10 @@ class CodeStorage:
         return n * s * self._float.itemsize
 
     @property
-    def rounding(self) -> RTN | None:
+    def rounding(self) -> Rounding | None:
         """What makes integers of the values of each line; None where they are floats."""
         if self.bits in (CodeBits.INT_8, CodeBits.INT_4):
-            return RTN(bits=int(self.bits), group_size=GROUP)
+            return Rounding(bits=int(self.bits), group_size=GROUP)
         return None
 
     @property

@@ -13,16 +13,15 @@ from calibration.skeleton import PartLoader, build_skeleton
 from compress.bases import Base, open_base
 from compress.bases.detecting import open_reader, quantisation_of
 from compress.bases.plain import PlainBase
-from compress.config.recipe import Dtype
+from compress.callbacks import Progress
 from compress.errors import CheckpointError
 from compress.exports.adapter import CONFIG, PREFIX, STEM, find_base
 from compress.exports.gptq import ADAPTER
 from compress.forms.factorised import empty
 from compress.forms.loading import FORMAT
 from compress.models.checkpoint import Reader, read_json
-from compress.models.devices import settle_dtype
+from compress.models.devices import Dtype, settle_dtype
 from compress.models.resolve import resolve_model
-from compress.pipeline.blocks import Progress
 from compress.pipeline.layer_text import describe
 from compress.planning.make import Linears, chosen_linears, kept_tensors
 

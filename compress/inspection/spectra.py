@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compress.callbacks import Progress
 from compress.errors import LayerError
 from compress.inspection.checkpoint import Ordinary
-from compress.pipeline.blocks import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

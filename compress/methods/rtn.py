@@ -1,45 +1,15 @@
-"""RTN: round every weight to the nearest point of its group's grid.
-
-The floor of quantisation: no error is carried from one column to the next. Scales are searched with diag(G).
-Shapes: o = out_features, i = in_features, g = group size.
-"""
+"""RTN: round every weight to the nearest point of its group's grid; the floor of quantisation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from calibration.stats import Gram, Statistics
-from compress.families.quantiser import Quantiser, stacked
-from compress.forms.factorised import Form
+from compress.families.rounding import Rounding
 
 
 @dataclass(frozen=True, kw_only=True)
-class RTN(Quantiser, name="rtn"):
+class RTN(Rounding, name="rtn"):
     """Rounding to nearest, with scales searched for the least weighted error."""
 
     paper: ClassVar[str] = "(baseline)"
-
-    def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
-        """Round each group on the grid whose scale loses least in the metric diag(G)."""
-        weight_oi, rows = stacked(weights)
-        i = weight_oi.shape[1]
-        size = self.group_of(i)
-        importance_i = stats[Gram].mean_ii().diagonal().float()
-        codes, scales, zeros = [], [], []
-        for start in range(0, i, size):
-            part = weight_oi[:, start : start + size]
-            scale, zero = self.grid.scales(part, importance_i[start : start + size])
-            codes.append(self.grid.codes(part, scale[:, None], zero[:, None]))
-            scales.append(scale)
-            zeros.append(zero)
-        stack = (
-            torch.cat(codes, 1).to(torch.uint8),
-            torch.stack(scales, 1),
-            torch.stack(zeros, 1).to(torch.uint8),
-        )
-        return self.forms(*stack, rows)

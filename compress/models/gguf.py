@@ -13,7 +13,7 @@ import shutil
 import struct
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from calibration.store import file_sha256
+from compress.callbacks import Progress
 from compress.errors import CheckpointError
 from compress.models.gguf_tokenizer import TokenizerFacts, write_tokenizer
-
-Progress = Callable[[str, int, int], None]
 
 MAGIC = b"GGUF"
 CONVERTER_VERSION = 1

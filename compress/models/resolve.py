@@ -22,13 +22,13 @@ from huggingface_hub.errors import (
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from calibration.store import file_sha256
+from compress.callbacks import Progress, no_progress
 from compress.errors import CheckpointError
 from compress.models.checks import WHAT_MODELS_ARE, check_folder
 from compress.models.demo import DEMO, demo_folder
 from compress.models.gguf import (
     CONVERTER_VERSION,
     SOURCE_FILE,
-    Progress,
     convert,
     refuse_bad_magic,
 )
@@ -58,12 +58,8 @@ class SourceModel:
     """The link there, for a licence that the hub has no name for."""
 
 
-def _no_progress(stage: str, done: int, total: int) -> None:
-    """Used where nobody watches."""
-
-
 def resolve_model(
-    spec: str, cache: Path | None = None, *, progress: Progress = _no_progress
+    spec: str, cache: Path | None = None, *, progress: Progress = no_progress
 ) -> SourceModel:
     """Find, fetch or convert the model `spec`, and check that it is one this toolkit compresses.
 

@@ -32,8 +32,6 @@ from compress.planning.plan import Plan, PlannedLayer
 from compress.report.report import LayerReport, Spectrum
 from compress.solvers.linalg import output_energy, shifted_energy
 
-Progress = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True)
 class Finished:

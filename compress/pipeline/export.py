@@ -13,13 +13,14 @@ from calibration.skeleton import decoder_blocks
 from calibration.stats import Anchor
 from calibration.store import Store
 from calibration.stream import Stream
+from compress.callbacks import Progress
 from compress.config.recipe import OnFailure
 from compress.errors import LayerError
 from compress.exports import EXPORTS, ON_BASE, Exporter, LayerExport
 from compress.exports.verify import write_probe
 from compress.models.layers import refuse_not_finite
 from compress.on_base.base import base_of, path_of
-from compress.pipeline.blocks import Job, Progress, compress_blocks
+from compress.pipeline.blocks import Job, compress_blocks
 from compress.pipeline.stopwatch import Stopwatch
 from compress.prepare.prepare import Prepared
 from compress.prepare.texts import few_tokens

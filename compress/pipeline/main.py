@@ -19,6 +19,7 @@ import psutil
 import yaml
 
 from calibration.walk import Propagate
+from compress.callbacks import Progress, no_progress
 from compress.config.recipe import Recipe, StatisticsMode
 from compress.errors import RecipeError
 from compress.evaluation.compare import (
@@ -31,7 +32,6 @@ from compress.evaluation.original_scores import Originals
 from compress.exports.gptq import ADAPTER
 from compress.exports.load import stored_in
 from compress.exports.verify import verify
-from compress.pipeline.blocks import Progress
 from compress.pipeline.export import export
 from compress.pipeline.report import make_report
 from compress.pipeline.stopwatch import Stopwatch
@@ -54,10 +54,6 @@ from compress.survey.survey import surveyed
 
 RECIPE, REPORT, CARD, PAGE = "recipe.yaml", "report.json", "README.md", "report.html"
 VERIFIED, PARTIAL, UNFINISHED = ".verified", ".partial", ".unfinished"
-
-
-def no_progress(stage: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Forecast:

@@ -24,6 +24,7 @@ from calibration.skeleton import PartLoader, build_skeleton
 from calibration.stats import STATISTICS, Anchor, Gram, Statistic
 from calibration.store import Store
 from calibration.walk import Propagate
+from compress.callbacks import Progress
 from compress.config.recipe import Recipe, StatisticsMode
 from compress.errors import RecipeError
 from compress.exports import EXPORTS, ON_BASE
@@ -36,7 +37,6 @@ from compress.models.resolve import SourceModel, load_tokenizer, resolve_model
 from compress.on_base.base import OnBase
 from compress.on_base.checks import checked, open_named
 from compress.on_base.rescaling import with_rescalings
-from compress.pipeline.blocks import Progress
 from compress.planning.make import make_plan, refuse_full_disk
 from compress.planning.plan import Plan
 from compress.prepare.texts import (

@@ -19,10 +19,10 @@ from calibration.heads import predictions
 from calibration.skeleton import decoder_blocks
 from calibration.stream import HiddenStates, Stream
 from calibration.walk import Block
+from compress.callbacks import Progress
 from compress.errors import LayerError
 from compress.forms.factorised import CompressedLinear, Form
 from compress.models.layers import bias_of
-from compress.pipeline.blocks import Progress
 from compress.prepare.prepare import Prepared
 
 N_TOKENS = 1024

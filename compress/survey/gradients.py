@@ -14,8 +14,8 @@ from calibration.stats import Statistics
 from calibration.store import Store
 from calibration.stream import Stream
 from calibration.walk import SharedInput
+from compress.callbacks import Progress
 from compress.config.recipe import StatisticsMode
-from compress.pipeline.blocks import Progress
 from compress.prepare.prepare import Gradients, Prepared
 from eval.wheels import cache_root
 

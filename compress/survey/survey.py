@@ -11,11 +11,11 @@ from dataclasses import replace
 from calibration.gradients import of_gradients
 from calibration.stats import Statistic, Statistics
 from calibration.walk import Block, SharedInput
+from compress.callbacks import Progress
 from compress.errors import LayerError
 from compress.families.base import Survey, Trial
 from compress.families.repair import Repair
 from compress.models.layers import refuse_not_finite, weight_oi
-from compress.pipeline.blocks import Progress
 from compress.prepare.prepare import Prepared, replanned
 from compress.survey.divergence import Divergences
 from compress.survey.gradients import gradients_of_block, with_gradients

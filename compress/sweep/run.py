@@ -16,13 +16,13 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from calibration.errors import InputError
+from compress.callbacks import Progress
 from compress.config.recipe import Recipe
 from compress.errors import CheckpointError, RecipeError
 from compress.evaluation.original_scores import Originals
 from compress.models.checkpoint import Reader
 from compress.models.resolve import resolve_model
 from compress.pipeline import main as pipeline
-from compress.pipeline.blocks import Progress
 from compress.planning.make import refuse_full_disk
 from compress.prepare.output_folder import refuse_unwritable
 from compress.prepare.prepare import SCRATCH_BYTES, Prepared, prepare

@@ -1,0 +1,10 @@
+"""What callers are told while they wait."""
+
+from collections.abc import Callable
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage, the units done and the units there are."""
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Tells nobody."""
