@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from calibration.data import Tokens
 from calibration.errors import InputError
 from calibration.gradients import GradientStatistic
 from calibration.heads import Head, head_of
@@ -30,6 +29,7 @@ from calibration.memory import trim
 from calibration.skeleton import PartLoader, decoder_blocks
 from calibration.stats import Statistics
 from calibration.stream import HiddenStates, Stream
+from calibration.text.data import Tokens
 from calibration.walk import is_linear, tokens_of
 
 MEMORY_BYTES = 4 << 30

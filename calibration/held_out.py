@@ -11,8 +11,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from calibration.data import Tokens
 from calibration.stats import Gram, Statistic, Statistics, second_moments
+from calibration.text.data import Tokens
 
 EVERY = 8
 """One of so many sequences is kept aside."""

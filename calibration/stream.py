@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from calibration.data import Tokens
 from calibration.errors import InputError
 from calibration.heads import predictions
+from calibration.text.data import Tokens
 
 
 @dataclass(frozen=True)

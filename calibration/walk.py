@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from calibration.data import Tokens
 from calibration.errors import InputError
 from calibration.held_out import HeldOut, kept_aside
 from calibration.memory import trim
 from calibration.skeleton import PartLoader, decoder_blocks
 from calibration.stats import Anchor, Statistic, Statistics
 from calibration.stream import Stream
+from calibration.text.data import Tokens
 
 
 class Propagate(enum.StrEnum):

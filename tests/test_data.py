@@ -13,9 +13,9 @@ from pyarrow import parquet
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-import calibration.drawing
-from calibration.data import Split, TextSource, Tokens, load_tokens, load_windows, parse_source
+import calibration.text.drawing
 from calibration.errors import InputError
+from calibration.text.data import Split, TextSource, Tokens, load_tokens, load_windows, parse_source
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -72,7 +72,7 @@ def test_documents_are_joined_with_the_end_of_text_token(tmp_path, tokenizer):
 def test_a_seed_gives_the_same_tokens_and_another_seed_others(
     tmp_path, tokenizer, monkeypatch, limit
 ):
-    monkeypatch.setattr(calibration.drawing, "_TOKENISE_ALL_CHARACTERS", limit)
+    monkeypatch.setattr(calibration.text.drawing, "_TOKENISE_ALL_CHARACTERS", limit)
     path = write_rows(tmp_path / "a.jsonl", [{"text": numbered_words(n)} for n in range(1, 60)])
     prints = [load([path], tokenizer, seed=seed).fingerprint() for seed in (0, 0, 1)]
     assert prints[0] == prints[1] != prints[2]
@@ -81,7 +81,7 @@ def test_a_seed_gives_the_same_tokens_and_another_seed_others(
 @pytest.mark.slow
 def test_tokens_do_not_depend_on_the_hash_seed_or_the_place_of_the_file(tmp_path):
     code = (
-        "import sys; from calibration.data import *; import runpy;"
+        "import sys; from calibration.text.data import *; import runpy;"
         "tokenizer = runpy.run_path(sys.argv[1])['byte_tokenizer']();"
         "print(load_tokens([TextSource(sys.argv[2]), TextSource('python-docs')], tokenizer,"
         "n_sequences=8, seq_len=32, seed=3, split=Split.CALIBRATION).fingerprint())"
@@ -103,7 +103,7 @@ def test_tokens_do_not_depend_on_the_hash_seed_or_the_place_of_the_file(tmp_path
 
 
 def test_pieces_of_a_long_text_do_not_overlap_and_begin_at_words(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(calibration.drawing, "_TOKENISE_ALL_CHARACTERS", 100)
+    monkeypatch.setattr(calibration.text.drawing, "_TOKENISE_ALL_CHARACTERS", 100)
     path = tmp_path / "a.txt"
     path.write_text(numbered_words(2000))
     tokens = load([path], tokenizer, n_sequences=100, seq_len=64)
@@ -241,7 +241,7 @@ def test_python_docs_has_enough_text_and_its_parts_share_no_paragraph(tokenizer)
     assert len(held_out) >= 16
     topics = [set(t.provenance["sources"][0]["topics"]) for t in (calibration_part, held_out)]
     assert topics[0] and topics[1] and not topics[0] & topics[1]
-    from calibration.prose import python_docs
+    from calibration.text.prose import python_docs
 
     paragraphs = [
         {p for text in python_docs(part)[0] for p in text.split("\n\n")}
@@ -251,7 +251,7 @@ def test_python_docs_has_enough_text_and_its_parts_share_no_paragraph(tokenizer)
 
 
 def test_windows_are_the_first_tokens_of_the_whole_text(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(calibration.drawing, "_PIECE_CHARACTERS_PER_TOKEN", 1)
+    monkeypatch.setattr(calibration.text.drawing, "_PIECE_CHARACTERS_PER_TOKEN", 1)
     path = tmp_path / "a.txt"
     path.write_text("é" * 3000 + numbered_words(3000))
     whole = torch.tensor(tokenizer(path.read_text(), add_special_tokens=False)["input_ids"])

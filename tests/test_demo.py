@@ -12,7 +12,7 @@ from gguf_files import tiny_llama, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import compress.models.demo
-from calibration.data import Split, TextSource, load_tokens, load_windows
+from calibration.text.data import Split, TextSource, load_tokens, load_windows
 from compress.errors import CheckpointError
 from compress.models.resolve import resolve_model
 

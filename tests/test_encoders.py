@@ -16,10 +16,10 @@ from transformers import (
 )
 
 import compress
-from calibration.data import Framing, Split, load_tokens, load_windows, parse_source
 from calibration.errors import InputError
 from calibration.gradients import Fisher
 from calibration.heads import Head, head_of
+from calibration.text.data import Framing, Split, load_tokens, load_windows, parse_source
 from compress.config.recipe import Recipe
 from compress.errors import RecipeError
 from compress.exports.load import load_export

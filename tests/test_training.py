@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 from workspaces import recipe
 
 import compress
-from calibration.data import Split, TextSource, load_tokens
+from calibration.text.data import Split, TextSource, load_tokens
 from compress.errors import CheckpointError, RecipeError
 from compress.exports.verify import PROBE, check
 from compress.methods.eora import EoRA

@@ -4,11 +4,11 @@ import pytest
 import torch
 from families import FAMILIES, tiny_ids, tiny_model
 
-from calibration.data import Tokens
 from calibration.errors import InputError
 from calibration.skeleton import PartLoader, build_skeleton, decoder_blocks
 from calibration.stats import Gram
 from calibration.stream import Stream
+from calibration.text.data import Tokens
 from calibration.walk import Propagate, walk
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from calibration.data import Tokens
 from calibration.heads import AUTO_CLASSES, Head, head_of
+from calibration.text.data import Tokens
 from compress.callbacks import Progress
 from compress.config.recipe import Recipe
 from compress.exports.load import load_export, stored_in, unpack

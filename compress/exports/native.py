@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from compress.exports.base import Exporter, LayerExport, copy
+from compress.forms import loading
 from compress.forms.loading import FORMAT, FORMAT_VERSION
 from compress.models.checkpoint import write_json
 
 SHIPPED = (
     "packing.py",
-    "form.py",
+    "base.py",
     "quantised.py",
     "sparse.py",
-    "sharing.py",
-    "forms.py",
+    "shared.py",
+    "factorised.py",
     "loading.py",
 )
 REFUSAL = (
@@ -55,7 +56,7 @@ class NativeExporter(Exporter):
         if "lm_head" in self._layers:
             base["tie_word_embeddings"] = False  # it has a form of its own
         for name in SHIPPED:
-            copy(Path(__file__).parent.parent / name, self.folder / name)
+            copy(Path(loading.__file__).with_name(name), self.folder / name)
         config = {
             "model_type": FORMAT,
             "format_version": FORMAT_VERSION,

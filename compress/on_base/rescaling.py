@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from calibration.data import Tokens
 from calibration.skeleton import PartLoader, decoder_blocks
 from calibration.stream import Stream
+from calibration.text.data import Tokens
 from calibration.walk import is_linear
 from compress.errors import CheckpointError
 from compress.models.layers import bias_of, is_transposed, weight_oi

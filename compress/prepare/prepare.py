@@ -17,12 +17,12 @@ import torch
 import transformers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from calibration.data import Tokens
 from calibration.gradients import GradientStatistic
 from calibration.held_out import EVERY, HeldOut
 from calibration.skeleton import PartLoader, build_skeleton
 from calibration.stats import STATISTICS, Anchor, Gram, Statistic
 from calibration.store import Store
+from calibration.text.data import Tokens
 from calibration.walk import Propagate
 from compress.callbacks import Progress
 from compress.config.recipe import Recipe, StatisticsMode

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from calibration.data import Framing, Split, Tokens, load_tokens, load_windows, parse_source
 from calibration.errors import InputError
 from calibration.heads import Head, head_of
+from calibration.text.data import Framing, Split, Tokens, load_tokens, load_windows, parse_source
 from compress.config.recipe import Recipe
 from compress.errors import RecipeError
 from eval.footprint import context_length

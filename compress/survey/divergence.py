@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from calibration.data import Tokens
 from calibration.heads import predictions
 from calibration.skeleton import decoder_blocks
 from calibration.stream import HiddenStates, Stream
+from calibration.text.data import Tokens
 from calibration.walk import Block
 from compress.callbacks import Progress
 from compress.errors import LayerError

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from calibration.documents import Documents
-from calibration.drawing import Drawn, enough, pieces_of, whole_words
+from calibration.text.documents import Documents
+from calibration.text.drawing import Drawn, enough, pieces_of, whole_words
 
 CHARACTERS_PER_TOKEN = 4
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from calibration.documents import Rows
-from calibration.drawing import Drawn, Stream, draw_rows, draw_text, enough, take_rows
 from calibration.errors import InputError
-from calibration.examples import draw_examples, take_examples
-from calibration.sources import Split, TextSource, open_source, parse_source
+from calibration.text.documents import Rows
+from calibration.text.drawing import Drawn, Stream, draw_rows, draw_text, enough, take_rows
+from calibration.text.examples import draw_examples, take_examples
+from calibration.text.sources import Split, TextSource, open_source, parse_source
 
 __all__ = [
     "Framing",

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from calibration.documents import Documents, Rows
 from calibration.errors import InputError
+from calibration.text.documents import Documents, Rows
 
 TEXT_FIELDS = ("text", "content")
 IDS_FIELD = "input_ids"

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from calibration.documents import Documents, Rows
 from calibration.errors import InputError
+from calibration.text.documents import Documents, Rows
 
 _TOKENISE_ALL_CHARACTERS = 1 << 22
 _PIECE_CHARACTERS_PER_TOKEN = 16

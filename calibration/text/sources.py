@@ -12,10 +12,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from calibration.documents import Documents, Rows
 from calibration.errors import InputError
-from calibration.prose import python_docs
-from calibration.tables import open_json_lines, open_parquet
+from calibration.text.documents import Documents, Rows
+from calibration.text.prose import python_docs
+from calibration.text.tables import open_json_lines, open_parquet
 
 BUILT_IN = "python-docs"
 
@@ -78,7 +78,7 @@ def open_source(source: TextSource, split: Split, *, n_tokens: int, seed: int) -
     if path.suffix in _FILE_KINDS or not _HUB_NAME.fullmatch(source.spec):
         raise InputError(f"{source.spec}: no such file. Text is {_ACCEPTED}")
     # datasets takes seconds to import, and only this kind of source needs it.
-    from calibration.hub import read_hub
+    from calibration.text.hub import read_hub
 
     texts, provenance = read_hub(source.spec, split.value, n_tokens=n_tokens, seed=seed)
     return Documents(texts, [len(text) for text in texts], provenance)

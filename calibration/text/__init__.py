@@ -1,0 +1,1 @@
+"""From text to tokens: sources, data sets, tables, documents, and the windows drawn from them."""
