@@ -138,13 +138,13 @@ class AbsMean(InputStatistic):
 
 
 @dataclass(frozen=True)
-class Anchor(Statistic):
+class CrossGram(Statistic):
     """What the original model gives a layer, beside what the compressed layers before it give: sums of x x'^T and of x.
 
     x is the input in the original, x' the input of the same token on the compressed path.
     """
 
-    name: ClassVar[str] = "anchor"
+    name: ClassVar[str] = "cross_gram"
     sum_ij: Tensor
     sum_i: Tensor
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from calibration.errors import InputError
 from calibration.gradients import GRADIENTS
 from calibration.held_out import HeldOut
-from calibration.stats import STATISTICS, Anchor, Statistic, Statistics
+from calibration.stats import STATISTICS, CrossGram, Statistic, Statistics
 from calibration.walk import SharedInput
 
 FORMAT = 2
@@ -36,7 +36,7 @@ PARTIAL, LOCK = ".partial", "writer.lock"
 KINDS: Mapping[str, type[Statistic]] = {
     **STATISTICS,
     **GRADIENTS,
-    **{kind.name: kind for kind in (Anchor, HeldOut)},
+    **{kind.name: kind for kind in (CrossGram, HeldOut)},
 }
 SYMMETRIC = ("sum_ii", "sum_oo")
 

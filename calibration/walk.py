@@ -24,7 +24,7 @@ from calibration.errors import InputError
 from calibration.held_out import HeldOut, kept_aside
 from calibration.memory import trim
 from calibration.skeleton import PartLoader, decoder_blocks
-from calibration.stats import Anchor, Statistic, Statistics
+from calibration.stats import CrossGram, Statistic, Statistics
 from calibration.stream import Stream
 from calibration.text.data import Tokens
 
@@ -92,7 +92,7 @@ class Block:
         try:
             for batch, tokens in enumerate(self.stream.batches):
                 watch.begin(tokens)
-                if Anchor in needs:
+                if CrossGram in needs:
                     self._run_original(batch, watch)
                 with torch.no_grad():
                     before = self.stream.hidden[batch].to(self._device)
@@ -170,8 +170,8 @@ class _Watch:
             self._follow(name, name)
             rows, n_sequences = tokens_of(x, self._mask, name)
             others: dict[type[Statistic], Statistic] = {}
-            if Anchor in self.needs:
-                others[Anchor] = Anchor.between(self._originals[name], rows, n_sequences)
+            if CrossGram in self.needs:
+                others[CrossGram] = CrossGram.between(self._originals[name], rows, n_sequences)
             if self._aside is not None:
                 n_aside = int(self._aside.any(1).sum())
                 others[HeldOut] = HeldOut.of(tokens_of(x, self._aside, name)[0], n_aside)

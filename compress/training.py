@@ -47,8 +47,8 @@ def trainable_factors(model: nn.Module) -> dict[str, nn.Parameter]:
     if not factors:
         raise RecipeError(
             f"model: {type(model).__name__} has no low-rank layer to train; "
-            "load a native export of svd, svd_llm, fwsvd, lord, welore or eora (factors that --then put in few bits "
-            "cannot be trained)"
+            "load a native export of svd, svd_llm, fwsvd, lord, welore or eora (factors that "
+            "--factor-quantizer rounded cannot be trained)"
         )
     coarse = next((name for name, each in factors.items() if each.dtype.itemsize < 4), None)
     if coarse is not None:

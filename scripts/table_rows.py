@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from compress.config.recipe import METHODS
-from compress.families.anchor import Anchoring
 from compress.families.base import Compressor
 from compress.families.low_rank import FactorDtype
 from compress.families.sparse_storage import AtomDtype, CodeBits
+from compress.families.target import FitTarget
 from compress.methods.admm import ADMM
 from compress.methods.cospadi.method import CoSpaDi
 from compress.methods.cospadi.options import Solver
-from compress.methods.cospadi.planner import Share, Spread
+from compress.methods.cospadi.planner import AtomAllocation, Share
 from compress.methods.dsnot import DSnoT
 from compress.methods.eora import EoRA, OutputSide
 from compress.methods.fwsvd import FWSVD, FisherMetric
@@ -29,8 +29,8 @@ from compress.solvers.rank_allocation import Allocation, Importance
 
 
 @dataclass(frozen=True)
-class Repaired:
-    """A repair of another row's checkpoint."""
+class Corrected:
+    """A correction of another row's checkpoint."""
 
     base_name: str
     base: Compressor
@@ -39,7 +39,7 @@ class Repaired:
     """The inputs that it is fitted on, where not those that all rows share."""
 
 
-Row = Compressor | Repaired | None
+Row = Compressor | Corrected | None
 """None is the original."""
 
 SHRINKAGES = (0.0, 0.03, 0.1, 0.3)
@@ -88,7 +88,7 @@ def dictionaries() -> dict[str, Row]:
     for keep in (0.8, 0.7, 0.6):
         half = {"keep": keep * 16 / 32}  # the demo's weights are stored in 32 bits
         stored = {**half, "dictionary_dtype": AtomDtype.BFLOAT16}
-        plan = {"spread": Spread.ERRORS}
+        plan = {"spread": AtomAllocation.ERRORS}
         every: dict[str, Compressor] = {
             "svd_llm": SVDLLM(**half, factor_dtype=FactorDtype.BFLOAT16),
             "the weight pruned (admm)": ADMM(**half, value_dtype=FactorDtype.BFLOAT16),
@@ -118,7 +118,7 @@ EQUAL_SHARES = {32: 0.3194, 64: 0.3654, 128: 0.4575}
 
 
 def compensated() -> dict[str, Row]:
-    """In the manner of EoRA's paper: checkpoints, each repaired three ways at three ranks, EoRA's extras at one, and
+    """In the manner of EoRA's paper: checkpoints, each corrected three ways at three ranks, EoRA's extras at one, and
     what has their bytes."""
     half = {"pattern": Pattern.TWO_OF_FOUR, "value_dtype": FactorDtype.BFLOAT16}
     bases: dict[str, Compressor] = {
@@ -136,16 +136,16 @@ def compensated() -> dict[str, Row]:
     for name, base in bases.items():
         rows[name] = base
         for rank in RANKS:
-            for label, repair in {"SVD": SVDResidual, "LQER": LQER, "EoRA": EoRA}.items():
-                rows[f"{name} + {label} {rank}"] = Repaired(name, base, repair(rank=rank))
+            for label, correction in {"SVD": SVDResidual, "LQER": LQER, "EoRA": EoRA}.items():
+                rows[f"{name} + {label} {rank}"] = Corrected(name, base, correction(rank=rank))
         fisher = EoRA(rank=EXTRAS_AT, output_side=OutputSide.FISHER)
-        rows[f"{name} + EoRA {EXTRAS_AT} by outputs too"] = Repaired(name, base, fisher)
+        rows[f"{name} + EoRA {EXTRAS_AT} by outputs too"] = Corrected(name, base, fisher)
         for label, anchor in {
-            "on moved inputs": Anchoring.NONE,
-            "anchored": Anchoring.DENSE,
+            "on moved inputs": FitTarget.LAYER,
+            "anchored": FitTarget.ORIGINAL,
         }.items():
-            repair = EoRA(rank=EXTRAS_AT, anchor=anchor)
-            rows[f"{name} + EoRA {EXTRAS_AT} {label}"] = Repaired(name, base, repair, "block")
+            correction = EoRA(rank=EXTRAS_AT, anchor=anchor)
+            rows[f"{name} + EoRA {EXTRAS_AT} {label}"] = Corrected(name, base, correction, "block")
         turns = EoRA(base=base, rank=EXTRAS_AT, base_rounds=ROUNDS)
         rows[f"{name} and EoRA {EXTRAS_AT} in turns"] = turns
     for (bits, rank), (more, group) in EQUAL_BYTES.items():
@@ -169,10 +169,10 @@ def shrunk() -> dict[str, Row]:
             pattern=Pattern.TWO_OF_FOUR, value_dtype=FactorDtype.BFLOAT16, shrinkage=shrinkage
         )
         rows[f"SparseGPT 2:4, {shrinkage}"] = pruned
-        repair = EoRA(rank=32, shrinkage=shrinkage)
+        correction = EoRA(rank=32, shrinkage=shrinkage)
         base = GPTQ(bits=3, group_size=64, shrinkage=0.1)
-        rows[f"3-bit GPTQ of 0.1 + EoRA 32, {shrinkage}"] = Repaired(
-            "3-bit GPTQ, 0.1", base, repair
+        rows[f"3-bit GPTQ of 0.1 + EoRA 32, {shrinkage}"] = Corrected(
+            "3-bit GPTQ, 0.1", base, correction
         )
     return rows
 

@@ -1,4 +1,4 @@
-"""Tiny models, and exports of them whose layers are quantised with a low-rank repair."""
+"""Tiny models, and exports of them whose layers are quantised with a low-rank correction."""
 
 import re
 import subprocess
@@ -72,7 +72,7 @@ def quantised(
     )
 
 
-def repaired(weight_oi: Tensor, rank: int = 4, **options: object) -> Sum:
+def corrected(weight_oi: Tensor, rank: int = 4, **options: object) -> Sum:
     base = quantised(weight_oi, **options)  # type: ignore[arg-type]
     u, s, v = torch.linalg.svd(weight_oi.float() - base.dense(), full_matrices=False)
     up, down = u[:, :rank] * s[:rank], v[:rank]
@@ -82,7 +82,7 @@ def repaired(weight_oi: Tensor, rank: int = 4, **options: object) -> Sum:
 def compressed(
     folder: Path,
     family: str = "llama",
-    make_form: Callable[[str, Tensor], Form] = lambda _, weight: repaired(weight),
+    make_form: Callable[[str, Tensor], Form] = lambda _, weight: corrected(weight),
     *,
     dtype: torch.dtype = torch.float32,
     keep: str = "lm_head",

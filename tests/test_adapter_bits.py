@@ -29,7 +29,7 @@ BITS = ("16", "8", "4", "3")
 ROUGH = RTN(bits=3, group_size=32)
 
 
-def repaired(w, stats, **options):
+def corrected(w, stats, **options):
     """The form, planned as a run would plan it."""
     options = {"rank": 16, "base": ROUGH, **options}
     layer = LayerShape(tuple(w.shape), w.numel() * 4)
@@ -42,18 +42,18 @@ def left(w, form, stats):
     return output_energy(w - form.dense(), stats[Gram].mean_ii())
 
 
-def test_a_16_bit_path_of_full_rank_repairs_exactly():
+def test_a_16_bit_correction_of_full_rank_corrections_exactly():
     w, stats = weight(48, 64), statistics(inputs(64))
-    _, form = repaired(w, stats, rank=48)
+    _, form = corrected(w, stats, rank=48)
     torch.testing.assert_close(form.dense(), w, rtol=0, atol=1e-3 * float(w.abs().max()))
 
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48), (33, 70)])
-def test_a_path_takes_the_bytes_that_its_plan_says(bits, shape):
+def test_a_correction_takes_the_bytes_that_its_plan_says(bits, shape):
     w, stats = weight(*shape), statistics(inputs(shape[1]))
     base = RTN(bits=3, group_size=-1)
-    method, form = repaired(w, stats, adapter_bits=bits, base=base)
+    method, form = corrected(w, stats, adapter_bits=bits, base=base)
     assert method.planned_bytes(shape) == form.n_bytes()
     path = form.terms[-1]
     stored = sum(tensor.nbytes for tensor in path.state_dict().values())
@@ -62,7 +62,7 @@ def test_a_path_takes_the_bytes_that_its_plan_says(bits, shape):
 
 def test_eight_bits_lose_next_to_nothing_and_fewer_bits_more():
     w, stats = weight(96, 128), statistics(inputs(128))
-    lost = [left(w, repaired(w, stats, adapter_bits=bits)[1], stats) for bits in BITS]
+    lost = [left(w, corrected(w, stats, adapter_bits=bits)[1], stats) for bits in BITS]
     bare = left(w, ROUGH.compress([w], stats)[0], stats)
     assert lost[1] < 1.002 * lost[0]
     assert lost[0] < lost[1] < lost[2] < lost[3] < bare
@@ -71,7 +71,7 @@ def test_eight_bits_lose_next_to_nothing_and_fewer_bits_more():
 def test_four_bits_with_four_times_the_rank_beat_16_bits_where_the_spectrum_is_flat():
     w, stats = weight(256, 256), statistics(inputs(256, n_tokens=4096))
     narrow, wide = (
-        repaired(w, stats, rank=rank, adapter_bits=bits) for rank, bits in ((17, "16"), (64, "4"))
+        corrected(w, stats, rank=rank, adapter_bits=bits) for rank, bits in ((17, "16"), (64, "4"))
     )
     assert narrow[0].planned_bytes((256, 256)) == wide[0].planned_bytes((256, 256))
     assert left(w, wide[1], stats) < 0.9 * left(w, narrow[1], stats)
@@ -106,9 +106,9 @@ def test_the_first_factor_is_fitted_again_to_the_second_where_that_helps():
     assert metric.energy(w - path.dense().double()) <= once * (1 + 1e-6)
 
 
-def test_a_path_in_floats_holds_the_values_of_its_codes():
+def test_a_correction_in_floats_holds_the_values_of_its_codes():
     w, stats = weight(48, 64), statistics(inputs(64))
-    path = repaired(w, stats, adapter_bits="4")[1].terms[-1]
+    path = corrected(w, stats, adapter_bits="4")[1].terms[-1]
     assert isinstance(path, Product)
     floats = as_low_rank(path)
     assert floats.down.weight.dtype == torch.float16
@@ -139,7 +139,7 @@ def test_adapters_of_few_bits_on_a_checkpoint_load_in_peft_and_weigh_what_was_pl
     assert any("--adapter-bits auto looks" in line for line in plan.lines())
 
 
-def test_a_gptq_export_holds_the_same_repair_in_16_bits(workspace):
+def test_a_gptq_export_holds_the_same_correction_in_16_bits(workspace):
     method = EoRA(rank=8, adapter_bits="4", base=GPTQ(bits=4, group_size=32))
     job = recipe(workspace, method=method, export=("native", "gptq"))
     plan = compress.plan(job).plan
@@ -150,7 +150,7 @@ def test_a_gptq_export_holds_the_same_repair_in_16_bits(workspace):
     assert plan.export_bytes("native") < plan.export_bytes("gptq")
 
 
-def test_svd_residual_has_paths_of_few_bits_too():
+def test_svd_residual_has_corrections_of_few_bits_too():
     w, stats = weight(48, 64), statistics(inputs(64))
     method = SVDResidual(rank=16, adapter_bits="4", base=ROUGH)
     [form] = method.compress([w], stats)
@@ -164,7 +164,7 @@ def test_bits_that_there_are_not_are_refused():
     assert EoRA(adapter_bits=4) == EoRA(adapter_bits="4")
 
 
-def test_a_path_on_rescaled_layers_stays_in_floats(workspace):
+def test_a_correction_on_rescaled_layers_stays_in_floats(workspace):
     awq_base(workspace)
     with pytest.raises(RecipeError, match=r"adapter_bits: .* has moved scales"):
         compress.plan(on_base(workspace, method=EoRA(rank=4, adapter_bits="4")))

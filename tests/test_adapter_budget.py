@@ -16,8 +16,8 @@ from compress.errors import RecipeError
 from compress.exports.adapter import read_adapter
 from compress.exports.load import load_export
 from compress.families.base import LayerShape, Survey
-from compress.families.repair_options import VLLM_RANKS
-from compress.families.repair_planner import remaining
+from compress.families.correction_options import VLLM_RANKS
+from compress.families.correction_planner import remaining
 from compress.methods.cospadi.method import CoSpaDi
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
@@ -51,7 +51,7 @@ def rank_and_bits(method):
     return (method.rank, int(method.adapter_bits)) if isinstance(method, EoRA) else (0, 16)
 
 
-def path_bytes(layers, plan):
+def correction_bytes(layers, plan):
     return sum(
         plan[name].planned_bytes(layer.shape) - ROUGH.planned_bytes(layer.shape)
         for name, layer in layers.items()
@@ -72,12 +72,12 @@ def test_a_budget_is_kept_and_no_uniform_rank_loses_less(budget, bits):
     layers = surveyed(rounding=ROUNDING)
     budget = budget // 2 if bits == "4" else budget  # all there is in 4 bits takes 36 kB
     plan = planned(layers, budget, adapter_bits=bits)
-    assert path_bytes(layers, plan) <= budget
+    assert correction_bytes(layers, plan) <= budget
     for rank in range(1, 65):
         even = EoRA(base=ROUGH, rank=rank, adapter_bits="16" if bits == "auto" else bits).plan(
             layers
         )
-        if rank % 8 == 0 and path_bytes(layers, even) <= budget:
+        if rank % 8 == 0 and correction_bytes(layers, even) <= budget:
             assert loss(layers, plan) <= loss(layers, even) * (1 + 1e-12)
 
 
@@ -103,7 +103,7 @@ def test_a_share_of_the_base_is_a_budget():
     assert share == planned(layers, int(0.4 * base_bytes))
 
 
-def test_a_layer_without_error_gets_no_path_and_the_base_alone():
+def test_a_layer_without_error_gets_no_correction_and_the_base_alone():
     layers = surveyed()
     nothing = replace(layers["layer1"].survey, spectrum=torch.zeros(64, dtype=torch.float64))
     layers["layer1"] = replace(layers["layer1"], survey=nothing)
@@ -130,13 +130,13 @@ def test_auto_keeps_16_bits_where_rounding_costs_much():
 def test_auto_without_a_budget_takes_the_bytes_of_the_rank_in_16_bits():
     """Of each width the largest rank in these bytes, and of those the one that loses least."""
     layers = surveyed(rounding=ROUNDING)
-    paid = path_bytes(layers, EoRA(base=ROUGH, rank=17).plan(layers))
+    paid = correction_bytes(layers, EoRA(base=ROUGH, rank=17).plan(layers))
     auto = EoRA(base=ROUGH, rank=17, adapter_bits="auto").plan(layers)
-    assert path_bytes(layers, auto) <= paid
+    assert correction_bytes(layers, auto) <= paid
     assert len({rank_and_bits(method) for method in auto.values()}) == 1
     for bits, rank in itertools.product(("16", "8", "4", "3"), (8, 16, 32, 64)):
         other = EoRA(base=ROUGH, rank=rank, adapter_bits=bits).plan(layers)
-        if path_bytes(layers, other) <= paid:
+        if correction_bytes(layers, other) <= paid:
             assert loss(layers, auto) <= loss(layers, other) * (1 + 1e-12)
     assert rank_and_bits(auto["layer0"])[1] < 16
 
@@ -193,7 +193,7 @@ def test_a_run_that_compresses_too_spends_a_budget_beside_a_gptq_checkpoint(work
     bare = [layer for layer in report.layers if "rank" not in layer.form]
     assert bare
     assert {layer.method for layer in bare} == {"gptq"}
-    assert sum(layer.path_bytes for layer in plan.layers) <= 9_000
+    assert sum(layer.correction_bytes for layer in plan.layers) <= 9_000
     assert "no path" in (workspace / "out" / "native" / "README.md").read_text()
 
 
@@ -234,7 +234,7 @@ def test_a_predicted_error_is_the_one_reached_on_the_same_inputs(workspace):
         assert layer.relative_error == pytest.approx(predicted[layer.name], rel=0.02)
 
 
-def test_a_plan_shows_every_path(workspace, capsys):
+def test_a_plan_shows_every_correction(workspace, capsys):
     base(workspace)
     given = ["--method", "eora", "--base-checkpoint", str(workspace / "base")]
     given += ["--adapter-budget", "9kB", "--model", str(workspace / "model"), "--samples", "8"]
@@ -255,7 +255,7 @@ def test_a_plan_shows_every_path(workspace, capsys):
             r"adapter_budget: 200% is more than all of the base's bytes; 100% is",
         ),
         ({"adapter_budget": "1XB"}, r"'1XB' is not an amount.*units: B, kB, MB, GB, TB, KiB"),
-        ({"adapter_allocation": "uniform"}, r"uniform spreads an --adapter-budget"),
+        ({"allocation": "uniform"}, r"uniform spreads an --adapter-budget"),
         ({"adapter_importance": "kl"}, r"compares layers, and nothing here does"),
         (
             {"adapter_budget": "1MB", "base": SVDLLM(allocation="spectrum")},
@@ -272,7 +272,7 @@ def test_what_cannot_be_is_refused(options, message):
         EoRA(**options)
 
 
-def test_a_budget_that_pays_for_no_path_is_refused_before_work(workspace):
+def test_a_budget_that_pays_for_no_correction_is_refused_before_work(workspace):
     base(workspace)
     with pytest.raises(RecipeError, match="adapter_budget: 100 bytes pay for no path"):
         compress.plan(on_base(workspace, method=EoRA(adapter_budget="100")))
@@ -286,13 +286,13 @@ def largest(layers, bits=16):
         room = layer.n_bytes - ROUGH.planned_bytes(layer.shape)
         ranks = range(8, min(layer.shape) + 1, 8)
         total += max(
-            size for r in ranks if (size := method.path_bytes(layer.shape, r, bits)) < room
+            size for r in ranks if (size := method.correction_bytes(layer.shape, r, bits)) < room
         )
     return total
 
 
 @pytest.mark.parametrize("found", [True, False])
-def test_a_budget_above_the_largest_paths_is_refused_with_the_largest_there_is(found):
+def test_a_budget_above_the_largest_corrections_is_refused_with_the_largest_there_is(found):
     layers = surveyed()
     most = largest(layers)
     if not found:
@@ -313,10 +313,10 @@ def test_a_uniform_budget_above_the_largest_rank_that_saves_bytes_is_refused_wit
     with pytest.raises(
         RecipeError, match=r"adapter_budget: 99GB .*pays for more than rank 64.*give \d+"
     ):
-        planned(layers, "99GB", adapter_allocation="uniform")
+        planned(layers, "99GB", allocation="uniform")
 
 
-def test_a_layer_without_room_for_a_path_gets_none_before_a_survey_too():
+def test_a_layer_without_room_for_a_correction_gets_none_before_a_survey_too():
     layers = surveyed()
     small = replace(layers["layer0"], n_bytes=ROUGH.planned_bytes(layers["layer0"].shape) + 8)
     layers["layer0"] = replace(small, survey=None)

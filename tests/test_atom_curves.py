@@ -16,7 +16,7 @@ from compress.methods.cospadi.curves import curves, lost_at, trials
 from compress.methods.cospadi.method import Coded, CoSpaDi
 from compress.solvers.linalg import output_energy
 
-BY_ERRORS = CoSpaDi(spread="errors")
+BY_ERRORS = CoSpaDi(allocation="errors")
 
 
 def survey(*points, energy=100.0, cost=1.0, reads=""):
@@ -39,7 +39,7 @@ def test_curves_meet_their_points_fall_between_them_and_start_at_the_whole_weigh
 def test_points_are_the_output_errors_of_dictionaries_after_the_first_rounds(coded, solver):
     w, stats = weight(96, 64), statistics(inputs(64))
     options = {"coded": coded, "share": "none", "damping": 1e-6, "solver": solver["solver"]}
-    method = CoSpaDi(spread="errors", **options)
+    method = CoSpaDi(allocation="errors", **options)
     [found] = curves(method, [w], [stats])
     gram = stats[Gram].mean_ii()
     assert found.energy == pytest.approx(output_energy(w, gram), rel=1e-2)
@@ -54,7 +54,7 @@ def test_points_are_the_output_errors_of_dictionaries_after_the_first_rounds(cod
 def test_more_atoms_are_never_said_to_lose_more():
     """Without rounds those beyond an atom's entries do lose more."""
     w, stats = weight(256, 32), statistics(inputs(32))
-    [found] = curves(CoSpaDi(spread="errors", solver="oneshot"), [w], [stats])
+    [found] = curves(CoSpaDi(allocation="errors", solver="oneshot"), [w], [stats])
     lost = [each for _, each in found.points]
     assert lost == sorted(lost, reverse=True)
 
@@ -84,7 +84,7 @@ def test_a_layer_without_weight_or_without_gradients_is_refused_where_its_cost_i
     zero, stats = torch.zeros(96, 48), statistics(inputs(48))
     with pytest.raises(LayerError, match="it is zero"):
         trials(BY_ERRORS, [zero], curves(BY_ERRORS, [zero], [stats]), [stats])
-    method = CoSpaDi(spread="errors", importance="fisher")
+    method = CoSpaDi(allocation="errors", importance="fisher")
     assert GradientEnergy in method.surveys
     with pytest.raises(LayerError, match="it has no Fisher"):
         curves(method, [weight(96, 48)], [Statistics({Gram: stats[Gram]})])
@@ -106,7 +106,7 @@ def layers(**changes):
 
 @pytest.mark.parametrize("keep", [0.6, 0.7, 0.8, 0.95])
 def test_the_plan_loses_least_of_all_that_fit_the_bytes(keep):
-    method = CoSpaDi(spread="errors", importance="none", keep=keep, share="none")
+    method = CoSpaDi(allocation="errors", importance="none", keep=keep, share="none")
     known = layers()
     plan = method.plan(known)
     even = CoSpaDi(keep=keep, share="none").plan(known)["a"]
@@ -141,7 +141,7 @@ def test_the_plan_loses_least_of_all_that_fit_the_bytes(keep):
 
 def test_what_an_error_costs_moves_atoms():
     def atoms_of_c(cost):
-        method = CoSpaDi(spread="errors", importance="kl", keep=0.7, share="none")
+        method = CoSpaDi(allocation="errors", importance="kl", keep=0.7, share="none")
         changed = layers(c=survey((8, 3.0), (16, 2.0), (24, 1.0), cost=cost))
         plan = method.plan(changed)
         return plan["c"].atoms if "c" in plan else 1000
@@ -154,7 +154,7 @@ def test_what_an_error_costs_moves_atoms():
 def test_a_run_with_a_plan_by_errors_spends_its_bytes_and_predicts_an_upper_bound(
     workspace, importance
 ):
-    method = CoSpaDi(spread="errors", importance=importance, keep=0.8)
+    method = CoSpaDi(allocation="errors", importance=importance, keep=0.8)
     job = recipe(workspace, method=method)
     planned, report = compress.plan(job).plan, compress.run(job)
     assert planned.bytes_after == report.totals.tensor_bytes_after
@@ -166,7 +166,7 @@ def test_a_run_with_a_plan_by_errors_spends_its_bytes_and_predicts_an_upper_boun
 
 def test_a_budget_that_the_floor_does_not_allow_is_refused():
     with pytest.raises(RecipeError, match=r"does not pay for 4 atoms|keep more"):
-        CoSpaDi(spread="errors", keep=0.02, share="none").plan(layers())
+        CoSpaDi(allocation="errors", keep=0.02, share="none").plan(layers())
 
 
 def test_the_same_input_gives_the_same_dictionary_error_whoever_measures():

@@ -98,7 +98,7 @@ def test_a_config_that_makes_no_model_is_refused(workspace):
 def test_nothing_is_written_into_the_base(workspace, monkeypatch):
     folder = base(workspace)
     with pytest.raises(RecipeError, match="the base checkpoint, which is never written to"):
-        compress.plan(on_base(workspace, out=folder / "repaired"))
+        compress.plan(on_base(workspace, out=folder / "corrected"))
     monkeypatch.chdir(folder)
     with pytest.raises(RecipeError, match=r"out: base-eora lies in"):
         compress.run(on_base(workspace, out=None, base_checkpoint="."))
@@ -124,7 +124,7 @@ def test_a_dtype_of_factors_that_have_few_bits_is_refused():
         SVDResidual(adapter_bits="8", factor_dtype="bfloat16")
 
 
-def test_options_of_the_base_do_not_stand_in_the_way_of_the_repairs(workspace, capsys):
+def test_options_of_the_base_do_not_stand_in_the_way_of_the_corrections(workspace, capsys):
     base(workspace)
     given = ["--method", "eora", "--base-checkpoint", str(workspace / "base"), "--rank", "4"]
     given += ["--model", str(workspace / "model"), "--calibration", str(workspace / "text.txt")]

@@ -1,4 +1,4 @@
-"""Base and repair in turns."""
+"""Base and correction in turns."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_rounds_take_much_back_where_the_base_is_pruned(rank):
     assert three < 0.9 * none
 
 
-def test_the_second_round_goes_as_far_ahead_as_the_path_moved():
+def test_the_second_round_goes_as_far_ahead_as_the_correction_moved():
     w, stats = weight(96, 128), statistics(inputs(128))
     base = BASES[2]
     method = EoRA(base=base, rank=16)
@@ -100,7 +100,7 @@ def test_layers_that_share_a_dictionary_are_all_of_one_round(keep, rank, noise):
     assert sums[-1] < sums[0]
 
 
-def test_means_that_a_base_puts_back_are_those_of_base_and_path_together():
+def test_means_that_a_base_puts_back_are_those_of_base_and_correction_together():
     x = inputs(64) + 1
     w, stats = weight(48, 64), statistics(x)
     form = pair(LoRD(rank=8, factor_dtype="float32"), w, stats, rounds=2, rank=8)

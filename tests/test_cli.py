@@ -68,7 +68,7 @@ def test_no_flags_give_the_defaults() -> None:
     assert job([]) == Job()
 
 
-def test_full_paths_and_unique_endings_mean_the_same() -> None:
+def test_full_corrections_and_unique_endings_mean_the_same() -> None:
     expected = Job(tool=Drill(holder=Saw(teeth=3)))
     for flag in ("--tool.holder.teeth", "--holder.teeth", "--teeth"):
         assert job([flag, "3"]) == job([f"{flag}=3"]) == expected
@@ -198,7 +198,7 @@ def test_run_ends_with_every_note_of_its_report(
     ]
 
 
-def test_a_mask_is_improved_and_repaired_by_naming_a_base_of_a_base(ran: list[Recipe]) -> None:
+def test_a_mask_is_improved_and_corrected_by_naming_a_base_of_a_base(ran: list[Recipe]) -> None:
     names = ["--method", "eora", "--base", "dsnot", "--base.base", "sparsegpt"]
     main(["run", *names, "--pattern", "2:4", "--cycles", "9", "--method.damping", "0.1"])
     sparse = {"name": "sparsegpt", "pattern": "2:4"}

@@ -271,8 +271,8 @@ def test_the_command_refuses_unlike_runs_unless_told(
     assert main(["report", a, b]) == 2
     error = capsys.readouterr().err
     assert "limit: 40 in a, 7 in b" in error
-    assert "--despite-differences" in error
-    assert main(["report", a, b, "--despite-differences"]) == 0
+    assert "--allow-mismatch" in error
+    assert main(["report", a, b, "--allow-mismatch"]) == 0
     assert "measured differently: limit: 40 in a, 7 in b" in capsys.readouterr().out
 
 

@@ -233,7 +233,7 @@ def test_more_bytes_lose_less_and_the_default_solver_beats_one_shot_by_half():
         ({"solver": "ksvd", "coded": "inputs", "share": "none"}, "ksvd codes outputs only"),
         ({"ratio": 3.0, "pattern": "2:4"}, r"method\.ratio: 3\.0 does nothing"),
         ({"solver": "oneshot", "rounds": 5}, r"method\.rounds: 5 does nothing"),
-        ({"importance": "kl"}, r"method\.importance: kl serves --spread errors"),
+        ({"importance": "kl"}, r"method\.importance: kl serves --allocation errors"),
         ({"spread": "errors", "atoms": 8}, r"method\.atoms: 8 for every dictionary leave"),
         ({"budget": "1MB", "atoms": 8}, r"method\.atoms: 8 for every dictionary leave"),
         ({"coded": "inputs"}, "give --share none"),

@@ -21,9 +21,9 @@ METHODS = {
     "shared": CoSpaDi(**QUICK),
     "own": CoSpaDi(**QUICK, share="none"),
     "across depth": CoSpaDi(**QUICK, share="depth"),
-    "across depth, repaired": EoRA(rank=2, base=CoSpaDi(**QUICK, share="depth")),
+    "across depth, corrected": EoRA(rank=2, base=CoSpaDi(**QUICK, share="depth")),
     "2:4 in 14 bits": CoSpaDi(**QUICK, pattern="2:4", code_bits="14"),
-    "in 8 bits, repaired": EoRA(rank=2, base=CoSpaDi(**QUICK, code_bits="8")),
+    "in 8 bits, corrected": EoRA(rank=2, base=CoSpaDi(**QUICK, code_bits="8")),
 }
 
 

@@ -159,7 +159,7 @@ def test_only_the_papers_criterion_asks_for_means():
     assert Mean in DSnoT(criterion="mean").needs
 
 
-def test_it_plans_as_its_base_and_can_be_repaired():
+def test_it_plans_as_its_base_and_can_be_corrected():
     w, stats = weight(24, 64), statistics(inputs(64))
     base = DSnoT(base=Magnitude(pattern="2:4"))
     method = planned(EoRA(base=base, rank=4), (24, 64))

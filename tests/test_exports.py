@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from exported import IDS, compressed, export, logits, python, quantised, repaired
+from exported import IDS, compressed, corrected, export, logits, python, quantised
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
@@ -400,11 +400,11 @@ def test_checkpoints_of_other_tools_are_read_as_their_authors_meant_them(folder)
 
 
 def test_peft_applies_every_layer_of_the_adapter_with_scaling_one(tmp_path):
-    """On the dense model without the repairs, whose merged weight is then W + BA."""
+    """On the dense model without the corrections, whose merged weight is then W + BA."""
     ranks = {"q_proj": 2, "k_proj": 3, "v_proj": 8, "o_proj": 8, "down_proj": 5}
 
     def make_form(name, weight):
-        return repaired(weight, rank=ranks.get(name.rpartition(".")[2], 4))
+        return corrected(weight, rank=ranks.get(name.rpartition(".")[2], 4))
 
     made = compressed(tmp_path / "source", make_form=make_form)
     folder = export(made, tmp_path / "gptq", "gptq")

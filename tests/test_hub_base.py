@@ -44,7 +44,7 @@ def test_a_base_of_the_hub_is_named_by_its_id_and_pinned(workspace, cached, spec
     assert "base_model: some/base\n" in card
     assert "base_model_relation: adapter\n" in card
     assert f'from_pretrained("some/base", revision="{COMMIT}")' in card
-    assert "# some/base, repaired with" in card
+    assert "# some/base, corrected with" in card
 
 
 def test_an_adapter_keeps_to_the_commit_that_it_was_made_for(workspace, cached):

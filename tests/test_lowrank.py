@@ -244,17 +244,19 @@ def test_an_offset_that_ordinary_weights_cannot_hold_is_refused_at_once():
     EXPORTS["native"].check({"layer": method}, shapes)
 
 
-@pytest.mark.parametrize("then", [None, RTN(bits=8, group_size=32)])
+@pytest.mark.parametrize("quantizer", [None, RTN(bits=8, group_size=32)])
 @pytest.mark.parametrize("shape", SHAPES[:3])
-def test_a_repair_of_centred_factors_keeps_the_mean_output_and_repairs_the_rest(shape, then):
+def test_a_correction_of_centred_factors_keeps_the_mean_output_and_corrects_the_rest(
+    shape, quantizer
+):
     w, x = weight(*shape), inputs(shape[1]) + 3
     stats = statistics(x)
-    base = LoRD(rank=8, damping=1e-4, then=then)
+    base = LoRD(rank=8, damping=1e-4, factor_quantizer=quantizer)
     layer = LayerShape(shape, w.numel() * 4)
     [bare] = base.plan({"layer": layer})["layer"].compress([w], stats)
-    repaired = EoRA(base=base, rank=6, damping=1e-4, shrinkage=0).plan({"layer": layer})["layer"]
-    [form] = repaired.compress([w], stats)
-    assert form.n_bytes() == repaired.planned_bytes(shape)
+    corrected = EoRA(base=base, rank=6, damping=1e-4, shrinkage=0).plan({"layer": layer})["layer"]
+    [form] = corrected.compress([w], stats)
+    assert form.n_bytes() == corrected.planned_bytes(shape)
     y = x.double() @ w.double().T
     torch.testing.assert_close(form(x).double().mean(0), y.mean(0), rtol=2e-3, atol=2e-3)
     assert lost(w, form, stats) < lost(w, bare, stats)
@@ -266,7 +268,9 @@ def test_a_repair_of_centred_factors_keeps_the_mean_output_and_repairs_the_rest(
 def test_centred_factors_in_few_bits_are_fitted_to_inputs_around_their_mean():
     w, x = weight(48, 64), inputs(64) + 30
     stats = statistics(x)
-    [form] = planned(LoRD, (48, 64), rank=16, then=GPTQ(bits=4, group_size=32)).compress([w], stats)
+    [form] = planned(
+        LoRD, (48, 64), rank=16, factor_quantizer=GPTQ(bits=4, group_size=32)
+    ).compress([w], stats)
     uncentred = quantised_low_rank(
         w, LoRD().measure([w], stats), 16, GPTQ(bits=4, group_size=32), stats
     )
@@ -274,9 +278,9 @@ def test_centred_factors_in_few_bits_are_fitted_to_inputs_around_their_mean():
     assert lost(w, form, stats) < lost(w, uncentred.shifted(missing.float()), stats)
 
 
-def test_a_repair_of_anchored_factors_is_refused():
-    with pytest.raises(RecipeError, match=r"method\.base\.anchor: dense"):
-        EoRA(base=SVDLLM(anchor="dense"))
+def test_a_correction_of_anchored_factors_is_refused():
+    with pytest.raises(RecipeError, match=r"method\.base\.target: original"):
+        EoRA(base=SVDLLM(target="original"))
 
 
 MIXED = {
@@ -338,10 +342,10 @@ def test_ranks_and_budgets_that_do_not_go_together_are_refused_by_their_names(op
         SVD(**options).plan(LAYERS)
 
 
-@pytest.mark.parametrize("then", [None, RTN()])
-def test_a_layer_thinner_than_the_rank_multiple_is_refused_with_a_remedy(then):
+@pytest.mark.parametrize("quantizer", [None, RTN()])
+def test_a_layer_thinner_than_the_rank_multiple_is_refused_with_a_remedy(quantizer):
     layers = LAYERS | {"layers.0.gate": LayerShape((4, 64), 4 * 64 * 4)}
     with pytest.raises(
         RecipeError, match=r"gate \(4, 64\) does not pay for rank 8; .*--exclude it"
     ):
-        SVD(then=then).plan(layers)
+        SVD(factor_quantizer=quantizer).plan(layers)

@@ -85,12 +85,12 @@ class TestEveryPruner:
         with pytest.raises(LayerError):
             pruned(PRUNERS[name](), w, statistics(inputs(64)))
 
-    def test_is_repaired_by_a_low_rank_path(self, name):
+    def test_is_corrected_by_a_low_rank_correction(self, name):
         w, stats = weight(24, 64), statistics(inputs(64))
         base = PRUNERS[name](sparsity=0.6)
-        alone, repaired = pruned(base, w, stats), pruned(EoRA(base=base, rank=4), w, stats)
-        assert repaired.n_bytes() == alone.n_bytes() + 4 * (24 + 64) * 2
-        assert error_of(w, repaired, stats) < 0.9 * error_of(w, alone, stats)
+        alone, corrected = pruned(base, w, stats), pruned(EoRA(base=base, rank=4), w, stats)
+        assert corrected.n_bytes() == alone.n_bytes() + 4 * (24 + 64) * 2
+        assert error_of(w, corrected, stats) < 0.9 * error_of(w, alone, stats)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -94,7 +94,7 @@ def dense_base(workspace):
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_a_path_on_every_layer_lowers_its_error_and_loads_in_peft(workspace, kind):
+def test_a_correction_on_every_layer_lowers_its_error_and_loads_in_peft(workspace, kind):
     before = {path: path.read_bytes() for path in base(workspace, kind).iterdir()}
     report = compress.run(on_base(workspace, export=("adapter", "native")))
     assert len(report.layers) == 21
@@ -160,7 +160,7 @@ def test_the_adapter_alone_is_the_default_and_a_fresh_process_reproduces_it(work
     assert Report.load(workspace / "out") == report
 
 
-def test_every_path_is_the_best_one_for_its_layer(workspace):
+def test_every_correction_is_the_best_one_for_its_layer(workspace):
     """The whole residual at full rank, so that base and path make the original's weight."""
     base(workspace)
     compress.run(on_base(workspace, method=EoRA(rank=32, damping=1e-6), include=(DOWN,)))
@@ -172,7 +172,7 @@ def test_every_path_is_the_best_one_for_its_layer(workspace):
 
 
 @pytest.mark.parametrize("propagate", ["none", "block", "sublayer"])
-def test_layers_without_a_path_stay_as_the_base_has_them(workspace, propagate):
+def test_layers_without_a_correction_stay_as_the_base_has_them(workspace, propagate):
     base(workspace)
     changes = {"include": ("k_proj",), "propagate": propagate, "export": ("adapter", "native")}
     report = compress.run(on_base(workspace, **changes))
@@ -198,7 +198,7 @@ def test_each_option_of_propagation_gives_another_adapter(workspace):
     assert not torch.equal(found[1], found[2])
 
 
-def test_anchored_paths_differ_where_blocks_before_have_changed_the_inputs(workspace):
+def test_anchored_corrections_differ_where_blocks_before_have_changed_the_inputs(workspace):
     base(workspace, "pruned")
     plain, anchored = {}, {}
     for anchor, paths in (("none", plain), ("dense", anchored)):
@@ -277,7 +277,7 @@ def test_the_recipe_in_the_output_does_the_same_job_again(workspace):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_our_own_checkpoints_are_bases_and_a_repair_of_one_can_be_repaired(workspace):
+def test_our_own_checkpoints_are_bases_and_a_correction_of_one_can_be_corrected(workspace):
     method = EoRA(rank=2, base=RTN(bits=2, group_size=32))
     compress.run(recipe(workspace, method=method, out=workspace / "base"))
     report = compress.run(on_base(workspace, export=("adapter", "native")))
@@ -452,7 +452,7 @@ def test_a_layer_that_fails_stays_as_the_base_has_it(workspace, monkeypatch):
     assert torch.equal(native.get_submodule(DOWN).form.dense(), expected.dense())
 
 
-def test_layers_that_the_base_left_alone_get_no_path(workspace):
+def test_layers_that_the_base_left_alone_get_no_correction(workspace):
     config, layer = MAKERS["gptq"]
     only = re.compile(r".*\.(gate|up|down)_proj\.weight")
     write(workspace / "model", workspace / "base", config, layer, layers=only)
@@ -464,7 +464,7 @@ def test_layers_that_the_base_left_alone_get_no_path(workspace):
     }
 
 
-def test_svd_residual_repairs_a_checkpoint_too(workspace):
+def test_svd_residual_corrects_a_checkpoint_too(workspace):
     base(workspace)
     report = compress.run(on_base(workspace, method=SVDResidual(rank=8)))
     assert all(layer.method == "svd_residual" for layer in report.layers)
@@ -514,7 +514,7 @@ def test_a_recipe_that_cannot_be_is_refused(values, message):
 def test_a_base_given_in_python_and_a_checkpoint_exclude_each_other():
     with pytest.raises(RecipeError, match=r"method\.base, base_checkpoint: both"):
         Recipe(base_checkpoint="somewhere", method=EoRA(base=GPTQ(bits=3)))
-    with pytest.raises(RecipeError, match="adapter is for a repair of a base_checkpoint"):
+    with pytest.raises(RecipeError, match="adapter is for a correction of a base_checkpoint"):
         Recipe(export=("adapter",))
 
 
@@ -616,7 +616,7 @@ def test_an_adapter_does_not_verify_on_another_base(workspace):
         "sparsegpt_2of4_dense",
     ],
 )
-def test_checkpoints_of_other_tools_are_repaired(workspace, name):
+def test_checkpoints_of_other_tools_are_corrected(workspace, name):
     if not (FOREIGN / name).is_dir():
         pytest.skip("shared/data/foreign is not here")
     changes = {"model": str(FOREIGN / "original"), "dtype": "float32", "method": EoRA(rank=32)}

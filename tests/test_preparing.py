@@ -158,7 +158,7 @@ def test_a_method_that_saves_nothing_is_refused(workspace, method):
     "method",
     [
         EoRA(rank=4, base=GPTQ(group_size=32)),
-        GPTQ(group_size=32, order="activation", symmetry="asymmetric"),
+        GPTQ(group_size=32, act_order="desc_act", symmetry="asymmetric"),
     ],
 )
 def test_every_exports_planned_bytes_are_those_on_disk(workspace, method, family, dtype):

@@ -79,7 +79,7 @@ def test_gptq_beats_rtn_and_searched_scales_beat_max_abs(bits, symmetry):
 
 def test_activation_order_stores_each_columns_group_and_still_fits():
     w, stats = weight(96, 128), statistics(inputs(128))
-    [form] = GPTQ(group_size=32, order="activation").compress([w], stats)
+    [form] = GPTQ(group_size=32, act_order="desc_act").compress([w], stats)
     assert form.g_idx is not None
     assert sorted(form.g_idx.tolist()) == sorted([k for k in range(4) for _ in range(32)])
     assert relative_output_error(w, form.dense(), stats[Gram].mean_ii()) < 0.1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from compress.config.options import build, describe, dump, parse_leaf, walk_options
 from compress.config.recipe import METHODS, Dtype, Propagate, Recipe, StatisticsMode, default_folder
 from compress.errors import RecipeError
-from compress.families.repair import Repair
+from compress.families.correction import Correction
 
 
 class Colour(StrEnum):
@@ -98,7 +98,9 @@ def test_another_choice_starts_from_its_own_defaults() -> None:
         ([1], "picture: [1] is not a mapping"),
     ],
 )
-def test_what_cannot_be_is_refused_with_path_value_and_remedy(values: object, message: str) -> None:
+def test_what_cannot_be_is_refused_with_correction_value_and_remedy(
+    values: object, message: str
+) -> None:
     with pytest.raises(RecipeError) as caught:
         picture(values)
     assert message in str(caught.value)
@@ -229,7 +231,7 @@ def test_words_that_yaml_takes_for_booleans_stay_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("method: {rnk: 3}", "recipe.method.rnk: no such option; there are adapter_allocation,"),
+        ("method: {rnk: 3}", "recipe.method.rnk: no such option; there are adapter_bits,"),
         ("modle: x", "recipe.modle: no such option"),
         ("modle: x", "(did you mean model?)"),
         ("method: {base: {bits: four}}", "recipe.method.base.bits: 'four' does not fit"),
@@ -275,7 +277,7 @@ def test_the_folder_is_named_after_model_method_and_bits() -> None:
     assert default_folder("some/file.gguf", "svd", object()) == "file-svd"
 
 
-def test_paths_may_begin_with_the_users_home(
+def test_corrections_may_begin_with_the_users_home(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -306,11 +308,11 @@ def test_a_device_of_no_known_kind_is_refused(device: str) -> None:
         Recipe(device=device)
 
 
-def test_only_methods_that_are_no_repairs_are_offered_as_a_base() -> None:
+def test_only_methods_that_are_no_corrections_are_offered_as_a_base() -> None:
     offered = {".".join(o.path): o.choices for o in walk_options(Recipe(), METHODS) if o.choices}
     assert set(offered["method"]) == set(METHODS)
     assert set(offered["method.base"]) == {
-        name for name, kind in METHODS.items() if not issubclass(kind, Repair)
+        name for name, kind in METHODS.items() if not issubclass(kind, Correction)
     }
-    with pytest.raises(RecipeError, match="itself a repair"):
+    with pytest.raises(RecipeError, match="itself a correction"):
         Recipe.from_mapping({"method": {"name": "eora", "base": "eora"}})

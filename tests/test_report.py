@@ -85,7 +85,7 @@ def test_a_report_of_an_earlier_version_is_of_a_language_model(report: Report) -
         ),
     ],
 )
-def test_another_schema_is_refused_with_the_path(
+def test_another_schema_is_refused_with_the_correction(
     report: Report, path: str, value: object, message: str
 ) -> None:
     with pytest.raises(CheckpointError) as caught:
@@ -171,7 +171,7 @@ def test_the_card_says_how_vllm_serves_what_it_can(report: Report) -> None:
     report = replace(report, layers=(replace(first, rank=48), *others))
     served = re.findall(r"`vllm serve ([^`]+)`", model_card(report))
     assert served == [
-        "THIS_FOLDER/gptq --enable-lora --max-lora-rank 64 --lora-modules repaired=THIS_FOLDER/gptq/adapter",
+        "THIS_FOLDER/gptq --enable-lora --max-lora-rank 64 --lora-modules corrected=THIS_FOLDER/gptq/adapter",
         "THIS_FOLDER/dense",
     ]
     report = replace(report, layers=(replace(first, rank=600), *others))
@@ -195,12 +195,12 @@ def test_an_adapter_is_served_on_the_base_that_it_was_made_for(
     known = {"checkpoint": "/a/my base", "producer": None, "fingerprint": "f" * 64}
     stands_on = BaseReport(**known | {"tensor_bytes": 100, "n_packed": 1} | base)  # type: ignore[arg-type]
     export = replace(report.exports[0], format="adapter", folder="adapter", adapter="adapter")
-    repaired = replace(report, base=stands_on, exports=(export,))
-    ranked = replace(repaired, layers=tuple(replace(it, rank=8) for it in report.layers))
-    lora = "--enable-lora --max-lora-rank 8 --lora-modules repaired=THIS_FOLDER/adapter"
+    corrected = replace(report, base=stands_on, exports=(export,))
+    ranked = replace(corrected, layers=tuple(replace(it, rank=8) for it in report.layers))
+    lora = "--enable-lora --max-lora-rank 8 --lora-modules corrected=THIS_FOLDER/adapter"
     found = re.findall(r"`vllm serve ([^`]+)`", model_card(ranked))
     assert found == [f"{name}{lora}" for name in served]
-    unknown = replace(repaired, layers=tuple(replace(it, rank=None) for it in report.layers))
+    unknown = replace(corrected, layers=tuple(replace(it, rank=None) for it in report.layers))
     assert "vllm serve" not in model_card(unknown)
 
 

@@ -1,4 +1,4 @@
-"""Bases that have moved scales between norms and layers, as AWQ does: repaired as if they had not."""
+"""Bases that have moved scales between norms and layers, as AWQ does: corrected as if they had not."""
 
 import json
 import shutil
@@ -86,24 +86,24 @@ def test_errors_are_told_in_the_originals_scale_and_fall(workspace, family, prop
     assert all(export.relative_difference < 1e-4 for export in report.exports)
     assert any("moved scales" in note for note in report.notes)
     original = logits(workspace / "model")
-    base, repaired = (logits(workspace / name) for name in ("base", "out/adapter"))
-    assert (repaired - original).norm() < 0.8 * (base - original).norm()
+    base, corrected = (logits(workspace / name) for name in ("base", "out/adapter"))
+    assert (corrected - original).norm() < 0.8 * (base - original).norm()
 
 
-def test_paths_of_full_rank_give_the_original_back(workspace):
+def test_corrections_of_full_rank_give_the_original_back(workspace):
     awq_base(workspace)
     compress.run(on_base(workspace, method=EoRA(rank=32, damping=1e-6)))
-    original, repaired = (logits(workspace / name) for name in ("model", "out/adapter"))
-    assert (repaired - original).norm() < 5e-3 * original.norm()
+    original, corrected = (logits(workspace / name) for name in ("model", "out/adapter"))
+    assert (corrected - original).norm() < 5e-3 * original.norm()
 
 
-def test_norms_that_only_changed_are_made_up_for_by_the_paths(workspace):
+def test_norms_that_only_changed_are_made_up_for_by_the_corrections(workspace):
     folder = awq_base(workspace)
     name = "model.layers.1.input_layernorm.weight"
     change(folder, lambda tensors: tensors.update({name: tensors[name] * 1.1}))
     compress.run(on_base(workspace, method=EoRA(rank=32, damping=1e-6)))
-    original, repaired = (logits(workspace / name) for name in ("model", "out/adapter"))
-    assert (repaired - original).norm() < 5e-3 * original.norm()
+    original, corrected = (logits(workspace / name) for name in ("model", "out/adapter"))
+    assert (corrected - original).norm() < 5e-3 * original.norm()
 
 
 def test_changes_that_no_layer_makes_up_for_are_refused(workspace):

@@ -52,7 +52,7 @@ def test_what_lies_right_of_the_cut_is_the_error(method) -> None:
     assert float((shares[12:].sum() / shares.sum()).sqrt()) == pytest.approx(error, rel=2e-3)
 
 
-def test_of_a_repair_it_is_that_of_what_the_base_lost() -> None:
+def test_of_a_correction_it_is_that_of_what_the_base_lost() -> None:
     x, w = inputs(64), weight(48, 64)
     stats = statistics(x)
     method = EoRA(rank=8, base=GPTQ(bits=3, group_size=32))

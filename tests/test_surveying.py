@@ -50,8 +50,10 @@ PLANNED = [
     FWSVD(**SMALL, metric="kronecker", allocation=Allocation.SPECTRUM, importance="none"),
     SVDLLM(**SMALL, allocation=Allocation.SPECTRUM, importance="fisher"),
     SVDLLM(**SMALL, allocation=Allocation.SPECTRUM, importance="kl"),
-    SVDLLM(keep=0.5, rank_multiple=1, then=RTN(bits=8, group_size=32)),
-    LoRD(keep=0.5, rank_multiple=1, then=GPTQ(bits=4, group_size=32), allocation="welore"),
+    SVDLLM(keep=0.5, rank_multiple=1, factor_quantizer=RTN(bits=8, group_size=32)),
+    LoRD(
+        keep=0.5, rank_multiple=1, factor_quantizer=GPTQ(bits=4, group_size=32), allocation="welore"
+    ),
     EoRA(rank=2, base=FWSVD(**{**SMALL, "keep": 0.5})),
     EoRA(rank=2, base=SVDLLM(**{**SMALL, "keep": 0.5}, allocation=Allocation.SPECTRUM)),
 ]

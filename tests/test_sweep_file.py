@@ -110,7 +110,7 @@ def test_axes_reach_every_option_of_a_recipe(points) -> None:
     assert found[0].name == "rtn-propagatenone-tasksnone"
 
 
-def test_a_pruned_base_is_repaired_at_several_ranks(points) -> None:
+def test_a_pruned_base_is_corrected_at_several_ranks(points) -> None:
     found = points(
         """
         points:

@@ -15,7 +15,7 @@ def in_16_bits(layers, rank):
     return sum(2 * rank * sum(layer.shape) for layer in layers)
 
 
-def test_paths_that_only_an_adapter_holds_count_with_its_16_bits(workspace):
+def test_corrections_that_only_an_adapter_holds_count_with_its_16_bits(workspace):
     base(workspace)
     job = on_base(workspace, method=EoRA(rank=8, adapter_bits="4"))
     report = compress.run(job)
@@ -34,7 +34,7 @@ def test_paths_that_only_an_adapter_holds_count_with_its_16_bits(workspace):
     assert not any("16 all the same" in note for note in plain.notes)
 
 
-def test_a_plan_counts_the_paths_as_they_are_written(workspace):
+def test_a_plan_counts_the_corrections_as_they_are_written(workspace):
     base(workspace)
     few, wide = (
         compress.plan(on_base(workspace, method=EoRA(rank=8, adapter_bits=bits))).plan
@@ -70,7 +70,7 @@ def test_few_bits_that_take_more_bytes_than_16_are_told_with_what_would_save_som
     larger = [
         layer.name
         for layer in plan.layers
-        if method.path_bytes(layer.shape, 4, 4) > method.path_bytes(layer.shape, 4, 16)
+        if method.correction_bytes(layer.shape, 4, 4) > method.correction_bytes(layer.shape, 4, 16)
     ]
     [note] = plan.notes
     assert 0 < len(larger) < len(plan.layers)
@@ -78,10 +78,11 @@ def test_few_bits_that_take_more_bytes_than_16_are_told_with_what_would_save_som
     assert text in note
     rank = int(note.partition("a rank of ")[2].split()[0])
     for layer in plan.layers:
-        few, wide = (method.path_bytes(layer.shape, rank, bits) for bits in (4, 16))
+        few, wide = (method.correction_bytes(layer.shape, rank, bits) for bits in (4, 16))
         assert few < wide
     assert any(
-        method.path_bytes(layer.shape, rank - 1, 4) >= method.path_bytes(layer.shape, rank - 1, 16)
+        method.correction_bytes(layer.shape, rank - 1, 4)
+        >= method.correction_bytes(layer.shape, rank - 1, 16)
         for layer in plan.layers
     )
     assert f"note: {note}" in plan.lines()

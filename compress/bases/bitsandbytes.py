@@ -7,7 +7,7 @@ weight.absmax (B,) fp32, by which each block of `blocksize` weights is multiplie
 (or __fp4), JSON as bytes: shape, blocksize, dtype. With double quantisation absmax is bytes, codes of
 weight.nested_quant_map (256,), times weight.nested_absmax for each block of `nested_blocksize`, plus `nested_offset`.
 Dettmers et al. 2023, arXiv:2305.14314, section 3; facts: bitsandbytes' `QuantState` and `dequantize_4bit`.
-LLM.int8 checkpoints are refused: activations are quantised too, which no path on top can see.
+LLM.int8 checkpoints are refused: activations are quantised too, which no correction on top can see.
 Shapes: o = out_features, i = in_features, B = ceil(o i / blocksize).
 """
 
@@ -55,7 +55,8 @@ class BitsandbytesBase(Base):
     def _find_layers(self) -> tuple[str, ...]:
         if self.settings.get("load_in_8bit") or self.settings.get("_load_in_8bit"):
             raise CheckpointError(
-                f"{self.folder}: load_in_8bit (LLM.int8) quantises activations too, which no path on top can see; "
+                f"{self.folder}: load_in_8bit (LLM.int8) quantises activations too, and a correction cannot account "
+                "for that; "
                 f"bitsandbytes in 4 bits ({', '.join(CODES)}) is read"
             )
         return super()._find_layers()

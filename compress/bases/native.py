@@ -43,13 +43,13 @@ class NativeBase(Base):
             kinds = {spec["form"] for spec in _specs(layer["form"])}
             if kinds & set(_SHARED):
                 raise CheckpointError(
-                    f"{self.folder}: {name} shares what it stores with other layers, and a path cannot be added to "
-                    "such a layer yet; compress the model anew with the method and a repair of it"
+                    f"{self.folder}: {name} shares what it stores with other layers, and cannot get a correction yet; "
+                    "compress the model anew with --method eora and this method as its --base"
                 )
             if any(spec.get("offset") for spec in _specs(layer["form"])):
                 raise CheckpointError(
-                    f"{self.folder}: {name} adds an offset to its outputs, which a path on top would count twice; "
-                    "compress the model anew with the method and a repair of it"
+                    f"{self.folder}: {name} adds an offset to its outputs, which a correction would count twice; "
+                    "compress the model anew with --method eora and this method as its --base"
                 )
         return tuple(layers)
 

@@ -66,7 +66,8 @@ class PackedBase(Base):
             for what in ("input_activations", "output_activations"):
                 if group.get(what):
                     raise CheckpointError(
-                        f"{self.folder}: {what} are quantised too, which no path on top can see; only checkpoints "
+                        f"{self.folder}: {what} are quantised too, and a correction cannot account for that; only "
+                        "checkpoints "
                         "whose weights alone are quantised are read"
                     )
 

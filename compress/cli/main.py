@@ -110,7 +110,7 @@ def _overview() -> str:
         [
             "usage: compress COMMAND [options]",
             "",
-            "Compresses language models after training: calibrate, compress, repair, export,",
+            "Compresses language models after training: calibrate, compress, correction, export,",
             "verify, evaluate, report. A first try: compress run --method eora --bits 4",
             "",
             *commands,

@@ -55,7 +55,7 @@ def _report(given: list[str]) -> None:
     )
     parser.add_argument("--out", metavar="FILE", type=Path, help="write it there (default: print)")
     parser.add_argument(
-        "--despite-differences",
+        "--allow-mismatch",
         action="store_const",
         const=Differences.TELL,
         default=Differences.REFUSE,

@@ -1,7 +1,7 @@
 """Dataclasses of options <-> plain mappings (YAML, JSON) and the strings of a command line.
 
 A field is a leaf (number, text, path, enum, list of these) or a choice: an object of some other
-options class, named in a registry, such as the base of a repair. In a mapping a choice is written
+options class, named in a registry, such as the base of a correction. In a mapping a choice is written
 {name: gptq, bits: 4}, or just gptq. Every refusal is a RecipeError that starts with the path of the
 option, says the bad value and what would be right.
 """

@@ -14,7 +14,7 @@ from compress.config.options import build, check_types, dump, name_of
 from compress.config.yaml_file import read_yaml
 from compress.errors import RecipeError
 from compress.families.base import Compressor
-from compress.families.repair import Repair
+from compress.families.correction import Correction
 from compress.methods import load_methods
 from compress.models.devices import Dtype
 
@@ -83,8 +83,8 @@ class Recipe:
         default=None,
         metadata=_about(
             "method",
-            "a compressed checkpoint of the model, a folder or a hub id, whoever wrote it, which a repair (eora, lqer, "
-            "svd_residual) is put on top of: gptq, awq, compressed-tensors, bitsandbytes, native, or changed weights",
+            "a compressed checkpoint of the model, a folder or a hub id, whoever wrote it, that a correction (eora, "
+            "lqer, svd_residual) is added to: gptq, awq, compressed-tensors, bitsandbytes, native, or changed weights",
         ),
     )
     include: tuple[str, ...] = field(
@@ -251,7 +251,7 @@ def _refuse_texts(recipe: Recipe) -> None:
 
 
 _TWO_BASES = (
-    "method.base, base_checkpoint: both say what is repaired; leave method.base and its options out to repair the "
+    "method.base, base_checkpoint: both say what is corrected; leave method.base and its options out to correct the "
     "checkpoint, or base_checkpoint to compress the model anew"
 )
 
@@ -261,16 +261,18 @@ def _refuse_bases(recipe: Recipe) -> None:
     if recipe.base_checkpoint is None:
         if "adapter" in recipe.export:
             raise RecipeError(
-                "export: adapter is for a repair of a base_checkpoint; gptq writes an adapter beside its checkpoint"
+                "export: adapter is for a correction of a base_checkpoint; gptq writes an adapter beside its checkpoint"
             )
         return
     if not recipe.base_checkpoint.strip():
         raise RecipeError("base_checkpoint: empty; name a folder or a hub id, or leave it out")
-    if not isinstance(recipe.method, Repair):
-        repairs = ", ".join(name for name, kind in METHODS.items() if issubclass(kind, Repair))
+    if not isinstance(recipe.method, Correction):
+        corrections = ", ".join(
+            name for name, kind in METHODS.items() if issubclass(kind, Correction)
+        )
         raise RecipeError(
             f"base_checkpoint: {recipe.method.name} compresses the model itself and puts nothing on top of "
-            f"{recipe.base_checkpoint}; methods that do are {repairs}"
+            f"{recipe.base_checkpoint}; methods that do are {corrections}"
         )
     if recipe.method.base_rounds:
         raise RecipeError(
@@ -278,7 +280,7 @@ def _refuse_bases(recipe: Recipe) -> None:
             f"{recipe.base_checkpoint} is never changed; use 0, or leave base_checkpoint out"
         )
     default = METHODS[recipe.method_name]()
-    if isinstance(default, Repair) and recipe.method.base != default.base:
+    if isinstance(default, Correction) and recipe.method.base != default.base:
         raise RecipeError(_TWO_BASES)
 
 

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from compress.errors import CheckpointError
 from compress.exports.base import Exporter, LayerExport
-from compress.families.low_rank import Path as LowRankPath
-from compress.families.low_rank import as_low_rank
+from compress.families.low_rank import Factors, as_low_rank
 from compress.forms.factorised import LowRank
 from compress.models.checkpoint import Reader, Writer, read_json, write_json
 from compress.models.resolve import Wanted, snapshot
@@ -41,7 +40,7 @@ class AdapterWriter:
         self._transposed: set[bool] = set()
         self._writer = Writer(folder, shard_bytes=1 << 62, stem=STEM)
 
-    def add(self, layer: LayerExport, path: LowRankPath) -> None:
+    def add(self, layer: LayerExport, path: Factors) -> None:
         """Add a layer's factors (r, i) and (o, r): those on grids by their values, for PEFT knows no such format."""
         name, form = layer.name, as_low_rank(path)
         if form is not path:
@@ -122,7 +121,7 @@ class AdapterExporter(Exporter):
         if not self._adapter.ranks:
             raise CheckpointError(
                 f"{self.name} export: no path to write, for none lowered the error on the sequences kept aside; use "
-                "other text, or --guard off"
+                "other text, or --holdout none"
             )
         self._write_config()
 

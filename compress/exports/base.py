@@ -16,7 +16,7 @@ from torch import Tensor
 from compress.bases import AsDense
 from compress.errors import CheckpointError, RecipeError
 from compress.families.base import Compressor
-from compress.families.low_rank import Path as LowRankPath
+from compress.families.low_rank import Factors
 from compress.forms.factorised import Form
 from compress.models.checkpoint import Reader, Writer, read_json, some
 
@@ -48,7 +48,7 @@ class LayerExport:
     bias: Tensor | None
     transposed: bool
     """Whether the source stores the weight as (i, o): GPT-2's Conv1D."""
-    path: LowRankPath | None = None
+    path: Factors | None = None
     """The part of the form that a base checkpoint has not, in a run on top of one; None for its own layers."""
 
 

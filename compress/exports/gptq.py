@@ -1,4 +1,4 @@
-"""GPTQ checkpoints, as transformers, gptqmodel and vLLM read them, with repairs as an adapter.
+"""GPTQ checkpoints, as transformers, gptqmodel and vLLM read them, with corrects as an adapter.
 
 Tensors of a layer: qweight (i * bits / 32, o) int32, scales (G, o) fp16, qzeros (G, o * bits / 32)
 int32, g_idx (i,) int32. Format "gptq" (v1) stores every zero less one. Readers add the one to whole
@@ -23,7 +23,7 @@ from compress.errors import CheckpointError
 from compress.exports.adapter import AdapterWriter
 from compress.exports.base import Exporter, LayerExport
 from compress.families.base import Compressor
-from compress.families.low_rank import Path
+from compress.families.low_rank import Factors
 from compress.families.quantiser import Quantiser
 from compress.forms.factorised import Form, LowRank, Product, Quantised, Sum
 from compress.forms.packing import CODES_A_ROW, pack
@@ -35,7 +35,7 @@ _BLOCK = re.compile(r"(?P<blocks>.+?)\.\d+\.(?P<part>.+)")
 
 
 class GptqExporter(Exporter):
-    """Quantised layers in one checkpoint, their low-rank repairs in `adapter/` beside it."""
+    """Quantised layers in one checkpoint, their low-rank corrections in `adapter/` beside it."""
 
     name = "gptq"
 
@@ -59,7 +59,7 @@ class GptqExporter(Exporter):
         return f"{problem}; choose native or dense" if problem else ""
 
     def _write_layer(self, layer: LayerExport) -> None:
-        base, repair = _parts(layer)
+        base, correction = _parts(layer)
         problem = _problem(base.bits, base.group_size, base.shape)
         if problem:
             raise CheckpointError(f"gptq export: {layer.name}: {problem}")
@@ -70,10 +70,10 @@ class GptqExporter(Exporter):
             self.writer.add(f"{layer.name}.{key}", tensor)
         if layer.bias is not None:
             self.writer.add(f"{layer.name}.bias", layer.bias)
-        if repair is not None:
+        if correction is not None:
             if self._adapter is None:
                 self._adapter = AdapterWriter(self.folder / ADAPTER)
-            self._adapter.add(layer, repair)
+            self._adapter.add(layer, correction)
 
     def _refuse_mixture(self, name: str, facts: _Facts) -> None:
         first, reference = next(iter(self._forms.items()))
@@ -180,18 +180,18 @@ def _targets(compressed: Collection[str], kept: Collection[str]) -> list[str]:
     return sorted(parts)
 
 
-def _parts(layer: LayerExport) -> tuple[Quantised, Path | None]:
+def _parts(layer: LayerExport) -> tuple[Quantised, Factors | None]:
     form: Form = layer.form
     terms = [form] if not isinstance(form, Sum) else list(form.terms)
     match terms:
         case [Quantised() as base]:
             return base, None
-        case [Quantised() as base, (LowRank() | Product()) as repair]:
-            return base, repair
+        case [Quantised() as base, (LowRank() | Product()) as correction]:
+            return base, correction
     kinds = some([type(term).__name__ for term in terms])
     raise CheckpointError(
         f"gptq export: {layer.name} is a sum of {kinds}; the format holds a quantised weight and "
-        "one low-rank repair of it"
+        "one low-rank correction of it"
     )
 
 

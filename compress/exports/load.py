@@ -57,11 +57,11 @@ def load_export(
     folder = Path(folder)
     if loader_name(folder) == ADAPTED:
         model = load_bare(find_base(folder), dtype, device)
-        add_paths(model, read_adapter(folder), folder)
+        add_corrections(model, read_adapter(folder), folder)
         return model
     model = load_bare(folder, dtype, device)
     if (folder / ADAPTER).is_dir():
-        add_paths(model, read_adapter(folder / ADAPTER), folder)
+        add_corrections(model, read_adapter(folder / ADAPTER), folder)
     return model
 
 
@@ -158,7 +158,7 @@ def _untie_packed_head(config: Any, base: Base) -> None:
         config.tie_word_embeddings = False
 
 
-def add_paths(model: PreTrainedModel, paths: Mapping[str, LowRank], folder: Path) -> None:
+def add_corrections(model: PreTrainedModel, paths: Mapping[str, LowRank], folder: Path) -> None:
     """Add a low-rank path to each of these layers, in the model's dtype and where the layer is.
 
     Raises CheckpointError for a layer that the model lacks or whose shape is another.

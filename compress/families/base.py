@@ -36,7 +36,7 @@ class Survey:
     energy: float = 0.0
     """The squared error of nothing in the weight's place, where there are points or the spectrum is a residual's."""
     rounding: tuple[tuple[int, float], ...] = ()
-    """Of widths of a path's factors, what rounding them costs, as a share of what the path captures."""
+    """Of widths of a correction's factors, what rounding them costs, as a share of what the correction captures."""
     reads: str = ""
     """The first of the layers that read the same tensor, itself perhaps."""
 

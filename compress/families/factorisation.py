@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from calibration.gradients import GradientEnergy
-from calibration.stats import Anchor, Gram, Statistic, Statistics
+from calibration.stats import CrossGram, Gram, Statistic, Statistics
 from compress.errors import LayerError, RecipeError
-from compress.families.anchor import Anchoring, anchored
 from compress.families.base import Compressor, LayerShape, Survey, Trial
 from compress.families.budget import refuse_share
 from compress.families.importance import fisher_cost
@@ -31,6 +30,7 @@ from compress.families.low_rank import (
 from compress.families.quantiser import Quantiser
 from compress.families.quantities import parse_bytes
 from compress.families.rank_planner import RankPlanner, parse_rank
+from compress.families.target import FitTarget, towards_original
 from compress.forms.factorised import Form, LowRank, Product
 from compress.solvers.rank_allocation import Allocation, Importance
 
@@ -83,13 +83,13 @@ class Factorisation(Compressor, ABC):
         default=FactorDtype.AUTO,
         metadata={"help": "dtype of the stored factors; auto: the weight's own"},
     )
-    anchor: Anchoring = field(
-        default=Anchoring.NONE,
+    target: FitTarget = field(
+        default=FitTarget.LAYER,
         metadata={
             "help": "outputs to fit: the weight's own, or the original model's (dense), from inputs as they have become"
         },
     )
-    then: Quantiser | None = field(
+    factor_quantizer: Quantiser | None = field(
         default=None, metadata={"help": "method that stores the factors in fewer bits"}
     )
 
@@ -138,7 +138,7 @@ class Factorisation(Compressor, ABC):
         if self.importance is Importance.FISHER:
             return self.metric_needs | {GradientEnergy}
         # Forms are made for the measurement, so all that this takes.
-        return self.needs - {Anchor} if self.importance is Importance.KL else self.metric_needs
+        return self.needs - {CrossGram} if self.importance is Importance.KL else self.metric_needs
 
     @property
     def metric_needs(self) -> frozenset[type[Statistic]]:
@@ -148,9 +148,9 @@ class Factorisation(Compressor, ABC):
     @property
     def needs(self) -> frozenset[type[Statistic]]:
         """What the metric is made of, and what the factors' quantiser reads."""
-        then = self.then.needs if self.then else frozenset()
-        anchor = {Anchor} if self.anchor is Anchoring.DENSE else set()
-        return self.metric_needs | {Gram} | then | anchor
+        quantizer = self.factor_quantizer.needs if self.factor_quantizer else frozenset()
+        cross = {CrossGram} if self.target is FitTarget.ORIGINAL else set()
+        return self.metric_needs | {Gram} | quantizer | cross
 
     @property
     def weighs_by_divergence(self) -> bool:
@@ -185,8 +185,8 @@ class Factorisation(Compressor, ABC):
     def stored_as(self, layer: LayerShape) -> Self:
         """With the dtype of this layer's factors settled, and their groups if they are quantised."""
         dtype = settled_dtype(self.factor_dtype, layer.dtype, "factor_dtype")
-        then = self.then.for_factors() if self.then else None
-        return replace(self, factor_dtype=dtype, then=then)
+        quantizer = self.factor_quantizer.for_factors() if self.factor_quantizer else None
+        return replace(self, factor_dtype=dtype, factor_quantizer=quantizer)
 
     def _at(self, rank: int) -> Self:
         """With nothing left to plan."""
@@ -215,7 +215,10 @@ class Factorisation(Compressor, ABC):
         while rank > 1 and float(tail[rank]) <= NOTHING * float(tail[0]):
             rank //= 2
         method = replace(
-            self._at(rank), factor_dtype=FactorDtype.FLOAT32, then=None, anchor=Anchoring.NONE
+            self._at(rank),
+            factor_dtype=FactorDtype.FLOAT32,
+            factor_quantizer=None,
+            target=FitTarget.LAYER,
         )
         [form] = method.compress([weight_oi], stats)
         return Trial(form, max(float(tail[rank]), NOTHING * float(tail[0])))
@@ -241,21 +244,21 @@ class Factorisation(Compressor, ABC):
 
     def targets(self, weights: Sequence[Tensor], stats: Statistics) -> list[Tensor]:
         """The dense weights (o, i) whose factors are wanted: the best factors of these are the best for the outputs."""
-        if self.anchor is Anchoring.NONE:
+        if self.target is FitTarget.LAYER:
             return list(weights)
-        return anchored(
-            weights, stats, lambda: self.anchored_moments(stats), key=self.shifts_outputs
+        return towards_original(
+            weights, stats, lambda: self.target_moments(stats), key=self.shifts_outputs
         )
 
-    def anchored_moments(self, stats: Statistics) -> tuple[Tensor, Tensor]:
+    def target_moments(self, stats: Statistics) -> tuple[Tensor, Tensor]:
         """E[x' x'^T] and E[x x'^T], around what the method fits around: (i, i) each, fp64."""
-        return stats[Gram].mean_ii(), stats[Anchor].mean_ij()
+        return stats[Gram].mean_ii(), stats[CrossGram].mean_ij()
 
     def fit(self, weight: Tensor, metric: Metric, stats: Statistics) -> LowRank | Product:
         """The best factors of one weight (o, i), as they are stored."""
         rank = self.rank or 0
-        if self.then is not None:
-            return quantised_low_rank(weight, metric, rank, self.then, stats)
+        if self.factor_quantizer is not None:
+            return quantised_low_rank(weight, metric, rank, self.factor_quantizer, stats)
         return best_low_rank(weight, metric, rank, self.storage)
 
     @abstractmethod
@@ -273,7 +276,11 @@ class Factorisation(Compressor, ABC):
     def factor_bytes(self, shape: tuple[int, int], rank: int) -> int:
         """The same at another rank, once dtype and groups are settled."""
         added = self.overhead(shape) * self.storage.itemsize
-        if self.then is None:
+        if self.factor_quantizer is None:
             return rank * sum(shape) * self.storage.itemsize + added
         up, down = (shape[0], rank), (rank, shape[1])
-        return self.then.planned_bytes(up) + self.then.planned_bytes(down) + added
+        return (
+            self.factor_quantizer.planned_bytes(up)
+            + self.factor_quantizer.planned_bytes(down)
+            + added
+        )

@@ -1,4 +1,4 @@
-"""What a base checkpoint holds, in the place of a method: the base of a repair that compresses nothing itself."""
+"""What a base checkpoint holds, in the place of a method: the base of a correction that compresses nothing itself."""
 
 from __future__ import annotations
 
@@ -33,11 +33,13 @@ class Given(Compressor):
     paper: ClassVar[str] = ""
 
     stored_as: str = field(metadata={"help": "format and hash of the base checkpoint"})
-    held: tuple[Held, ...] = field(repr=False, metadata={"help": "its layers that can be repaired"})
+    held: tuple[Held, ...] = field(
+        repr=False, metadata={"help": "its layers that can be corrected"}
+    )
 
     @property
     def saves_bytes(self) -> bool:
-        """A path on top of a checkpoint adds to it, whatever the original weighs."""
+        """A correction on top of a checkpoint adds to it, whatever the original weighs."""
         return False
 
     @property
@@ -52,7 +54,7 @@ class Given(Compressor):
         return {name: replace(self, held=(found[name],)) for name in layers if name in found}
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
-        """It has no weights' names to look forms up by: `Repair.paths` takes what was read."""
+        """It has no weights' names to look forms up by: `Correction.corrections` takes what was read."""
         raise NotImplementedError("the forms of a base checkpoint are read, not computed")
 
     def planned_bytes(self, shape: tuple[int, int]) -> int:

@@ -1,4 +1,4 @@
-"""The best low-rank path for a weight, or for what another method left of it, in a metric.
+"""The best low-rank correction for a weight, or for what another method left of it, in a metric.
 
 Shapes: o = out_features, i = in_features, r = rank.
 """
@@ -28,7 +28,7 @@ from compress.solvers.linalg import (
 
 WORD_BYTES = 4
 
-Path = LowRank | Product
+Factors = LowRank | Product
 """B A, in floats or with both factors on grids."""
 
 FLOATS = ("float32", "bfloat16", "float16")
@@ -107,7 +107,7 @@ class Metric:
 
 
 def best_low_rank(matrix_oi: Tensor, metric: Metric, rank: int, storage: torch.dtype) -> LowRank:
-    """The rank-r path that loses least of a matrix (o, i) in a metric, as it is stored.
+    """The rank-r correction that loses least of a matrix (o, i) in a metric, as it is stored.
 
     The factors are balanced before they are rounded to `storage`; what rounding A to 16 bits costs, B takes back in
     closed form (the left side of the metric makes no difference to that). Rounding to 32 costs nothing.
@@ -137,7 +137,9 @@ def quantised_low_rank(
     first = _rounded(matrix_oi, down / length, metric, quantiser, stats)
     again = torch.linalg.pinv(first.up.dense().double()) @ matrix_oi.double()
     second = _rounded(matrix_oi, again, metric, quantiser, stats)
-    return min(first, second, key=lambda path: metric.energy(matrix_oi - path.dense().double()))
+    return min(
+        first, second, key=lambda correction: metric.energy(matrix_oi - correction.dense().double())
+    )
 
 
 def _rounded(
@@ -157,15 +159,17 @@ def _rounded(
     return Product(stored_up, stored_down)
 
 
-def as_low_rank(path: Path) -> LowRank:
+def as_low_rank(correction: Factors) -> LowRank:
     """The same in floats: factors on grids become fp16, which holds their values to its own precision.
 
     Raises LayerError where that overflows.
     """
-    if isinstance(path, LowRank):
-        return path
-    up, down = (to_storage(factor.dense(), torch.float16) for factor in (path.up, path.down))
-    return LowRank.from_factors(up, down, path.offset())
+    if isinstance(correction, LowRank):
+        return correction
+    up, down = (
+        to_storage(factor.dense(), torch.float16) for factor in (correction.up, correction.down)
+    )
+    return LowRank.from_factors(up, down, correction.offset())
 
 
 def covariance(stats: Statistics) -> Tensor:

@@ -144,7 +144,7 @@ class Product(Form):
 
 
 class Sum(Form):
-    """Forms add: a quantised base and the low-rank path that repairs it, say."""
+    """Forms add: a quantised base and the low-rank correction that corrects it, say."""
 
     kind = "sum"
 

@@ -12,10 +12,10 @@ import torch
 from compress.config.recipe import METHODS
 from compress.errors import RecipeError
 from compress.families.base import Compressor, LayerShape
+from compress.families.correction import Correction
 from compress.families.factorisation import Factorisation
 from compress.families.pruner import Pruner
 from compress.families.quantiser import GROUP_SIZES, Quantiser
-from compress.families.repair import Repair
 from compress.inspection.checkpoint import Ordinary
 from compress.planning.make import make_plan
 from compress.solvers.masks import Pattern
@@ -23,7 +23,7 @@ from compress.solvers.rank_allocation import Curve
 
 _SETTINGS: Mapping[type, Sequence[Mapping[str, Any]]] = {
     Quantiser: ({"bits": 8}, {"bits": 4}, {"bits": 3}, {"bits": 2}),
-    Repair: ({"rank": 32}, {"rank": 64}),
+    Correction: ({"rank": 32}, {"rank": 64}),
     Pruner: ({"sparsity": 0.5}, {"pattern": Pattern.TWO_OF_FOUR}),
     Factorisation: ({"keep": 0.8}, {"keep": 0.6}),
 }

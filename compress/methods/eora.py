@@ -1,12 +1,12 @@
-"""EoRA: low-rank repair of a compressed weight in the eigenspace of its inputs.
+"""EoRA: low-rank correction of a compressed weight in the eigenspace of its inputs.
 
 Liu et al. 2024, arXiv:2410.21271, algorithm 1 and theorem 1; the same optimum is QERA-exact (Zhang et al. 2024,
 arXiv:2410.06040) and CALDERA's lemma 4.2 (Saha et al. 2024, arXiv:2405.18886). Needs: Gram, and what its base needs.
 Cost: one Cholesky (i^3) for each distinct input and one symmetric eigenproblem of min(o, i) for each weight.
 Shapes: o = out_features, i = in_features, r = rank.
 
-Exact: B A minimises ||(W - W' - B A) X||_F over all rank-r paths; any factor L of the Gram, L L^T = G, gives the same
-product, so a Cholesky factor serves and an eigendecomposition of G is not needed. Differs from the authors' code:
+Exact: B A minimises ||(W - W' - B A) X||_F over all matrices of rank r; any factor L of the Gram, L L^T = G, gives the
+same product, so a Cholesky factor serves and an eigendecomposition of G is not needed. Differs from the authors' code:
 every token weighs the same (theirs forgets early batches: the first of 64 weighs 0.377 of the last), the Gram is
 shrunk towards its diagonal (see `linalg.shrink_`; with `shrinkage` 0 it is theirs), damping is a ridge relative to the
 median of diag(G) (theirs replaces negative eigenvalues only), factors are balanced before they are rounded to 16 bits,
@@ -25,9 +25,9 @@ from calibration.gradients import OutputGradients
 from calibration.stats import Statistic, Statistics
 from compress.errors import LayerError
 from compress.families.base import Compressor, refuse_damping, refuse_shrinkage
+from compress.families.correction import Correction
 from compress.families.low_rank import Metric
 from compress.families.quantiser import Quantiser
-from compress.families.repair import Repair
 from compress.methods.gptq import GPTQ
 from compress.solvers.linalg import cholesky, conditioned_, ridge
 
@@ -42,13 +42,13 @@ class OutputSide(enum.StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EoRA(Repair, name="eora"):
-    """The exact low-rank repair of what a base method lost on the calibration inputs."""
+class EoRA(Correction, name="eora"):
+    """The exact low-rank correction of what a base method lost on the calibration inputs."""
 
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2410.21271"
 
     base: Compressor = field(
-        default_factory=GPTQ, metadata={"help": "method whose error is repaired"}
+        default_factory=GPTQ, metadata={"help": "method whose error is corrected"}
     )
     damping: float = field(
         default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"}
@@ -72,7 +72,7 @@ class EoRA(Repair, name="eora"):
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
-        """Those of any repair, and gradients if they count."""
+        """Those of any correction, and gradients if they count."""
         gradients = {OutputGradients} if self.output_side is OutputSide.FISHER else set()
         return super().needs | gradients
 
@@ -82,7 +82,13 @@ class EoRA(Repair, name="eora"):
         Raises LayerError if the loss does not depend on the layer.
         """
         right = stats.once(
-            ("metric of a repair", self.shifts_outputs, self.guard, self.damping, self.shrinkage),
+            (
+                "metric of a correction",
+                self.shifts_outputs,
+                self.holdout,
+                self.damping,
+                self.shrinkage,
+            ),
             lambda: Metric.of(conditioned_(self.moments(stats), self.shrinkage, self.damping)),
         )
         if self.output_side is OutputSide.NONE:

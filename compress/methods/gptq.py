@@ -32,12 +32,12 @@ from compress.solvers.linalg import conditioned_, inverse_factor
 COLUMNS_AT_ONCE = 64
 
 
-class Order(enum.StrEnum):
+class ActOrder(enum.StrEnum):
     """The order in which columns are quantised."""
 
-    NATURAL = "natural"
+    NONE = "none"
     """As stored. Groups are runs of stored columns; every kernel reads that."""
-    ACTIVATION = "activation"
+    DESC_ACT = "desc_act"
     """Largest diag(G) first, groups along that order: the checkpoint stores each column's group (desc_act)."""
 
 
@@ -54,8 +54,11 @@ class GPTQ(Quantiser, name="gptq"):
         default=0.1,
         metadata={"help": "how far the Gram is moved towards its diagonal (0: as observed)"},
     )
-    order: Order = field(
-        default=Order.NATURAL, metadata={"help": "order in which columns are quantised"}
+    act_order: ActOrder = field(
+        default=ActOrder.NONE,
+        metadata={
+            "help": "desc_act: columns with the largest activations first; the checkpoint stores each column's group"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -66,13 +69,13 @@ class GPTQ(Quantiser, name="gptq"):
     @property
     def in_order(self) -> bool:
         """Whether input i is in group i // group_size, so that no input's group is stored."""
-        return self.order is Order.NATURAL
+        return self.act_order is ActOrder.NONE
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
         """Sweep the stack of weights once, then refit its scales."""
         weight_oi, rows = stacked(weights)
         gram, order = stats[Gram], None
-        if self.order is Order.ACTIVATION:
+        if self.act_order is ActOrder.DESC_ACT:
             order = gram.sum_ii.diagonal().argsort(descending=True, stable=True)
             weight_oi = weight_oi[:, order]
         size = self.group_of(weight_oi.shape[1])

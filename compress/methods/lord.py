@@ -21,11 +21,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from calibration.stats import Anchor, Gram, Mean, Statistic, Statistics
-from compress.families.anchor import Anchoring
+from calibration.stats import CrossGram, Gram, Mean, Statistic, Statistics
 from compress.families.base import refuse_damping
 from compress.families.factorisation import Factorisation
 from compress.families.low_rank import Metric, covariance
+from compress.families.target import FitTarget
 from compress.forms.factorised import Form
 from compress.solvers.linalg import add_ridge_, to_storage
 
@@ -87,39 +87,39 @@ class LoRD(Factorisation, name="lord"):
         return covariance(stats) if self.centre is Centre.MEAN else stats[Gram].mean_ii()
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
-        """The paths, each with the bias that makes the mean output exact if it is centred."""
+        """The corrections, each with the bias that makes the mean output exact if it is centred."""
         metric, seen = self.measure(weights, stats), stats
-        if self.centre is Centre.MEAN and self.then is not None:
+        if self.centre is Centre.MEAN and self.factor_quantizer is not None:
             # What quantises the factors sees what they see: inputs around their mean.
             gram = stats[Gram]
             centred = replace(gram, sum_ii=covariance(stats) * gram.n_tokens)
             seen = Statistics({Gram: centred})
         forms: list[Form] = []
         for weight, target in zip(weights, self.targets(weights, stats), strict=True):
-            path = self.fit(target, metric, seen)
+            correction = self.fit(target, metric, seen)
             if self.centre is Centre.MEAN:
                 missing_o = (
                     weight.double() @ self._goal_i(stats)
-                    - path.dense().double() @ stats[Mean].mean_i()
+                    - correction.dense().double() @ stats[Mean].mean_i()
                 )
-                path = path.shifted(to_storage(missing_o, self.storage))
-            forms.append(path)
+                correction = correction.shifted(to_storage(missing_o, self.storage))
+            forms.append(correction)
         return forms
 
-    def anchored_moments(self, stats: Statistics) -> tuple[Tensor, Tensor]:
+    def target_moments(self, stats: Statistics) -> tuple[Tensor, Tensor]:
         """Covariances, where it is centred."""
-        gram_ii, cross_ii = super().anchored_moments(stats)
+        gram_ii, cross_ii = super().target_moments(stats)
         if self.centre is Centre.MEAN:
             mean_i = stats[Mean].mean_i()
             gram_ii, cross_ii = (
                 covariance(stats),
-                cross_ii.addr_(stats[Anchor].mean_i(), mean_i, alpha=-1),
+                cross_ii.addr_(stats[CrossGram].mean_i(), mean_i, alpha=-1),
             )
         return gram_ii, cross_ii
 
     def _goal_i(self, stats: Statistics) -> Tensor:
         """The mean input whose output the mean output is to be."""
-        mean_i: Tensor = stats[Mean if self.anchor is Anchoring.NONE else Anchor].mean_i()
+        mean_i: Tensor = stats[Mean if self.target is FitTarget.LAYER else CrossGram].mean_i()
         return mean_i
 
     def overhead(self, shape: tuple[int, int]) -> int:

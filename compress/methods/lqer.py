@@ -1,4 +1,4 @@
-"""LQER: low-rank repair of a compressed weight with each input scaled by how large it is.
+"""LQER: low-rank correction of a compressed weight with each input scaled by how large it is.
 
 Zhang et al. 2024 (LQER), arXiv:2402.02446, section 3.2; with `--scale rms` the closed form for uncorrelated inputs of
 Zhang et al. 2024 (QERA-approx), arXiv:2410.06040, theorem 2. Needs: Gram, or the mean of |x|, and what its base needs.
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from calibration.stats import AbsMean, Statistic, Statistics
 from compress.families.base import Compressor
+from compress.families.correction import Correction
 from compress.families.low_rank import Metric
 from compress.families.quantiser import Quantiser
-from compress.families.repair import Repair
 from compress.methods.gptq import GPTQ
 from compress.solvers.linalg import refuse_dead
 
@@ -39,19 +39,19 @@ class Scale(enum.StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LQER(Repair, name="lqer"):
-    """The low-rank repair of what a base method lost, inputs weighted by their size one by one."""
+class LQER(Correction, name="lqer"):
+    """The low-rank correction of what a base method lost, inputs weighted by their size one by one."""
 
     paper: ClassVar[str] = "Zhang et al. 2024 (LQER), arXiv:2402.02446"
 
     base: Compressor = field(
-        default_factory=GPTQ, metadata={"help": "method whose error is repaired"}
+        default_factory=GPTQ, metadata={"help": "method whose error is corrected"}
     )
     scale: Scale = field(default=Scale.RMS, metadata={"help": "what an input's size is"})
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
-        """A repair's, and the mean magnitudes if they are the scale."""
+        """A correction's, and the mean magnitudes if they are the scale."""
         return super().needs | ({AbsMean} if self.scale is Scale.MEAN_ABS else set())
 
     def measure(self, residual: Tensor, stats: Statistics) -> Metric:  # noqa: ARG002  (the metric is the statistics')
@@ -61,7 +61,7 @@ class LQER(Repair, name="lqer"):
         return Metric.diagonal(size_i + RIDGE * size_i[size_i > 0].median())
 
     def rounding(self, bits: int) -> Quantiser:
-        """As EoRA, so that the two differ in the metric of the path alone."""
+        """As EoRA, so that the two differ in the metric of the correction alone."""
         return GPTQ(bits=bits).for_factors()
 
     def _sizes(self, stats: Statistics) -> Tensor:

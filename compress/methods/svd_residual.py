@@ -1,4 +1,4 @@
-"""Plain SVD of the compression error: low-rank repair that does not look at the inputs.
+"""Plain SVD of the compression error: low-rank correction that does not look at the inputs.
 
 Yao et al. 2023 (ZeroQuant-V2), arXiv:2303.08302, section 5 (low rank compensation). The baseline that shows what
 EoRA's eigenspace adds: the same base, the same bytes, the metric I instead of G^1/2.
@@ -14,20 +14,20 @@ from torch import Tensor
 
 from calibration.stats import Statistics
 from compress.families.base import Compressor
+from compress.families.correction import Correction
 from compress.families.low_rank import Metric
 from compress.families.quantiser import Quantiser
-from compress.families.repair import Repair
 from compress.methods.gptq import GPTQ
 
 
 @dataclass(frozen=True, kw_only=True)
-class SVDResidual(Repair, name="svd_residual"):
+class SVDResidual(Correction, name="svd_residual"):
     """The best low-rank approximation of a base method's weight error, inputs ignored."""
 
     paper: ClassVar[str] = "Yao et al. 2023 (ZeroQuant-V2), arXiv:2303.08302"
 
     base: Compressor = field(
-        default_factory=GPTQ, metadata={"help": "method whose error is repaired"}
+        default_factory=GPTQ, metadata={"help": "method whose error is corrected"}
     )
 
     def measure(self, residual: Tensor, stats: Statistics) -> Metric:  # noqa: ARG002  (what this baseline does without)
@@ -35,5 +35,5 @@ class SVDResidual(Repair, name="svd_residual"):
         return Metric.identity(residual.shape[1], residual.device)
 
     def rounding(self, bits: int) -> Quantiser:
-        """As EoRA, so that the two differ in the metric of the path alone."""
+        """As EoRA, so that the two differ in the metric of the correction alone."""
         return GPTQ(bits=bits).for_factors()

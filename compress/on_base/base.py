@@ -1,4 +1,4 @@
-"""A run on top of a compressed checkpoint: its forms in the places of the model's layers, and paths added to them.
+"""A run on top of a compressed checkpoint: its forms take the places of the model's layers, and get corrections.
 
 Shapes: o = out_features, i = in_features.
 """
@@ -19,9 +19,9 @@ from calibration.stats import Statistics
 from calibration.walk import Block, is_linear
 from compress.bases import AsDense
 from compress.exports import LayerExport
+from compress.families.correction import Correction
 from compress.families.given import Given, Held
-from compress.families.low_rank import Path, as_low_rank
-from compress.families.repair import Repair
+from compress.families.low_rank import Factors, as_low_rank
 from compress.forms.factorised import Dense, Form, LowRank, Sum
 from compress.models.layers import is_transposed
 from compress.planning.plan import Plan
@@ -29,7 +29,7 @@ from compress.report.report import KeptTensor
 from compress.solvers.linalg import to_storage
 
 HEAD = "lm_head.weight"
-M = TypeVar("M", bound=Repair)
+M = TypeVar("M", bound=Correction)
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Rescaling:
         """A weight of the base, in the original's scale."""
         return weight_oi / self.rows_o[:, None] / self.columns_i
 
-    def in_base(self, path: Path) -> LowRank:
-        """A path made in the original's scale, for the base's layer. Raises LayerError if a factor overflows."""
-        factors = as_low_rank(path)
+    def in_base(self, correction: Factors) -> LowRank:
+        """A correction made in the original's scale, for the base's layer. Raises LayerError if a factor overflows."""
+        factors = as_low_rank(correction)
         up, down = factors.up.weight.detach(), factors.down.weight.detach()
         return LowRank.from_factors(
             to_storage(up.float() * self.rows_o[:, None], up.dtype),
@@ -61,11 +61,11 @@ class OnBase:
     loader: PartLoader
     """Of the view, into the model that the original is loaded into."""
     held: tuple[Held, ...]
-    """Linear layers of the blocks that the base has changed: those that can be repaired."""
+    """Linear layers of the blocks that the base has changed: those that can be corrected."""
     packed_bytes: Mapping[str, int]
     """Of the form of every packed layer, by its weight's name in the view."""
     changed: tuple[str, ...]
-    """Tensors within the blocks that no path repairs, and that are not the original's: norms."""
+    """Tensors within the blocks that no correction corrections, and that are not the original's: norms."""
     notes: tuple[str, ...]
     """What a reader of the report should know of it."""
     own_head: bool = False
@@ -83,7 +83,7 @@ class OnBase:
         return self.view.base.reader.fingerprint
 
     def method(self, method: M) -> M:
-        """The repair with what the checkpoint holds as its base."""
+        """The correction with what the checkpoint holds as its base."""
         text = f"{self.view.base.description}, sha256 {self.fingerprint[:12]}"
         return replace(method, base=Given(stored_as=text, held=self.held))
 
@@ -105,7 +105,7 @@ class OnBase:
                 continue
             reason = "the base checkpoint's own"
             if self.view.is_packed(key):
-                reason = "packed in the base checkpoint, without a path"
+                reason = "packed in the base checkpoint, without a correction"
             elif not name.startswith(f"{prefix}."):
                 reason = "outside the decoder blocks"
             shape, n_bytes = self.view.shape(key), self._copied_bytes(key, layers)
@@ -120,7 +120,8 @@ class OnBase:
         return math.prod(self.view.shape(key)) * torch.float32.itemsize
 
     def named(self, name: str, form: Form, text: str) -> str:
-        """A layer's form and path in a few words, with the base's own for codes that no form holds: "nf4 + rank 32"."""
+        """A layer's form and correction in a few words, in the base's own for codes that no form holds: "nf4 + rank "
+        "32"."""
         if not self.view.is_packed(self._key(f"{name}.weight")) or not isinstance(form, Dense):
             return text
         _, *rest = text.split(" + ")
@@ -151,14 +152,14 @@ class OnBase:
         keys = self._keys.get(f"{name}.bias", [])
         return self.view[keys[0]] if keys else None
 
-    def repaired(
-        self, names: Sequence[str], weights: Sequence[Tensor], method: Repair, stats: Statistics
+    def corrected(
+        self, names: Sequence[str], weights: Sequence[Tensor], method: Correction, stats: Statistics
     ) -> list[Form]:
-        """The base's forms of these layers, each with a path for what it lost of the original's weight (o, i), fp32.
+        """The base's forms of these layers, each corrected towards the original's weight (o, i), fp32.
 
-        A sum of the base's form alone where there is no path.
+        A sum of the base's form alone where there is no correction.
 
-        Raises LayerError for a path that cannot be had, CheckpointError for a layer that cannot be read.
+        Raises LayerError for a correction that cannot be had, CheckpointError for a layer that cannot be read.
         """
         forms = [self.form(name, weights[0].device) for name in names]
         targets = method.targets(weights, stats)
@@ -166,22 +167,22 @@ class OnBase:
             self.residual(name, target, form)
             for name, target, form in zip(names, targets, forms, strict=True)
         ]
-        paths = method.paths(residuals, stats)
+        corrections = method.corrections(residuals, stats)
         return [
-            Sum([form] if path is None else [form, self._in_place(name, path)])
-            for name, form, path in zip(names, forms, paths, strict=True)
+            Sum([form] if correction is None else [form, self._in_place(name, correction)])
+            for name, form, correction in zip(names, forms, corrections, strict=True)
         ]
 
     def bare(self, names: Sequence[str], device: torch.device) -> list[Form]:
-        """The base's forms of these layers, as sums without a path."""
+        """The base's forms of these layers, as sums without a correction."""
         return [Sum([self.form(name, device)]) for name in names]
 
     def residual(self, name: str, weight: Tensor, form: Form) -> Tensor:
         """What a form of the base lost of a layer's weight (o, i): fp64, in the original's scale."""
         return weight.double() - self.dense(name, form).double()
 
-    def _in_place(self, name: str, path: Path) -> Path:
-        return self.rescalings[name].in_base(path) if name in self.rescalings else path
+    def _in_place(self, name: str, correction: Factors) -> Factors:
+        return self.rescalings[name].in_base(correction) if name in self.rescalings else correction
 
     def dense(self, name: str, form: Form) -> Tensor:
         """The weight (o, i) that a form stands for in a layer's place, in the original's scale."""
@@ -212,18 +213,18 @@ class OnBase:
 
 
 def base_of(form: Form) -> Form:
-    """What `repaired` added a path to."""
+    """What `corrected` added a correction to."""
     assert isinstance(form, Sum)
     base = form.terms[0]
     assert isinstance(base, Form)
     return base
 
 
-def path_of(form: Form) -> Path | None:
-    """What `repaired` added; None where there is no path."""
+def correction_of(form: Form) -> Factors | None:
+    """What `corrected` added; None where there is no correction."""
     assert isinstance(form, Sum)
     if len(form.terms) == 1:
         return None
-    path = form.terms[-1]
-    assert isinstance(path, Path)
-    return path
+    correction = form.terms[-1]
+    assert isinstance(correction, Factors)
+    return correction

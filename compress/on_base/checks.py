@@ -26,7 +26,7 @@ from compress.planning.make import block_linears, other_shapes
 EQUAL = 1e-2
 """Relative L2 difference up to which tensors are the same but for the dtype that they are stored in."""
 UNCHANGED = 3e-3
-"""The same for a layer's weight: above it, there is something to repair. Rounding to bf16 makes 1.7e-3 at most."""
+"""The same for a layer's weight: above it, there is something to correct. Rounding to bf16 makes 1.7e-3 at most."""
 PIECE = 1 << 24
 """Numbers that are compared at once: embeddings in fp32 take more than a model of few blocks."""
 _FREE = frozenset(
@@ -118,7 +118,7 @@ def _notes(
     for name, difference in stay.items():
         yield f"the base checkpoint's {name} differs from the original's by {difference:.1%}, and stays"
     if experts:
-        yield f"{experts} matrices of experts are not the original's in the base checkpoint, and get no path"
+        yield f"{experts} matrices of experts are not the original's in the base checkpoint, and get no correction"
     if expanded:
         yield (
             f"no form of this toolkit holds the codes of {len(expanded)} layers ({view.base.description}): a native "
@@ -272,7 +272,7 @@ def _held(pair: _Pair, packed: Mapping[str, int]) -> Iterator[Held]:
 
 
 def _changes(pair: _Pair) -> Iterator[tuple[str, float]]:
-    """Tensors that no path can repair and that are not the original's, by their names in the model, and by how much."""
+    """Tensors that get no correction and are not the original's: their names in the model, and by how much."""
     linears = block_linears(*decoder_blocks(pair.loader.model))
     for name, key, own in pair.tensors():
         if name.removesuffix(".weight") in linears or pair.view.is_packed(key):

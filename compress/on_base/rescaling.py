@@ -61,8 +61,8 @@ def with_rescalings(
         original.unload(block)
     note = (
         f"the base checkpoint has moved scales between its norms and its layers ({len(on_base.changed)} norms differ "
-        "from the original's, and what they feed makes up for it); paths are made in the original's scale and moved "
-        "likewise"
+        "from the original's, and what they feed makes up for it); corrections are made in the original's scale, then "
+        "rescaled likewise"
     )
     return replace(on_base, rescalings=found, notes=(*on_base.notes, note))
 

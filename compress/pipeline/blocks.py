@@ -20,10 +20,10 @@ from calibration.store import Store
 from calibration.stream import Stream
 from calibration.walk import Block, Propagate, SharedInput, walk
 from compress.errors import LayerError
-from compress.families.repair import Repair
+from compress.families.correction import Correction
 from compress.forms.factorised import CompressedLinear, Form
 from compress.models.layers import bias_of, is_transposed, refuse_not_finite, weight_oi
-from compress.on_base.base import OnBase, base_of, path_of
+from compress.on_base.base import OnBase, base_of, correction_of
 from compress.pipeline.layer_text import remarks, written
 from compress.pipeline.spectra import cut_of
 from compress.pipeline.stopwatch import Stopwatch
@@ -68,7 +68,7 @@ class Job:
     gradients: Callable[[int], Mapping[str, Statistics]]
     """Statistics of a block's gradients by layer, for methods that read some."""
     base: OnBase | None = None
-    """The compressed checkpoint that paths are added to; None: the methods make the forms."""
+    """The compressed checkpoint that corrections are added to; None: the methods make the forms."""
 
 
 def compress_blocks(job: Job, watch: Stopwatch) -> Iterator[Finished]:
@@ -191,13 +191,13 @@ def _compress_group(job: Job, block: Block, group: Group) -> list[Finished]:
 def _solved(
     job: Job, layers: Sequence[PlannedLayer], weights: Sequence[Tensor], stats: Statistics
 ) -> list[Form]:
-    """Forms of layers that are compressed, or repaired, together. Raises LayerError."""
+    """Forms of layers that are compressed, or corrected, together. Raises LayerError."""
     method, names = layers[0].compressor, [layer.name for layer in layers]
     if job.base is None:
         return method.compress(weights, stats)
-    if not isinstance(method, Repair):  # the plan gives these no path
+    if not isinstance(method, Correction):  # the plan gives these no correction
         return job.base.bare(names, job.device)
-    return job.base.repaired(names, weights, method, stats)
+    return job.base.corrected(names, weights, method, stats)
 
 
 def _dense(job: Job, layer: PlannedLayer, form: Form) -> Tensor:
@@ -219,8 +219,8 @@ def _cut(
     """Rank and spectrum of a form's low-rank part."""
     if job.base is None:
         return cut_of(form, weight, stats)
-    path, bare = path_of(form), _dense(job, layer, base_of(form))
-    return (None, None) if path is None else cut_of(path, weight.double() - bare, stats)
+    correction, bare = correction_of(form), _dense(job, layer, base_of(form))
+    return (None, None) if correction is None else cut_of(correction, weight.double() - bare, stats)
 
 
 def _finish(

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from calibration.skeleton import decoder_blocks
-from calibration.stats import Anchor
+from calibration.stats import CrossGram
 from calibration.store import Store
 from calibration.stream import Stream
 from compress.callbacks import Progress
@@ -19,7 +19,7 @@ from compress.errors import LayerError
 from compress.exports import EXPORTS, ON_BASE, Exporter, LayerExport
 from compress.exports.verify import write_probe
 from compress.models.layers import refuse_not_finite
-from compress.on_base.base import base_of, path_of
+from compress.on_base.base import base_of, correction_of
 from compress.pipeline.blocks import Job, compress_blocks
 from compress.pipeline.stopwatch import Stopwatch
 from compress.prepare.prepare import Prepared
@@ -105,7 +105,7 @@ def _job(prepared: Prepared, stores: tuple[Store | None, Store | None], watch: S
         wanted = saved is None
         batches = list(prepared.tokens.batches(prepared.recipe.batch_size)) if wanted else []
         stream = Stream(prepared.model, blocks, batches)
-        if Anchor in prepared.needs:
+        if CrossGram in prepared.needs:
             stream.keep_original()
         if prepared.on_base is not None:
             prepared.on_base.load_outside(prepared.device)
@@ -151,7 +151,7 @@ def _export_layers(
         name = finished.planned.name
         bias, path, form = None, None, finished.form.cpu()
         if prepared.on_base is not None:
-            bias, path = prepared.on_base.bias(name), path_of(form)
+            bias, path = prepared.on_base.bias(name), correction_of(form)
             form = form if path else base_of(form)
         elif finished.bias is not None:
             # The source's own bias: the model's may have been cast to the dtype it computes in.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from compress.families.correction import Correction, has_correction, widens
 from compress.families.low_rank import as_low_rank
-from compress.families.repair import Repair, has_path, widens
 from compress.forms.factorised import Form, Product, Sum
 from compress.planning.plan import PlannedLayer
 
@@ -42,14 +42,14 @@ def describe(form: Form) -> str:
 def written(form: Form, exports: Collection[str]) -> tuple[str, int]:
     """A form in a few words and its bytes, as exports of these formats hold it.
 
-    They are those of the form itself, unless its path is on grids and only PEFT adapters are there to hold it.
+    They are those of the form itself, unless its correction is on grids and only PEFT adapters are there to hold it.
     """
-    path = form.terms[-1] if isinstance(form, Sum) and has_path(form) else None
-    if not isinstance(path, Product) or not widens(exports):
+    correction = form.terms[-1] if isinstance(form, Sum) and has_correction(form) else None
+    if not isinstance(correction, Product) or not widens(exports):
         return describe(form), form.n_bytes()
     *others, _ = map(describe, form.terms)  # type: ignore[arg-type]  # a module list has modules
-    text = f"rank {path.rank} rounded to {describe(path.down)}"
-    more = as_low_rank(path).n_bytes() - path.n_bytes()
+    text = f"rank {correction.rank} rounded to {describe(correction.down)}"
+    more = as_low_rank(correction).n_bytes() - correction.n_bytes()
     return " + ".join([*others, text]), form.n_bytes() + more
 
 
@@ -65,8 +65,8 @@ def _described_codes(spec: Mapping[str, Any]) -> str:
 def remarks(layer: PlannedLayer, form: Form, dead: int) -> str:
     """What is to be known of a finished layer, of whose input channels so many are dead."""
     remarks = [layer.note] if layer.note else []
-    if isinstance(layer.compressor, Repair) and not has_path(form):
-        remarks.append("no path: it did not lower the error on the sequences kept aside")
+    if isinstance(layer.compressor, Correction) and not has_correction(form):
+        remarks.append("no correction: it did not lower the error on the sequences kept aside")
     if dead:
         remarks.append(
             f"{dead} of {layer.shape[1]} input channels are zero on the calibration text"

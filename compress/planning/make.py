@@ -22,14 +22,14 @@ from compress.bases import AsDense
 from compress.errors import CheckpointError, RecipeError
 from compress.exports.base import main_dtype
 from compress.families.base import Compressor, LayerShape, Survey
-from compress.families.repair import Repair
+from compress.families.correction import Correction
 from compress.models.checkpoint import Reader
 from compress.models.layers import is_transposed, select
 from compress.planning.plan import Plan, PlannedLayer
 from compress.report.report import KeptTensor
 
 SPARE_DISK = 64 << 20
-NO_PATH = "no path: its bytes remove more error in other layers"
+NO_CORRECTION = "no correction: its bytes remove more error in other layers"
 
 
 def make_plan(
@@ -53,9 +53,11 @@ def make_plan(
         _planned(name, found.tensors[name], shapes[name], compressor)
         for name, compressor in method.plan(shapes, rest).items()
     )
-    if isinstance(method, Repair):
+    if isinstance(method, Correction):
         layers = tuple(
-            layer if isinstance(layer.compressor, Repair) else replace(layer, note=NO_PATH)
+            layer
+            if isinstance(layer.compressor, Correction)
+            else replace(layer, note=NO_CORRECTION)
             for layer in layers
         )
     shared_by = {name: method.shared_by(name, shapes[name]) for name in shapes}

@@ -9,11 +9,11 @@ from dataclasses import dataclass, fields
 import torch
 
 from compress.families.base import Compressor
+from compress.families.correction import Correction, widens
 from compress.families.factorisation import Factorisation
 from compress.families.given import Given
 from compress.families.quantiser import Quantiser
-from compress.families.repair import Repair, widens
-from compress.planning.text import path_notes, shared_lines
+from compress.planning.text import correction_notes, shared_lines
 from compress.report.report import KeptTensor
 
 
@@ -41,10 +41,10 @@ class PlannedLayer:
         return self.compressor.rank if isinstance(self.compressor, Factorisation) else None
 
     @property
-    def path(self) -> str:
+    def correction(self) -> str:
         """What is added to its base: `rank 64, 4 bits`."""
-        if not isinstance(self.compressor, Repair):
-            return "no path"
+        if not isinstance(self.compressor, Correction):
+            return "no correction"
         return f"rank {self.compressor.rank}, {self.compressor.adapter_bits} bits"
 
     @property
@@ -55,26 +55,26 @@ class PlannedLayer:
         return self.bytes_after + more
 
     @property
-    def path_bytes(self) -> int:
+    def correction_bytes(self) -> int:
         """Of what is added to a base, as the native format stores it."""
-        if not isinstance(self.compressor, Repair):
+        if not isinstance(self.compressor, Correction):
             return 0
         return self.bytes_after - self.compressor.base.planned_bytes(self.shape)
 
     @property
     def adapter_bytes(self) -> int:
         """The same in a PEFT adapter."""
-        if not isinstance(self.compressor, Repair):
+        if not isinstance(self.compressor, Correction):
             return 0
         return self.compressor.adapter_bytes(self.shape)
 
     def held_bytes(self, exports: Collection[str]) -> int:
-        """What it takes where these formats are written: without a native one, its path is in a PEFT adapter."""
-        return self.bytes_after + (self.held_path_bytes(exports) - self.path_bytes)
+        """What it takes where these formats are written: without a native one, its correction is in a PEFT adapter."""
+        return self.bytes_after + (self.held_correction_bytes(exports) - self.correction_bytes)
 
-    def held_path_bytes(self, exports: Collection[str]) -> int:
-        """The same of its path alone."""
-        return self.adapter_bytes if widens(exports) else self.path_bytes
+    def held_correction_bytes(self, exports: Collection[str]) -> int:
+        """The same of its correction alone."""
+        return self.adapter_bytes if widens(exports) else self.correction_bytes
 
     @property
     def gptq_bytes(self) -> int:
@@ -84,7 +84,7 @@ class PlannedLayer:
             method = getattr(method, "base", None)
             if method is None:
                 return self.bytes_after
-        widened = self.adapter_bytes - self.path_bytes  # a PEFT adapter holds 16 bits
+        widened = self.adapter_bytes - self.correction_bytes  # a PEFT adapter holds 16 bits
         return self.bytes_after + widened + method.gptq_extra_bytes(self.shape)
 
 
@@ -151,7 +151,7 @@ class Plan:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader should know of the options' effect on the bytes."""
-        return path_notes(self.layers, self.exports)
+        return correction_notes(self.layers, self.exports)
 
     @property
     def kept_bytes(self) -> int:
@@ -163,7 +163,7 @@ class Plan:
         shapes = {layer.shape for layer in self.layers}
         if len({(layer.shape, layer.rank) for layer in self.layers}) > len(shapes):
             return [*self._ranks(), *self._rest()]
-        if len({(layer.shape, layer.path) for layer in self.layers}) > len(shapes):
+        if len({(layer.shape, layer.correction) for layer in self.layers}) > len(shapes):
             return [*self._paths(), *self._rest()]
         kinds: dict[tuple[str, tuple[int, int], str], list[PlannedLayer]] = defaultdict(list)
         for layer in self.layers:
@@ -206,13 +206,15 @@ class Plan:
         return out + [f"  - {entry}" for entry in (*ranks, *(f"{name}=dense" for name in left))]
 
     def _paths(self) -> list[str]:
-        """Every layer's path, its bytes, and the error that is predicted."""
-        out = [f"{'layer':<44}{'out x in':>14}{'path':>20}{'bytes':>11}{'predicted':>11}"]
+        """Every layer's correction, its bytes, and the error that is predicted."""
+        out = [f"{'layer':<44}{'out x in':>14}{'correction':>20}{'bytes':>11}{'predicted':>11}"]
         for layer in self.layers:
             shape = f"{layer.shape[0]} x {layer.shape[1]}"
             error = "-" if layer.predicted_error is None else f"{layer.predicted_error:.4f}"
-            n_bytes = layer.held_path_bytes(self.exports)
-            out.append(f"{layer.name:<44}{shape:>14}{layer.path:>20}{n_bytes:>11,}{error:>11}")
+            n_bytes = layer.held_correction_bytes(self.exports)
+            out.append(
+                f"{layer.name:<44}{shape:>14}{layer.correction:>20}{n_bytes:>11,}{error:>11}"
+            )
         return out
 
     def _rest(self) -> list[str]:
@@ -230,17 +232,18 @@ class Plan:
             )
         coded, widened = (
             sum(getattr(layer, name) for layer in self.layers)
-            for name in ("path_bytes", "adapter_bytes")
+            for name in ("correction_bytes", "adapter_bytes")
         )
         if coded and not any(layer.predicted_error for layer in self.layers):
             out.append(
-                f"paths: {coded:,} bytes, their bits and ranks as given; --adapter-bits auto looks for bits and a rank "
-                "that lose less in as many"
+                f"corrections: {coded:,} bytes, bits and ranks as given; --adapter-bits auto looks for bits and a "
+                "rank that "
+                "lose less in as many"
             )
         if coded != widened:
             out.append(
-                f"paths: {coded:,} bytes in the native format; a PEFT adapter, which has no format for few bits, holds "
-                f"the same values in {widened:,}"
+                f"corrections: {coded:,} bytes in the native format; a PEFT adapter, which has no format for few bits, "
+                f"holds the same values in {widened:,}"
             )
         n_bytes = self.input_statistics_bytes + self.gradient_statistics_bytes
         out.append(f"saved statistics: at most {n_bytes:,} bytes")

@@ -1,4 +1,4 @@
-"""What a plan's figures do not say by themselves: paths that few bits make larger, and layers that share bytes."""
+"""Notes on a plan's bytes: corrections that few bits make larger, and layers that share what they store."""
 
 from __future__ import annotations
 
@@ -6,59 +6,62 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from compress.families.repair import Repair, widens
-from compress.families.repair_options import FULL_BITS
+from compress.families.correction import Correction, widens
+from compress.families.correction_options import FULL_BITS
 
 if TYPE_CHECKING:
     from compress.planning.plan import PlannedLayer
 
 
-def path_notes(layers: Sequence[PlannedLayer], exports: Collection[str]) -> tuple[str, ...]:
+def correction_notes(layers: Sequence[PlannedLayer], exports: Collection[str]) -> tuple[str, ...]:
     """Where few bits save nothing in the formats that are written: a sentence for each reason."""
     if widens(exports):
-        coded = [layer for layer in layers if layer.path_bytes != layer.adapter_bytes]
+        coded = [layer for layer in layers if layer.correction_bytes != layer.adapter_bytes]
         return (_widened(coded),) if coded else ()
-    wasteful = [layer for layer in layers if layer.path_bytes > layer.adapter_bytes]
+    wasteful = [layer for layer in layers if layer.correction_bytes > layer.adapter_bytes]
     return (_wasted(wasteful),) if wasteful and "native" in exports else ()
 
 
 def _widened(layers: Sequence[PlannedLayer]) -> str:
     written = sum(layer.adapter_bytes for layer in layers)
     return (
-        f"{_paths_of(layers)} are rounded to few bits and written in {FULL_BITS} all the same, {written:,} bytes, for "
-        "a PEFT adapter has no other format; export native too, which stores the codes, or use --adapter-bits 16"
+        f"{_corrections_of(layers)} are rounded to few bits and written in {FULL_BITS} all the same, {written:,} "
+        "bytes, "
+        "for a PEFT adapter has no other format; export native too, which stores the codes, or use --adapter-bits 16"
     )
 
 
 def _wasted(layers: Sequence[PlannedLayer]) -> str:
     coded, wide = (
-        sum(getattr(layer, name) for layer in layers) for name in ("path_bytes", "adapter_bytes")
+        sum(getattr(layer, name) for layer in layers)
+        for name in ("correction_bytes", "adapter_bytes")
     )
     ranks = [_least_rank(layer) for layer in layers]
     paying = [rank for rank in ranks if rank is not None]
     more = f", or a rank of {max(paying)} or more" if len(paying) == len(ranks) else ""
     return (
-        f"{_paths_of(layers)} take more bytes in few bits than in {FULL_BITS}, {coded:,} against {wide:,}, for rows of "
-        f"codes are packed by 32 and have scales; use --adapter-bits 16{more}"
+        f"{_corrections_of(layers)} take more bytes in few bits than in {FULL_BITS}, {coded:,} against {wide:,}, for "
+        "rows "
+        f"of codes are packed by 32 and have scales; use --adapter-bits 16{more}"
     )
 
 
-def _paths_of(layers: Sequence[PlannedLayer]) -> str:
-    return f"the paths of {len(layers)} layers, {layers[0].name} the first,"
+def _corrections_of(layers: Sequence[PlannedLayer]) -> str:
+    return f"the corrections of {len(layers)} layers, {layers[0].name} the first,"
 
 
 def _least_rank(layer: PlannedLayer) -> int | None:
     """From which on its bits save bytes; None if from none."""
     method = layer.compressor
-    assert isinstance(method, Repair)  # others have no path
+    assert isinstance(method, Correction)  # others have no correction
     bits = int(method.adapter_bits)
     ranks = range(1, min(layer.shape) + 1)
     return next(
         (
             rank
             for rank in ranks
-            if method.path_bytes(layer.shape, rank, bits)
-            < method.path_bytes(layer.shape, rank, FULL_BITS)
+            if method.correction_bytes(layer.shape, rank, bits)
+            < method.correction_bytes(layer.shape, rank, FULL_BITS)
         ),
         None,
     )

@@ -20,7 +20,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from calibration.gradients import GradientStatistic
 from calibration.held_out import EVERY, HeldOut
 from calibration.skeleton import PartLoader, build_skeleton
-from calibration.stats import STATISTICS, Anchor, Gram, Statistic
+from calibration.stats import STATISTICS, CrossGram, Gram, Statistic
 from calibration.store import Store
 from calibration.text.data import Tokens
 from calibration.walk import Propagate
@@ -29,8 +29,8 @@ from compress.config.recipe import Recipe, StatisticsMode
 from compress.errors import RecipeError
 from compress.exports import EXPORTS, ON_BASE
 from compress.families.base import Survey
-from compress.families.repair import Repair
-from compress.families.repair_options import FULL_BITS
+from compress.families.correction import Correction
+from compress.families.correction_options import FULL_BITS
 from compress.models.checkpoint import Reader
 from compress.models.devices import settle_device, settle_dtype
 from compress.models.resolve import SourceModel, load_tokenizer, resolve_model
@@ -88,7 +88,7 @@ class Prepared:
     gradients: Gradients | None = None
     """Statistics of gradients that the method reads."""
     on_base: OnBase | None = None
-    """The compressed checkpoint that the method repairs, if it does not compress the model itself."""
+    """The compressed checkpoint that the method corrections, if it does not compress the model itself."""
 
     def original_store(self) -> Store | None:
         """Where the original model's statistics are kept, if the recipe wants any kept."""
@@ -191,12 +191,12 @@ def _plan(
         plan = make_plan(loader, reader, method, patterns, found)
         refuse_unfit_exports(recipe, plan)
         return plan
-    assert isinstance(method, Repair)  # as the recipe has made sure
+    assert isinstance(method, Correction)  # as the recipe has made sure
     plan = make_plan(loader, reader, on_base.method(method), patterns, found)
     if not plan.layers:
         raise RecipeError(
             f"base_checkpoint: {recipe.base_checkpoint} holds the original's own weights in the layers that are "
-            "chosen, so there is nothing to repair; name the compressed checkpoint, or other layers"
+            "chosen, so there is nothing to correct; name the compressed checkpoint, or other layers"
         )
     return on_base.plan(plan, reader.total_bytes)
 
@@ -225,10 +225,10 @@ def refuse_early(recipe: Recipe) -> None:
         raise RecipeError(
             f"export: {unknown[0]!r} is no format{which}; there are {', '.join(there)}"
         )
-    if Anchor in recipe.method.needs and recipe.propagate is not Propagate.BLOCK:
+    if CrossGram in recipe.method.needs and recipe.propagate is not Propagate.BLOCK:
         raise RecipeError(
-            f"method.anchor: dense fits layers to the original on inputs that the compressed blocks before them give, "
-            f"and with propagate {recipe.propagate} there are none of its kind; use --propagate block"
+            "method.target: original fits layers to the original's outputs on inputs from the compressed blocks before "
+            f"them, and with propagate {recipe.propagate} there are none of its kind; use --propagate block"
         )
     if recipe.method.blocks_at_once > 1 and recipe.propagate is Propagate.SUBLAYER:
         raise RecipeError(
@@ -237,8 +237,8 @@ def refuse_early(recipe: Recipe) -> None:
         )
     if HeldOut in recipe.method.needs and recipe.samples < EVERY:
         raise RecipeError(
-            f"method.guard: every {EVERY}th sequence is kept aside, and samples {recipe.samples} are fewer; take "
-            f"--samples {EVERY} or more, or --guard off"
+            f"method.holdout: every {EVERY}th sequence is kept aside, and samples {recipe.samples} are fewer; take "
+            f"--samples {EVERY} or more, or --holdout none"
         )
     if recipe.tasks:
         check_tasks(recipe.tasks, recipe.include_path)
@@ -252,7 +252,7 @@ def refuse_rescaled(recipe: Recipe, on_base: OnBase) -> None:
             "which come into a block together; use --propagate block"
         )
     method = recipe.method
-    if on_base.rescalings and isinstance(method, Repair) and method.widths != (FULL_BITS,):
+    if on_base.rescalings and isinstance(method, Correction) and method.widths != (FULL_BITS,):
         raise RecipeError(
             f"method.adapter_bits: {recipe.base_checkpoint} has moved scales between its norms and its layers, and a "
             "path in their scale is not on a grid any more; use 16"

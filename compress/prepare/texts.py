@@ -62,8 +62,8 @@ def settled_for(recipe: Recipe, config: PretrainedConfig) -> Recipe:
         )
     if recipe.base_checkpoint is not None:
         raise RecipeError(
-            "base_checkpoint: only checkpoints of models that write text are repaired; compress this one with a "
-            "repair of a method (--method eora --base rtn)"
+            "base_checkpoint: only checkpoints of models that write text are corrected; compress this one with a "
+            "correction of a method (--method eora --base rtn)"
         )
     if "gptq" in recipe.export:
         raise RecipeError("export: gptq is for models that write text; choose native or dense")

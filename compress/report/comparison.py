@@ -118,7 +118,7 @@ def compare_runs(runs: Sequence[Run], differences: Differences) -> RunComparison
     if found and differences is Differences.REFUSE:
         lines = (f"  {one.text}" for one in found)
         raise ComparisonError(
-            "runs that were measured differently do not compare (--despite-differences does it all the same):\n"
+            "runs that were measured differently do not compare (--allow-mismatch does it all the same):\n"
             + "\n".join(lines)
         )
     return RunComparison(

@@ -1,4 +1,4 @@
-"""What a plan of low-rank paths compares layers by: the spectra of what a base lost, and what rounding paths costs.
+"""The survey for a plan of low-rank corrections: spectra of what the base lost, and what rounding the factors costs.
 
 Shapes: o = out_features, i = in_features.
 """
@@ -14,11 +14,11 @@ from calibration.stats import Statistics
 from calibration.walk import Block, SharedInput
 from compress.errors import LayerError
 from compress.families.base import Survey, Trial
+from compress.families.correction import Correction
+from compress.families.correction_options import FULL_BITS
+from compress.families.correction_planner import remaining
 from compress.families.importance import fisher_cost
 from compress.families.low_rank import Metric, quantised_low_rank
-from compress.families.repair import Repair
-from compress.families.repair_options import FULL_BITS
-from compress.families.repair_planner import remaining
 from compress.forms.factorised import Dense
 from compress.models.layers import weight_oi
 from compress.planning.groups import Group, groups_of
@@ -67,18 +67,20 @@ def _residuals(prepared: Prepared, group: Group, weights: list[Tensor]) -> list[
             on_base.residual(layer.name, weight, on_base.form(layer.name, device))
             for layer, weight in zip(group.layers, weights, strict=True)
         ]
-    repair = group.layers[0].compressor
-    assert isinstance(repair, Repair)  # a provisional plan gives every layer a path
-    forms = repair.base.compress(weights, group.stats)
+    correction = group.layers[0].compressor
+    assert isinstance(correction, Correction)  # a provisional plan gives every layer a correction
+    forms = correction.base.compress(weights, group.stats)
     return [w.double() - form.dense().double() for w, form in zip(weights, forms, strict=True)]
 
 
 def _surveyed(prepared: Prepared, weight: Tensor, residual: Tensor, stats: Statistics) -> Survey:
-    assert isinstance(prepared.recipe.method, Repair)
+    assert isinstance(prepared.recipe.method, Correction)
     return survey_residual(prepared.recipe.method, weight, residual, stats)
 
 
-def survey_residual(method: Repair, weight: Tensor, residual: Tensor, stats: Statistics) -> Survey:
+def survey_residual(
+    method: Correction, weight: Tensor, residual: Tensor, stats: Statistics
+) -> Survey:
     """What is to be known of a weight and of what its base lost of it, (o, i) each, fp64.
 
     Raises LayerError if it cannot be had.
@@ -99,13 +101,13 @@ def survey_residual(method: Repair, weight: Tensor, residual: Tensor, stats: Sta
 
 
 def _rounding(
-    method: Repair, residual: Tensor, known: tuple[Metric, Survey], bits: int, stats: Statistics
+    method: Correction, residual: Tensor, known: tuple[Metric, Survey], bits: int, stats: Statistics
 ) -> float:
-    """The share of what a path captures that rounding its factors loses, measured at one rank."""
+    """The share of what a correction captures that rounding its factors loses, measured at one rank."""
     metric, survey = known
     rank = min(PROBE_RANK, *residual.shape)
-    path = quantised_low_rank(residual, metric, rank, method.rounding(bits), stats)
+    correction = quantised_low_rank(residual, metric, rank, method.rounding(bits), stats)
     tail = remaining(survey, rank, FULL_BITS)
     captured = survey.residual - tail
-    lost = metric.energy(residual - path.dense().double()) - tail
+    lost = metric.energy(residual - correction.dense().double()) - tail
     return max(lost, 0.0) / captured if captured > 0 else 0.0

@@ -14,7 +14,7 @@ from calibration.walk import Block, SharedInput
 from compress.callbacks import Progress
 from compress.errors import LayerError
 from compress.families.base import Survey, Trial
-from compress.families.repair import Repair
+from compress.families.correction import Correction
 from compress.models.layers import refuse_not_finite, weight_oi
 from compress.prepare.prepare import Prepared, replanned
 from compress.survey.divergence import Divergences
@@ -41,8 +41,8 @@ def surveyed(prepared: Prepared, progress: Progress) -> Prepared:
     for block, groups in _blocks(prepared, wanted - of_gradients(wanted)):
         progress("survey", block.index, n_blocks)
         refuse_not_finite(block.module, block.name)
-        repairs = isinstance(method, Repair) and method.surveys_residuals
-        look = block_residuals if repairs else _block_survey
+        corrections = isinstance(method, Correction) and method.surveys_residuals
+        look = block_residuals if corrections else _block_survey
         found, trials = look(prepared, block, groups, gradients_of_block(prepared, block.index))
         surveys |= found
         if divergences is not None:

@@ -23,8 +23,8 @@ from compress.config.flags import Flags, matching, with_value
 from compress.config.options import closest
 from compress.config.recipe import METHODS, Recipe
 from compress.errors import RecipeError
+from compress.families.correction import Correction
 from compress.families.quantities import parse_bytes
-from compress.families.repair import Repair
 from compress.sweep.names import check_name, point_name
 
 KEYS = ("recipe", "points", "axes", "budgets")
@@ -246,12 +246,12 @@ def _leaves(values: Mapping[str, Any], path: Place = ()) -> Iterator[tuple[Place
 def _with_budgets(drafts: Sequence[_Draft], budgets: Sequence[str]) -> list[_Draft]:
     """The points, and for methods that can be asked for a checkpoint's size one at each of these sizes.
 
-    A point that says nothing of its size is only there at these sizes. A repair's budget is that of its paths alone.
+    A point that says nothing of its size is only there at these sizes. A correction's budget is its own.
     """
     found: list[_Draft] = []
     for draft in drafts:
         method = draft.recipe.method
-        can = hasattr(method, "budget") and not isinstance(method, Repair)
+        can = hasattr(method, "budget") and not isinstance(method, Correction)
         given = _spelled(draft.values.get("method", {}))
         if not (can and budgets) or any(name in given for name in _SIZES):
             found.append(draft)

@@ -31,7 +31,7 @@ from compress.families.sparse_storage import AtomDtype, CodeBits, CodeStorage, j
 from compress.forms.factorised import Common, Form, Shared, Sparse
 from compress.methods.cospadi.curves import curves, lost_at, trials
 from compress.methods.cospadi.options import ROUNDS, Solver, refuse_idle
-from compress.methods.cospadi.planner import DEPTH, AtomPlanner, Share, Spread, shared_by
+from compress.methods.cospadi.planner import DEPTH, AtomAllocation, AtomPlanner, Share, shared_by
 from compress.methods.cospadi.stacking import stacked
 from compress.solvers.dictionary_learning import alternating, oneshot
 from compress.solvers.ksvd import ksvd
@@ -76,8 +76,8 @@ class CoSpaDi(Compressor, name="cospadi"):
         default=DEPTH,
         metadata={"help": "blocks in a row that have dictionaries together, with --share depth"},
     )
-    spread: Spread = field(
-        default=Spread.UNIFORM, metadata={"help": "how atoms are spread over the layers"}
+    allocation: AtomAllocation = field(
+        default=AtomAllocation.UNIFORM, metadata={"help": "how atoms are spread over the layers"}
     )
     importance: Importance = field(
         default=Importance.RELATIVE,
@@ -121,7 +121,7 @@ class CoSpaDi(Compressor, name="cospadi"):
     @property
     def surveys(self) -> frozenset[type[Statistic]] | None:
         """What a plan by errors compares layers by; nothing but who reads the same tensor, if layers share."""
-        if self.spread is Spread.UNIFORM:
+        if self.allocation is AtomAllocation.UNIFORM:
             return frozenset() if self.joins_layers else None
         fisher = {GradientEnergy} if self.importance is Importance.FISHER else set()
         return frozenset({Gram, *fisher})
@@ -129,7 +129,7 @@ class CoSpaDi(Compressor, name="cospadi"):
     @property
     def weighs_by_divergence(self) -> bool:
         """Where errors cost what they were measured to do."""
-        return self.spread is Spread.ERRORS and self.importance is Importance.KL
+        return self.allocation is AtomAllocation.ERRORS and self.importance is Importance.KL
 
     @property
     def codes_inputs(self) -> bool:
@@ -157,7 +157,7 @@ class CoSpaDi(Compressor, name="cospadi"):
 
     def survey(self, weights: Sequence[Tensor], stats: Sequence[Statistics]) -> list[Survey]:
         """A curve of each weight's error, where the plan compares any."""
-        if self.spread is Spread.UNIFORM:
+        if self.allocation is AtomAllocation.UNIFORM:
             return [Survey() for _ in weights]
         return curves(self, weights, stats)
 
@@ -188,7 +188,11 @@ class CoSpaDi(Compressor, name="cospadi"):
     def with_atoms(self, k: int) -> CoSpaDi:
         """With nothing left to plan."""
         return replace(
-            self, atoms=k, budget=None, spread=Spread.UNIFORM, importance=Importance.RELATIVE
+            self,
+            atoms=k,
+            budget=None,
+            allocation=AtomAllocation.UNIFORM,
+            importance=Importance.RELATIVE,
         )
 
     def reader(self) -> _Reader:

@@ -6,7 +6,7 @@ import enum
 from typing import TYPE_CHECKING
 
 from compress.errors import RecipeError
-from compress.methods.cospadi.planner import DEPTH, Share, Spread
+from compress.methods.cospadi.planner import DEPTH, AtomAllocation, Share
 from compress.solvers.masks import Pattern
 from compress.solvers.rank_allocation import Importance
 from compress.solvers.sparse_coding import Coded
@@ -54,13 +54,13 @@ def refuse_idle(method: CoSpaDi) -> None:
         )
     if method.solver is Solver.KSVD and method.coded is Coded.INPUTS:
         raise RecipeError("method.coded: ksvd codes outputs only; use --solver admm")
-    if method.atoms is not None and (method.budget or method.spread is Spread.ERRORS):
+    if method.atoms is not None and (method.budget or method.allocation is AtomAllocation.ERRORS):
         raise RecipeError(
             f"method.atoms: {method.atoms} for every dictionary leave a budget or a plan by errors nothing to do"
         )
-    if method.spread is Spread.UNIFORM and method.importance is not Importance.RELATIVE:
+    if method.allocation is AtomAllocation.UNIFORM and method.importance is not Importance.RELATIVE:
         raise RecipeError(
-            f"method.importance: {method.importance} serves --spread errors, and does nothing in a uniform plan"
+            f"method.importance: {method.importance} serves --allocation errors, and does nothing in a uniform plan"
         )
 
 
@@ -69,7 +69,7 @@ def _refuse_idle_depth(method: CoSpaDi) -> None:
         raise RecipeError(f"method.depth: {method.depth} does nothing without --share depth")
     if method.depth < 2:
         raise RecipeError(f"method.depth: {method.depth} blocks share nothing; 2 or more")
-    if method.share is Share.DEPTH and method.spread is Spread.ERRORS:
+    if method.share is Share.DEPTH and method.allocation is AtomAllocation.ERRORS:
         raise RecipeError(
-            "method.spread: errors are measured of dictionaries within a block; use uniform with --share depth"
+            "method.allocation: errors are measured of dictionaries within a block; use uniform with --share depth"
         )

@@ -41,7 +41,7 @@ class Share(enum.StrEnum):
     """Those, and their like in the blocks that follow: one dictionary, found under all of their metrics."""
 
 
-class Spread(enum.StrEnum):
+class AtomAllocation(enum.StrEnum):
     """How atoms are spread over the layers."""
 
     UNIFORM = "uniform"
@@ -73,7 +73,7 @@ class AtomPlanner:
         """
         groups = [(group, self._settled(group)) for group in self.groups()]
         known = all(layer.survey is not None for layer in self.layers.values())
-        if self.method.spread is Spread.ERRORS and known and self.method.atoms is None:
+        if self.method.allocation is AtomAllocation.ERRORS and known and self.method.atoms is None:
             sizes = self._by_errors(groups)
         else:
             sizes = [self._evenly(group, settled) for group, settled in groups]

@@ -56,8 +56,8 @@ def model_card(report: Report, export: ExportReport | None = None) -> str:
 def _introduction(report: Report, export: ExportReport | None) -> Iterator[str]:
     source, method = source_name(report), method_text(report.recipe["method"])
     if report.base is not None:
-        yield f"# {base_name(report.base)}, repaired with {method}"
-        yield from _repaired(report, report.base, export)
+        yield f"# {base_name(report.base)}, corrected with {method}"
+        yield from _corrected(report, report.base, export)
         return
     yield f"# {model_name(report)}"
     if export is None:
@@ -76,7 +76,7 @@ def _introduction(report: Report, export: ExportReport | None) -> Iterator[str]:
             yield from _widened(report)
 
 
-def _repaired(report: Report, base: BaseReport, export: ExportReport | None) -> Iterator[str]:
+def _corrected(report: Report, base: BaseReport, export: ExportReport | None) -> Iterator[str]:
     totals, writer = report.totals, f", written by {base.producer}" if base.producer else ""
     yield (
         f"`{base_name(base)}` is a compressed checkpoint of `{source_name(report)}`: {base.format}{writer}, "

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from shlex import quote
 
 from calibration.heads import AUTO_CLASSES, Head
-from compress.families.repair_options import VLLM_RANKS
+from compress.families.correction_options import VLLM_RANKS
 from compress.report.card.metadata import base_name
 from compress.report.report import ExportReport, Report
 
@@ -41,10 +41,10 @@ _SERVE = """
 With vLLM: `vllm serve {folder}{lora}`.
 """
 
-_LORA = " --enable-lora --max-lora-rank {most} --lora-modules repaired={adapter}"
+_LORA = " --enable-lora --max-lora-rank {most} --lora-modules corrected={adapter}"
 
 _LOAD_BESIDE = """
-The low-rank repair is a PEFT adapter beside it; without it the model is the unrepaired one:
+The low-rank correction is a PEFT adapter beside it; without it the model is the uncorrected one:
 
 ```python
 from peft import PeftModel
@@ -127,7 +127,7 @@ def _serving(report: Report, export: ExportReport, folder: str, root: str) -> It
         return
     lora = _LORA.format(most=most, adapter=_folder(export.adapter, root))
     told = _SERVE.format(folder=served, lora=lora).strip()
-    yield f'{told} Requests for the repaired model name "repaired".'
+    yield f'{told} Requests for the corrected model name "corrected".'
 
 
 def _folder(folder: str, root: str) -> str:

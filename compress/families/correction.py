@@ -1,4 +1,4 @@
-"""Low-rank repair of another method's error: what EoRA and its baseline share."""
+"""Low-rank correction of another method's error: what EoRA and its baseline share."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from torch import Tensor
 
 from calibration.gradients import GradientEnergy
 from calibration.held_out import HeldOut, without_held_out
-from calibration.stats import Anchor, Gram, Mean, Statistic, Statistics
-from compress.families.anchor import Anchoring, anchored
+from calibration.stats import CrossGram, Gram, Mean, Statistic, Statistics
 from compress.families.base import Compressor, LayerShape, Survey, Trial
+from compress.families.correction_options import (
+    FACTOR_BYTES,
+    FULL_BITS,
+    AdapterBits,
+    CorrectionAllocation,
+    CorrectionOptions,
+    Holdout,
+)
+from compress.families.correction_planner import planned_corrections, remaining
 from compress.families.low_rank import (
+    Factors,
     Metric,
-    Path,
     best_low_rank,
     covariance,
     quantised_low_rank,
     shifted,
 )
 from compress.families.quantiser import Quantiser
-from compress.families.repair_options import (
-    FACTOR_BYTES,
-    FULL_BITS,
-    AdapterBits,
-    Guard,
-    PathAllocation,
-    PathOptions,
-)
-from compress.families.repair_planner import planned_paths, remaining
+from compress.families.target import FitTarget, towards_original
 from compress.forms.factorised import Form, Sum
 from compress.solvers.linalg import output_energy
 from compress.solvers.rank_allocation import Importance
 
 EXTRAPOLATION = 1.0
-"""Of a path's last step. At 2 and more errors grow after a few rounds; at 0 four rounds do what two do at 1."""
+"""Of a correction's last step. At 2 and more errors grow after a few rounds; at 0 four rounds do what two do at 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repair(PathOptions, ABC):
-    """A base method's forms, and low-rank paths for what they lost."""
+class Correction(CorrectionOptions, ABC):
+    """A base method's forms, and low-rank corrections for what they lost."""
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
         """The Gram, what the base needs, the mean if the base puts one back, and what is kept aside."""
         mean = {Mean} if self.shifts_outputs else set()
-        aside = set() if self.guard is Guard.OFF else {HeldOut}
-        anchor = set() if self.anchor is Anchoring.NONE else {Anchor}
-        return self.base.needs | {Gram} | mean | aside | anchor
+        aside = set() if self.holdout is Holdout.NONE else {HeldOut}
+        cross = set() if self.target is FitTarget.LAYER else {CrossGram}
+        return self.base.needs | {Gram} | mean | aside | cross
 
     @property
     def shifts_outputs(self) -> bool:
@@ -62,11 +62,11 @@ class Repair(PathOptions, ABC):
 
     @property
     def surveys(self) -> frozenset[type[Statistic]] | None:
-        """The base's, or what it and the paths are made of."""
+        """The base's, or what it and the corrections are made of."""
         if not self.surveys_residuals:
             return self.base.surveys
         fisher = {GradientEnergy} if self.adapter_importance is Importance.FISHER else set()
-        return (self.needs - {Anchor}) | fisher
+        return (self.needs - {CrossGram}) | fisher
 
     @property
     def saves_bytes(self) -> bool:
@@ -115,14 +115,16 @@ class Repair(PathOptions, ABC):
         return self.base.survey(weights, stats)
 
     def plan(self, layers: Mapping[str, LayerShape], rest_bytes: int = 0) -> dict[str, Compressor]:
-        """Plan the base and the paths; layers that the base leaves need no repair.
+        """Plan the base and the corrections; layers that the base leaves need no correction.
 
-        A layer that gets no path has the base's compressor alone. Raises RecipeError for ranks that can't be.
+        A layer that gets no correction has the base's compressor alone. Raises RecipeError for ranks that can't be.
         """
         bases = self.base.plan(layers, rest_bytes)
-        paths = dict(planned_paths(self, bases, layers))
+        corrections = dict(planned_corrections(self, bases, layers))
         return {
-            name: self._with(base, paths[name].rank, paths[name].bits) if paths[name].rank else base
+            name: self._with(base, corrections[name].rank, corrections[name].bits)
+            if corrections[name].rank
+            else base
             for name, base in bases.items()
         }
 
@@ -134,7 +136,7 @@ class Repair(PathOptions, ABC):
             rank=rank,
             adapter_bits=AdapterBits(str(bits)),
             adapter_budget=None,
-            adapter_allocation=PathAllocation.SPECTRUM,
+            allocation=CorrectionAllocation.SPECTRUM,
             adapter_importance=Importance.RELATIVE,
         )
 
@@ -146,12 +148,12 @@ class Repair(PathOptions, ABC):
         return float((remaining(survey, self.rank, int(self.adapter_bits)) / survey.energy) ** 0.5)
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
-        """The base's forms, each with a low-rank path for what it lost as it is stored.
+        """The base's forms, each with a low-rank correction for what it lost as it is stored.
 
-        With `base_rounds`, base and path take turns, as in CALDERA (Saha et al. 2024, arXiv:2405.18886, algorithm 1):
-        the base is made of what the path leaves of the weight, then the path of what that base loses. From the second
-        round on what it leaves is taken a step ahead, by as much as the path moved, which halves the rounds where the
-        base is pruned (theirs are not extrapolated). Of each layer's pairs that stays which loses least.
+        With `base_rounds`, base and correction alternate, as in CALDERA (Saha et al. 2024, arXiv:2405.18886, algorithm
+        1): the base is made of W - BA, then BA of what that base loses. From the second round on W - BA is extrapolated
+        by as much as BA moved, which halves the rounds where the base is pruned (theirs are not extrapolated). Of each
+        layer's pairs that stays which loses least.
         """
         targets = self.targets(weights, stats)
         found = best = self._pairs(weights, targets, stats)
@@ -159,7 +161,7 @@ class Repair(PathOptions, ABC):
         for _ in range(self.base_rounds):
             now = [_path_of(form, weight) for form, weight in zip(found, weights, strict=True)]
             ahead = now if before is None else _extrapolated(before, now)
-            rests = [weight - path for weight, path in zip(weights, ahead, strict=True)]
+            rests = [weight - correction for weight, correction in zip(weights, ahead, strict=True)]
             found, before = self._pairs(rests, targets, stats), now
             best = self._better(targets, best, found, stats)
         return best
@@ -186,81 +188,84 @@ class Repair(PathOptions, ABC):
         return [one if before <= after else other for (before, after), one, other in triples]
 
     def targets(self, weights: Sequence[Tensor], stats: Statistics) -> list[Tensor]:
-        """What bases and paths are to come to: the weights (o, i), or what gives the original's outputs. fp64."""
-        if self.anchor is Anchoring.NONE:
+        """What bases and corrections are to come to: the weights (o, i), or what gives the original's outputs. fp64."""
+        if self.target is FitTarget.LAYER:
             return [weight.double() for weight in weights]
         found = []
         for part, own in stats.by_input(weights):
-            moments = partial(_anchored_moments, own)
-            found.extend(anchored(part, own, moments))
+            moments = partial(_target_moments, own)
+            found.extend(towards_original(part, own, moments))
         return found
 
     def _pairs(
         self, weights: Sequence[Tensor], targets: Sequence[Tensor], stats: Statistics
     ) -> list[Form]:
-        """The base's forms of the weights, with paths for what they lack of the targets.
+        """The base's forms of the weights, with corrections for what they lack of the targets.
 
-        A base that makes the mean output exact leaves its outputs' variation to be repaired; its offset is then that
-        of both together, or the mean would be counted twice. A base whose path the guard drops stands alone.
+        A base that makes the mean output exact leaves its outputs' variation to be corrected; its offset is then that
+        of both together, or the mean would be counted twice. A base whose correction the held-out sequences rule out
+        stands alone.
         """
         bases = self.base.compress(weights, stats)
         residuals = [w - base.dense().double() for w, base in zip(targets, bases, strict=True)]
-        paths = self.paths(residuals, stats)
+        corrections = self.corrections(residuals, stats)
         if self.shifts_outputs:
             mean_i = stats[Mean].mean_i()
             bases = [
-                shifted(base, (residual - path.dense().double()) @ mean_i) if path else base
-                for base, residual, path in zip(bases, residuals, paths, strict=True)
+                shifted(base, (residual - correction.dense().double()) @ mean_i)
+                if correction
+                else base
+                for base, residual, correction in zip(bases, residuals, corrections, strict=True)
             ]
         return [
-            base if path is None else Sum([base, path])
-            for base, path in zip(bases, paths, strict=True)
+            base if correction is None else Sum([base, correction])
+            for base, correction in zip(bases, corrections, strict=True)
         ]
 
-    def paths(self, residuals: Sequence[Tensor], stats: Statistics) -> list[Path | None]:
-        """A path for each residual (o, i), fp64, by the statistics of the input that its layer reads.
+    def corrections(self, residuals: Sequence[Tensor], stats: Statistics) -> list[Factors | None]:
+        """A correction for each residual (o, i), fp64, by the statistics of the input that its layer reads.
 
         None where one does not lower the error on what is kept aside.
         """
         return [
-            self._path(residual, own)
+            self._correction(residual, own)
             for part, own in stats.by_input(residuals)
             for residual in part
         ]
 
-    def _path(self, residual: Tensor, stats: Statistics) -> Path | None:
+    def _correction(self, residual: Tensor, stats: Statistics) -> Factors | None:
         metric = self.measure(residual, stats)
-        path: Path
+        correction: Factors
         if self.adapter_bits is AdapterBits.FULL:
-            path = best_low_rank(residual, metric, self.rank, self.storage)
+            correction = best_low_rank(residual, metric, self.rank, self.storage)
         else:
             quantiser, fitted = self.rounding(int(self.adapter_bits)), self.fitted(stats)
-            path = quantised_low_rank(residual, metric, self.rank, quantiser, fitted)
-        if self.guard is Guard.OFF:
-            return path
+            correction = quantised_low_rank(residual, metric, self.rank, quantiser, fitted)
+        if self.holdout is Holdout.NONE:
+            return correction
         aside_ii = stats[HeldOut].mean_ii()
-        left = output_energy(residual - path.dense().double(), aside_ii)
-        return path if left < output_energy(residual, aside_ii) else None
+        left = output_energy(residual - correction.dense().double(), aside_ii)
+        return correction if left < output_energy(residual, aside_ii) else None
 
     def fitted(self, stats: Statistics) -> Statistics:
-        """What paths are fitted to: all but what is kept aside."""
+        """What corrections are fitted to: all but what is kept aside."""
         return stats.once(("without held out",), lambda: without_held_out(stats))
 
     def moments(self, stats: Statistics) -> Tensor:
-        """What an error of the path costs: E[x x^T], or the covariance where the mean is put back. (i, i), fp64."""
+        """The metric of the correction: E[x x^T], or the covariance where the mean is put back; (i, i), fp64."""
         fitted = self.fitted(stats)
         return covariance(fitted) if self.shifts_outputs else fitted[Gram].mean_ii()
 
     @abstractmethod
     def measure(self, residual: Tensor, stats: Statistics) -> Metric:
-        """What an error of a path for this residual (o, i) costs."""
+        """What an error of a correction for this residual (o, i) costs."""
 
     @abstractmethod
     def rounding(self, bits: int) -> Quantiser:
         """What stores factors in so many bits."""
 
-    def path_bytes(self, shape: tuple[int, int], rank: int, bits: int) -> int:
-        """Bytes of the two factors of a path for a weight (o, i), as the native format stores them."""
+    def correction_bytes(self, shape: tuple[int, int], rank: int, bits: int) -> int:
+        """Bytes of the two factors of a correction for a weight (o, i), as the native format stores them."""
         if bits == FULL_BITS:
             return rank * sum(shape) * FACTOR_BYTES
         if rank == 0:
@@ -269,17 +274,17 @@ class Repair(PathOptions, ABC):
         return quantiser.planned_bytes((o, rank)) + quantiser.planned_bytes((rank, i))
 
     def adapter_bytes(self, shape: tuple[int, int]) -> int:
-        """The same in a PEFT adapter, which holds 16 bits whatever the path was rounded to."""
-        return self.path_bytes(shape, self.rank, FULL_BITS)
+        """The same in a PEFT adapter, which holds 16 bits whatever the correction was rounded to."""
+        return self.correction_bytes(shape, self.rank, FULL_BITS)
 
     def planned_bytes(self, shape: tuple[int, int]) -> int:
         """The base's bytes and the two factors'."""
         bits = int(self.adapter_bits)
-        return self.base.planned_bytes(shape) + self.path_bytes(shape, self.rank, bits)
+        return self.base.planned_bytes(shape) + self.correction_bytes(shape, self.rank, bits)
 
 
-def _anchored_moments(stats: Statistics) -> tuple[Tensor, Tensor]:
-    return stats[Gram].mean_ii(), stats[Anchor].mean_ij()
+def _target_moments(stats: Statistics) -> tuple[Tensor, Tensor]:
+    return stats[Gram].mean_ii(), stats[CrossGram].mean_ij()
 
 
 def _extrapolated(before: Sequence[Tensor], now: Sequence[Tensor]) -> list[Tensor]:
@@ -287,20 +292,20 @@ def _extrapolated(before: Sequence[Tensor], now: Sequence[Tensor]) -> list[Tenso
 
 
 def _path_of(form: Form, weight: Tensor) -> Tensor:
-    """What the path of a pair for a weight (o, i) adds to its base: (o, i), in the weight's dtype."""
-    if not has_path(form):
+    """What the correction of a pair for a weight (o, i) adds to its base: (o, i), in the weight's dtype."""
+    if not has_correction(form):
         return torch.zeros_like(weight)
     assert isinstance(form, Sum)
-    path = form.terms[-1]
-    assert isinstance(path, Form)
-    return path.dense().to(weight.dtype)
+    correction = form.terms[-1]
+    assert isinstance(correction, Form)
+    return correction.dense().to(weight.dtype)
 
 
 def widens(exports: Collection[str]) -> bool:
-    """Whether paths of few bits are written in 16 alone: PEFT has no other format, a native export holds codes."""
+    """Whether corrections of few bits are written in 16 bits alone: PEFT has no other format, native holds codes."""
     return "native" not in exports and not {"adapter", "gptq"}.isdisjoint(exports)
 
 
-def has_path(form: Form) -> bool:
-    """Whether a form that a repair made is more than its base."""
+def has_correction(form: Form) -> bool:
+    """Whether a form that a correction made is more than its base."""
     return isinstance(form, Sum) and len(form.terms) > 1

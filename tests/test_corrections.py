@@ -63,7 +63,7 @@ def test_any_factor_of_the_gram_gives_the_same_product(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_full_rank_repair_is_exact(shape):
+def test_full_rank_correction_is_exact(shape):
     matrix, gram = problem(shape)
     up, down, _ = whitened_svd(matrix, cholesky(gram), min(shape))
     torch.testing.assert_close(up @ down, matrix, rtol=1e-8, atol=1e-10)
@@ -98,7 +98,7 @@ def test_refitting_an_unrounded_factor_changes_nothing():
 
 @pytest.mark.parametrize("base", [RTN(bits=3, group_size=32), GPTQ(bits=3, group_size=32)])
 @pytest.mark.parametrize("shape", [(96, 128), (128, 96)])
-def test_eora_beats_plain_svd_which_beats_no_repair(base, shape):
+def test_eora_beats_plain_svd_which_beats_no_correction(base, shape):
     w, stats = weight(*shape), statistics(inputs(shape[1]))
     gram = stats[Gram].mean_ii()
     bare = output_energy(w - base.compress([w], stats)[0].dense(), gram)
@@ -156,7 +156,7 @@ def test_shrinking_keeps_every_inputs_energy_and_a_share_of_what_they_have_in_co
     assert torch.equal(shrink_(gram.clone(), 0), gram)
 
 
-def test_a_repair_of_a_gram_shrunk_to_its_diagonal_is_that_which_takes_inputs_one_by_one():
+def test_a_correction_of_a_gram_shrunk_to_its_diagonal_is_that_which_takes_inputs_one_by_one():
     w, stats = weight(48, 64), statistics(inputs(64))
     residual = w.double() - RTN(bits=3, group_size=32).compress([w], stats)[0].dense().double()
     whole, single = EoRA(rank=8, shrinkage=1, damping=1e-9), LQER(rank=8)
@@ -171,7 +171,7 @@ def test_a_shrinkage_that_is_no_share_is_refused(method, shrinkage):
         method(shrinkage=shrinkage)
 
 
-def test_a_residual_of_low_rank_is_repaired_without_nan():
+def test_a_residual_of_low_rank_is_corrected_without_nan():
     gram = add_ridge_(statistics(inputs(64))[Gram].mean_ii(), 0.01)
     matrix = torch.outer(torch.randn(48), torch.randn(64)).double()
     up, down, _ = whitened_svd(matrix, cholesky(gram), 6)
@@ -235,7 +235,7 @@ def test_a_rank_that_saves_nothing_is_refused():
 
 
 def spread(budget, **options):
-    return EoRA(adapter_budget=budget, adapter_allocation="uniform", **options)
+    return EoRA(adapter_budget=budget, allocation="uniform", **options)
 
 
 def test_a_budget_buys_the_largest_rank_that_it_pays_for():
@@ -282,6 +282,6 @@ def test_a_damping_that_is_no_share_is_refused(damping):
         EoRA(damping=damping)
 
 
-def test_a_repair_of_a_repair_is_refused():
-    with pytest.raises(RecipeError, match="itself a repair"):
+def test_a_correction_of_a_correction_is_refused():
+    with pytest.raises(RecipeError, match="itself a correction"):
         EoRA(base=SVDResidual())

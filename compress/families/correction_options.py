@@ -1,4 +1,4 @@
-"""Options of low-rank paths: how many bytes, how they are spread, what they are stored in, what they are judged by."""
+"""Options of low-rank corrections: their bytes, allocation and storage, and what they are judged by."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from calibration.stats import Anchor
+from calibration.stats import CrossGram
 from compress.errors import RecipeError
-from compress.families.anchor import Anchoring
 from compress.families.base import Compressor
 from compress.families.quantities import parse_share_or_bytes
+from compress.families.target import FitTarget
 from compress.forms.packing import CODES_A_ROW
 from compress.solvers.rank_allocation import Importance
 
@@ -31,7 +31,7 @@ class FactorDtype(enum.StrEnum):
 
 
 class RanksFor(enum.StrEnum):
-    """Who is to serve the paths."""
+    """Who is to serve the corrections."""
 
     ANY = "any"
     VLLM = "vllm"
@@ -48,43 +48,43 @@ class AdapterBits(enum.StrEnum):
     """Whichever of these loses least in the same bytes, by what rounding was measured to cost."""
 
 
-class PathAllocation(enum.StrEnum):
-    """How the bytes of paths are spread over the layers."""
+class CorrectionAllocation(enum.StrEnum):
+    """How the bytes of corrections are spread over the layers."""
 
     UNIFORM = "uniform"
     """One rank for every layer."""
     SPECTRUM = "spectrum"
-    """Each rank where it removes most weighted error for its bytes; layers where none does get no path."""
+    """Each rank where it removes most weighted error for its bytes; layers where none does get no correction."""
 
 
-class Guard(enum.StrEnum):
-    """What is kept aside to judge paths by."""
+class Holdout(enum.StrEnum):
+    """What is kept aside to judge corrections by."""
 
-    OFF = "off"
-    EIGHTH = "eighth"
-    """Every eighth calibration sequence: paths are fitted to the rest, and stay if they lower the error on these.
+    NONE = "none"
+    EIGHTH = "1/8"
+    """Every eighth calibration sequence: corrections are fitted to the rest, and stay if they lower the error on these.
 
-    EoRA's path is the residual projected on some of its outputs' directions, U U^T (W - W'), whatever the statistics:
-    before it is rounded it raises the error on no input at all. What can is rounding it to few bits, or a Fisher on the
-    output side.
+    EoRA's correction is the residual projected on some of its outputs' directions, U U^T (W - W'), whatever the
+    statistics: before it is rounded it raises the error on no input at all. What can is rounding it to few bits, or a
+    Fisher on the output side.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
-class PathOptions(Compressor, ABC):
-    """Options of every method that adds a low-rank path to a base method's form."""
+class CorrectionOptions(Compressor, ABC):
+    """Options of every method that adds a low-rank correction to a base method's form."""
 
     base: Compressor
-    rank: int = field(default=RANK, metadata={"help": "rank of the repair of every layer"})
+    rank: int = field(default=RANK, metadata={"help": "rank of the correction of every layer"})
     adapter_budget: str | None = field(
         default=None,
         metadata={
-            "help": "bytes for all repairs together (20MB, 0.5GiB), or their share of what the base takes in these "
+            "help": "bytes for all corrections together (20MB, 0.5GiB), or their share of what the base takes in these "
             "layers (5%); takes the place of the rank"
         },
     )
-    adapter_allocation: PathAllocation = field(
-        default=PathAllocation.SPECTRUM,
+    allocation: CorrectionAllocation = field(
+        default=CorrectionAllocation.SPECTRUM,
         metadata={
             "help": "how an adapter budget is spread: ranks where they remove most error, which takes a survey, or "
             "one rank for all"
@@ -111,25 +111,27 @@ class PathOptions(Compressor, ABC):
             + ", ".join(map(str, VLLM_RANKS))
         },
     )
-    guard: Guard = field(
-        default=Guard.OFF,
+    holdout: Holdout = field(
+        default=Holdout.NONE,
         metadata={
-            "help": "eighth: every eighth calibration sequence is kept aside, and a repair that does not lower the "
-            "error of its layer on those is dropped and listed"
+            "help": "1/8: every eighth calibration sequence is held out, and a correction that does not lower its "
+            "layer's "
+            "error on those is dropped and listed in the report"
         },
     )
     base_rounds: int = field(
         default=0,
         metadata={
-            "help": "times that the base is made again of what the repair leaves, and the repair of what that loses; "
-            "a layer keeps its best pair, and each costs as much as the first"
+            "help": "alternates so many times: requantise W - BA, refit BA on the new error (as CALDERA); each layer "
+            "keeps its best pair, and each round costs as much as the first"
         },
     )
-    anchor: Anchoring = field(
-        default=Anchoring.NONE,
+    target: FitTarget = field(
+        default=FitTarget.LAYER,
         metadata={
-            "help": "outputs that repairs bring back: the weight's own, or the original model's (dense), from inputs "
-            "as they have become"
+            "help": "what a layer's outputs are fitted to, on inputs from the compressed layers before it: the "
+            "weight's own "
+            "outputs on them (layer), or the original model's (original)"
         },
     )
 
@@ -141,14 +143,14 @@ class PathOptions(Compressor, ABC):
             raise RecipeError(
                 f"method.base_rounds: {self.base_rounds} is no number of rounds; 0 or more"
             )
-        if Anchor in self.base.needs:
+        if CrossGram in self.base.needs:
             raise RecipeError(
-                "method.base.anchor: dense fits the original's outputs before there is a repair; anchor the repair "
-                "(method.anchor) and not its base"
+                "method.base.target: the base would be fitted to the original's outputs, and the correction to the "
+                "layer's; set method.target: original, and leave method.base.target at layer"
             )
         if isinstance(self.base, self.refused_choices):
             raise RecipeError(
-                f"method.base: {self.base.name} is itself a repair; give the method that compresses"
+                f"method.base: {self.base.name} is itself a correction; give the method that compresses"
             )
         if self.adapter_budget is not None:
             parse_share_or_bytes(self.adapter_budget, 0, "method.adapter_budget", "the base's")
@@ -162,9 +164,9 @@ class PathOptions(Compressor, ABC):
                 f"method.rank: {self.rank} does nothing beside --adapter-budget {self.adapter_budget}, which settles "
                 "the ranks; give one of the two"
             )
-        if self.adapter_allocation is PathAllocation.UNIFORM and self.adapter_budget is None:
+        if self.allocation is CorrectionAllocation.UNIFORM and self.adapter_budget is None:
             raise RecipeError(
-                "method.adapter_allocation: uniform spreads an --adapter-budget, and there is none; a --rank is one "
+                "method.allocation: uniform spreads an --adapter-budget, and there is none; a --rank is one "
                 "for all layers anyway"
             )
         if self.adapter_importance is not Importance.RELATIVE and not self.allocates_by_spectrum:
@@ -191,45 +193,45 @@ class PathOptions(Compressor, ABC):
                 f"method.adapter_budget: it takes a survey of what {self.base.name} loses, whose own plan takes one "
                 "before; give the base a plan that looks at nothing (uniform, say), or a --rank"
             )
-        if self.guard is not Guard.OFF and self.base.shifts_outputs:
+        if self.holdout is not Holdout.NONE and self.base.shifts_outputs:
             raise RecipeError(
-                f"method.guard: {self.base.name} puts means of outputs back, which the held-out part does not know; "
+                f"method.holdout: {self.base.name} puts means of outputs back, which the held-out part does not know; "
                 "use off"
             )
-        if self.anchor is not Anchoring.NONE:
-            self._refuse_anchor()
+        if self.target is not FitTarget.LAYER:
+            self._refuse_target()
         if self.adapter_importance is Importance.KL and self.base.shifts_outputs:
             raise RecipeError(
                 f"method.adapter_importance: kl measures weights, and {self.base.name} changes biases too; use fisher"
             )
 
-    def _refuse_anchor(self) -> None:
-        """Raises RecipeError for what an anchor does not go with."""
+    def _refuse_target(self) -> None:
+        """Raises RecipeError for what the target does not go with."""
         if self.base.shifts_outputs:
             raise RecipeError(
-                f"method.anchor: {self.base.name} puts means of outputs back, by the weight and not by the original's "
+                f"method.target: {self.base.name} puts means of outputs back, by the weight and not by the original's "
                 "outputs; use none"
             )
-        if self.guard is not Guard.OFF:
+        if self.holdout is not Holdout.NONE:
             raise RecipeError(
-                "method.guard: with --anchor dense the target itself is fitted to every sequence, so none is held out; "
-                "use off, or --anchor none"
+                "method.holdout: with --target original the target itself is fitted to every sequence, so none can be "
+                "held out; use --holdout none, or --target layer"
             )
 
     @property
     def allocates_by_spectrum(self) -> bool:
         """Whether layers get ranks of their own."""
-        spectrum = self.adapter_allocation is PathAllocation.SPECTRUM
+        spectrum = self.allocation is CorrectionAllocation.SPECTRUM
         return self.adapter_budget is not None and spectrum
 
     @property
     def surveys_residuals(self) -> bool:
-        """Whether the plan of the paths looks at what the base loses in every layer."""
+        """Whether the plan of the corrections looks at what the base loses in every layer."""
         return self.allocates_by_spectrum or self.adapter_bits is AdapterBits.AUTO
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Bits that a path may be stored in, 16 first among several."""
+        """Bits that a correction may be stored in, 16 first among several."""
         if self.adapter_bits is not AdapterBits.AUTO:
             return (int(self.adapter_bits),)
         return tuple(int(bits) for bits in AdapterBits if bits is not AdapterBits.AUTO)
@@ -264,4 +266,4 @@ class PathOptions(Compressor, ABC):
 
 
 # A correction of a correction has one closed form, which is the correction of a higher rank.
-PathOptions.refused_choices = (PathOptions,)
+CorrectionOptions.refused_choices = (CorrectionOptions,)

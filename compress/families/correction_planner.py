@@ -1,7 +1,8 @@
-"""Ranks and widths of low-rank paths: one for all layers, or those that lose least for a budget of bytes.
+"""Ranks and widths of low-rank corrections: one for all layers, or those that lose least for a budget of bytes.
 
-A path of rank r in b bits leaves of a layer's residual the tail of its spectrum, the sum over k > r of s_k^2, and what
-rounding the factors costs, a share n_b of what they capture. A layer without a path loses all of it for no bytes.
+A correction of rank r in b bits leaves of a layer's residual the tail of its spectrum, the sum over k > r of s_k^2, and
+what rounding the factors costs, a share n_b of what they capture. A layer without a correction loses all of it for no
+bytes.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from compress.families.quantities import parse_share_or_bytes
 from compress.solvers.knapsack import Choice, knapsack
 
 if TYPE_CHECKING:
-    from compress.families.repair import Repair
+    from compress.families.correction import Correction
 
 Widths = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class PathChoice(Choice):
-    """A path for a layer."""
+class CorrectionChoice(Choice):
+    """A correction for a layer."""
 
     rank: int
     """0: none."""
@@ -32,14 +33,14 @@ class PathChoice(Choice):
 
 
 @dataclass(frozen=True)
-class PathPlanner:
-    """Paths for the layers that a base method compresses."""
+class CorrectionPlanner:
+    """Corrections for the layers that a base method compresses."""
 
-    method: Repair
+    method: Correction
     layers: Mapping[str, LayerShape]
     base_bytes: Mapping[str, int]
 
-    def choices(self) -> Mapping[str, PathChoice]:
+    def choices(self) -> Mapping[str, CorrectionChoice]:
         """A rank and a width for each layer. Raises RecipeError for a rank or a budget that cannot be."""
         self._refuse_budget()
         surveyed = all(layer.survey is not None for layer in self.layers.values())
@@ -55,44 +56,45 @@ class PathPlanner:
         return min(found, key=lambda plan: sum(choice.loss for choice in plan.values()))
 
     def _refuse_budget(self) -> None:
-        """Raises RecipeError for a budget that pays for no path, or for more than every layer's largest."""
+        """Raises RecipeError for a budget that pays for no correction, or for more than every layer's largest."""
         if not self.method.allocates_by_spectrum:
             return
         budget, text = self._budget(), self.method.adapter_budget
         least, name = min(
-            (self.method.path_bytes(layer.shape, rank, bits), name)
+            (self.method.correction_bytes(layer.shape, rank, bits), name)
             for name, layer in self.layers.items()
             for bits in self.method.widths
             for rank in self.method.ranks_in(min(layer.shape), bits)[:1]
         )
         if least > budget:
             raise RecipeError(
-                f"method.adapter_budget: {budget} bytes pay for no path; the least, of {name}, takes {least}"
+                f"method.adapter_budget: {budget} bytes pay for no correction; the least, of {name}, takes {least}"
             )
         rooms = {name: (layer.shape, self._room(name)) for name, layer in self.layers.items()}
-        largest = {kind: max(self._paths_in(*kind), default=0) for kind in set(rooms.values())}
+        largest = {kind: max(self._sizes_in(*kind), default=0) for kind in set(rooms.values())}
         most = sum(largest[kind] for kind in rooms.values())
         if not most:
             raise RecipeError(
-                f"method.adapter_budget: {text} buys nothing: the least path of any layer, {least} bytes for {name}, "
+                f"method.adapter_budget: {text} buys nothing: the smallest correction, {least} bytes for {name}, "
                 "would make it as large as it was, or larger; compress more, or --exclude these layers"
             )
         if budget > most:
             raise RecipeError(
-                f"method.adapter_budget: {text} ({budget} bytes) is more than the largest paths of all layers take; "
+                f"method.adapter_budget: {text} ({budget} bytes) exceeds the largest corrections that all layers can "
+                "have; "
                 f"give {most} bytes or less"
             )
 
-    def _paths_in(self, shape: tuple[int, int], room: float) -> Iterator[int]:
-        """Bytes of every path that a layer may have."""
+    def _sizes_in(self, shape: tuple[int, int], room: float) -> Iterator[int]:
+        """Bytes of every correction that a layer may have."""
         for bits in self.method.widths:
             for rank in self.method.ranks_in(min(shape), bits):
-                n_bytes = self.method.path_bytes(shape, rank, bits)
+                n_bytes = self.method.correction_bytes(shape, rank, bits)
                 if n_bytes < room:
                     yield n_bytes
 
     def _budget(self) -> int:
-        """Bytes of all paths together: as given, or those of the rank in 16 bits."""
+        """Bytes of all corrections together: as given, or those of the rank in 16 bits."""
         if self.method.adapter_budget is None:
             return self._total(self.method.served(self.method.rank), 16)
         whole = sum(self.base_bytes.values())
@@ -121,7 +123,7 @@ class PathPlanner:
         """The largest rank whose factors fit the budget in all layers together. Raises RecipeError if there is none."""
         ranks = self.method.ranks_in(self._thinnest, bits)
         if self.method.allocates_by_spectrum:
-            # Provisional: a survey will say which layers get a path at all.
+            # Provisional: a survey will say which layers get a correction at all.
             return max((r for r in ranks if self._fits(r, bits, budget)), default=ranks[0])
         ranks = [r for r in ranks if self._fits(r, bits, math.inf)] or ranks[:1]
         most, least = self._total(ranks[-1], bits), self._total(ranks[0], bits)
@@ -132,7 +134,7 @@ class PathPlanner:
         if budget >= most + most // ranks[-1]:
             raise RecipeError(
                 f"method.adapter_budget: {self.method.adapter_budget} ({budget} bytes) pays for more than rank "
-                f"{ranks[-1]}, the most that every layer can have; give {most} bytes or less, --adapter-allocation "
+                f"{ranks[-1]}, the most that every layer can have; give {most} bytes or less, --allocation "
                 "spectrum, or --exclude thin layers"
             )
         return max(r for r in ranks if self._total(r, bits) <= budget)
@@ -140,13 +142,13 @@ class PathPlanner:
     def _fits(self, rank: int, bits: int, budget: float) -> bool:
         """Within the budget, and every layer smaller than it was."""
         smaller = all(
-            self.method.path_bytes(layer.shape, rank, bits) < self._room(name)
+            self.method.correction_bytes(layer.shape, rank, bits) < self._room(name)
             for name, layer in self.layers.items()
         )
         return smaller and self._total(rank, bits) <= budget
 
     def _room(self, name: str) -> float:
-        """Bytes below which a path leaves its layer smaller than it was; unbounded where that is not wanted."""
+        """Bytes below which a correction leaves its layer smaller than it was; unbounded where that is not wanted."""
         if not self.method.saves_bytes:
             return math.inf
         return self.layers[name].n_bytes - self.base_bytes[name]
@@ -157,28 +159,30 @@ class PathPlanner:
 
     def _total(self, rank: int, bits: int) -> int:
         return sum(
-            self.method.path_bytes(layer.shape, rank, bits) for layer in self.layers.values()
+            self.method.correction_bytes(layer.shape, rank, bits) for layer in self.layers.values()
         )
 
-    def _provisional(self, rank: int, bits: int) -> dict[str, PathChoice]:
+    def _provisional(self, rank: int, bits: int) -> dict[str, CorrectionChoice]:
         """One for all layers; where each is to have its own, none for those that it would not leave smaller."""
         found = self._alike(rank, bits)
         if not self.method.allocates_by_spectrum:
             return found
         return {
             name: choice
-            if self.method.path_bytes(self.layers[name].shape, rank, bits) < self._room(name)
-            else PathChoice(0, 0, 0, bits)
+            if self.method.correction_bytes(self.layers[name].shape, rank, bits) < self._room(name)
+            else CorrectionChoice(0, 0, 0, bits)
             for name, choice in found.items()
         }
 
-    def _alike(self, rank: int, bits: int) -> dict[str, PathChoice]:
+    def _alike(self, rank: int, bits: int) -> dict[str, CorrectionChoice]:
         return {
-            name: self._choice(layer, rank, bits) if layer.survey else PathChoice(0, 0, rank, bits)
+            name: self._choice(layer, rank, bits)
+            if layer.survey
+            else CorrectionChoice(0, 0, rank, bits)
             for name, layer in self.layers.items()
         }
 
-    def _uniform(self, budget: int) -> list[dict[str, PathChoice]]:
+    def _uniform(self, budget: int) -> list[dict[str, CorrectionChoice]]:
         """Of each width the largest rank that the budget pays for in every layer."""
         found = []
         for bits in self.method.widths:
@@ -191,8 +195,8 @@ class PathPlanner:
                 found.append(self._alike(paid[-1], bits))
         return found
 
-    def _by_spectrum(self, budget: int) -> dict[str, PathChoice]:
-        """The paths that lose least for the budget, exactly (`knapsack`)."""
+    def _by_spectrum(self, budget: int) -> dict[str, CorrectionChoice]:
+        """The corrections that lose least for the budget, exactly (`knapsack`)."""
         options = {name: self._options(name, layer) for name, layer in self.layers.items()}
         chosen = knapsack(list(options.values()), budget)
         return {
@@ -200,8 +204,8 @@ class PathPlanner:
             for (name, points), index in zip(options.items(), chosen, strict=True)
         }
 
-    def _options(self, name: str, layer: LayerShape) -> list[PathChoice]:
-        """From no path on, each that takes more bytes than those before it losing less."""
+    def _options(self, name: str, layer: LayerShape) -> list[CorrectionChoice]:
+        """From no correction on, each that takes more bytes than those before it losing less."""
         offered = [
             choice
             for bits in self.method.widths
@@ -214,25 +218,27 @@ class PathPlanner:
                 best.append(choice)
         return best
 
-    def _choice(self, layer: LayerShape, rank: int, bits: int) -> PathChoice:
+    def _choice(self, layer: LayerShape, rank: int, bits: int) -> CorrectionChoice:
         assert layer.survey is not None
         lost = layer.survey.cost * remaining(layer.survey, rank, bits)
-        return PathChoice(self.method.path_bytes(layer.shape, rank, bits), lost, rank, bits)
+        return CorrectionChoice(
+            self.method.correction_bytes(layer.shape, rank, bits), lost, rank, bits
+        )
 
 
 def remaining(survey: Survey, rank: int, bits: int) -> float:
-    """Squared error that a path leaves of a surveyed residual."""
+    """Squared error that a correction leaves of a surveyed residual."""
     energies = survey.spectrum.square()
     tail = float(energies[rank:].sum())
     return tail + dict(survey.rounding).get(bits, 0.0) * (survey.residual - tail)
 
 
-def planned_paths(
-    method: Repair, bases: Mapping[str, Compressor], layers: Mapping[str, LayerShape]
-) -> Iterator[tuple[str, PathChoice]]:
-    """The path of each layer that the base compresses. Raises RecipeError."""
+def planned_corrections(
+    method: Correction, bases: Mapping[str, Compressor], layers: Mapping[str, LayerShape]
+) -> Iterator[tuple[str, CorrectionChoice]]:
+    """The correction of each layer that the base compresses. Raises RecipeError."""
     chosen = {name: layer for name, layer in layers.items() if name in bases}
     if not chosen:
         return
     sizes = {name: bases[name].planned_bytes(layer.shape) for name, layer in chosen.items()}
-    yield from PathPlanner(method, chosen, sizes).choices().items()
+    yield from CorrectionPlanner(method, chosen, sizes).choices().items()

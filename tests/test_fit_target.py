@@ -11,12 +11,12 @@ from test_walk import CPU, walker
 from workspaces import recipe
 
 import compress
-from calibration.stats import STATISTICS, Anchor, Gram, Statistics
+from calibration.stats import STATISTICS, CrossGram, Gram, Statistics
 from calibration.store import Store
 from calibration.walk import Propagate, SharedInput, walk
 from compress.errors import RecipeError
-from compress.families.anchor import Anchoring
 from compress.families.base import LayerShape
+from compress.families.target import FitTarget
 from compress.methods.eora import EoRA
 from compress.methods.lord import LoRD
 from compress.methods.lqer import LQER
@@ -31,7 +31,7 @@ RANK = 8
 BASE = RTN(bits=3, group_size=32)
 
 
-def two_paths(n_inputs):
+def two_corrections(n_inputs):
     """Inputs in the original and on the compressed path: bent, noisy, shifted."""
     x = inputs(n_inputs) + 1
     generator = torch.Generator().manual_seed(9)
@@ -41,12 +41,12 @@ def two_paths(n_inputs):
 
 def statistics(x, x_hat):
     stats = Statistics.of(x_hat, 4, frozenset(STATISTICS.values()))
-    return Statistics({**stats, Anchor: Anchor.between(x, x_hat, 4)})
+    return Statistics({**stats, CrossGram: CrossGram.between(x, x_hat, 4)})
 
 
-def fitted(kind, w, stats, anchor="dense"):
+def fitted(kind, w, stats, target="original"):
     layer = LayerShape(tuple(w.shape), w.numel() * 4)
-    planned = kind(rank=RANK, anchor=anchor, damping=1e-6).plan({"layer": layer})["layer"]
+    planned = kind(rank=RANK, target=target, damping=1e-6).plan({"layer": layer})["layer"]
     [form] = planned.compress([w], stats)
     return form
 
@@ -60,7 +60,7 @@ def missed(w, form, x, x_hat):
 @pytest.mark.parametrize("kind", [SVDLLM, LoRD])
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48)])
 def test_anchored_factors_come_nearer_to_the_originals_outputs(kind, shape):
-    w, (x, x_hat) = weight(*shape), two_paths(shape[1])
+    w, (x, x_hat) = weight(*shape), two_corrections(shape[1])
     stats = statistics(x, x_hat)
     anchored, plain = (fitted(kind, w, stats, anchor) for anchor in ("dense", "none"))
     assert missed(w, anchored, x, x_hat) < 0.9 * missed(w, plain, x, x_hat)
@@ -68,8 +68,8 @@ def test_anchored_factors_come_nearer_to_the_originals_outputs(kind, shape):
 
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48)])
 def test_anchored_svd_llm_is_reduced_rank_regression(shape, monkeypatch):
-    monkeypatch.setattr("compress.families.anchor.ANCHOR_DAMPING", 1e-9)
-    w, (x, x_hat) = weight(*shape), two_paths(shape[1])
+    monkeypatch.setattr("compress.families.target.TARGET_DAMPING", 1e-9)
+    w, (x, x_hat) = weight(*shape), two_corrections(shape[1])
     y, z = x.double() @ w.double().T, x_hat.double()
     free = torch.linalg.lstsq(z, y).solution
     vectors = torch.linalg.svd(z @ free, full_matrices=False)[2][:RANK]
@@ -87,7 +87,7 @@ def test_where_nothing_came_before_an_anchor_changes_nothing(kind):
 
 
 def test_the_ridge_of_the_carried_map_draws_it_to_the_identity():
-    x, x_hat = (each.double() for each in two_paths(32))
+    x, x_hat = (each.double() for each in two_corrections(32))
     gram, cross = x_hat.T @ x_hat / len(x), x.T @ x_hat / len(x)
     exact = carried(gram.clone(), cross.clone(), 0.0)
     torch.testing.assert_close(exact, torch.linalg.lstsq(x_hat, x).solution.T)
@@ -96,25 +96,25 @@ def test_the_ridge_of_the_carried_map_draws_it_to_the_identity():
 
 
 def test_anchors_of_parts_add_up():
-    x, x_hat = two_paths(32)
-    whole = Anchor.between(x, x_hat, 4)
-    parts = Anchor.between(x[:700], x_hat[:700], 1) + Anchor.between(x[700:], x_hat[700:], 3)
+    x, x_hat = two_corrections(32)
+    whole = CrossGram.between(x, x_hat, 4)
+    parts = CrossGram.between(x[:700], x_hat[:700], 1) + CrossGram.between(x[700:], x_hat[700:], 3)
     torch.testing.assert_close(parts.sum_ij, whole.sum_ij, rtol=1e-5, atol=1e-2)
     assert (parts.n_tokens, parts.n_sequences) == (whole.n_tokens, whole.n_sequences)
 
 
 def test_an_anchor_is_stored_as_it_is(tmp_path):
-    stats = statistics(*two_paths(16))
+    stats = statistics(*two_corrections(16))
     store = Store(tmp_path, {"a": 1})
     store.save(0, [SharedInput(("q",), stats)])
     store.finish()
     [found] = store.load(0, CPU)
-    assert torch.equal(found.stats[Anchor].sum_ij, stats[Anchor].sum_ij)
+    assert torch.equal(found.stats[CrossGram].sum_ij, stats[CrossGram].sum_ij)
     assert torch.equal(found.stats[Gram].sum_ii, stats[Gram].sum_ii)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
-def test_the_walk_keeps_the_originals_path_beside_the_compressed_one(family):
+def test_the_walk_keeps_the_originals_correction_beside_the_compressed_one(family):
     model, ids = tiny_model(family), tiny_ids()
     loader, stream = walker(model, ids)
     stream.keep_original()
@@ -125,14 +125,14 @@ def test_the_walk_keeps_the_originals_path_beside_the_compressed_one(family):
         )
     with torch.no_grad():
         model(ids)
-    needs = frozenset({Gram, Anchor})
+    needs = frozenset({Gram, CrossGram})
     for block in walk(stream, loader, propagate=Propagate.BLOCK, device=CPU):
         for shared in block.observe(frozenset(block.layers), needs):
             x = reads[shared.names[0]].reshape(-1, shared.stats[Gram].sum_ii.shape[0])
-            torch.testing.assert_close(shared.stats[Anchor].sum_i, x.double().sum(0))
+            torch.testing.assert_close(shared.stats[CrossGram].sum_i, x.double().sum(0))
             if block.index == 0:
                 torch.testing.assert_close(
-                    shared.stats[Anchor].sum_ij, shared.stats[Gram].sum_ii, rtol=1e-5, atol=1e-5
+                    shared.stats[CrossGram].sum_ij, shared.stats[Gram].sum_ii, rtol=1e-5, atol=1e-5
                 )
         for layer in block.layers.values():
             with torch.no_grad():
@@ -152,10 +152,10 @@ def test_an_anchored_run_writes_another_model(workspace, kind):
     plain, anchored = (
         recipe(
             workspace,
-            out=workspace / anchor,
-            method=kind(anchor=anchor),
+            out=workspace / target,
+            method=kind(target=target),
         )
-        for anchor in ("none", "dense")
+        for target in ("layer", "original")
     )
     again = replace(anchored, out=workspace / "again")
     reports = [compress.run(job) for job in (plain, anchored, again)]
@@ -165,10 +165,10 @@ def test_an_anchored_run_writes_another_model(workspace, kind):
     ]
 
 
-def test_an_anchored_repair_of_full_rank_is_the_best_map_to_the_originals_outputs(monkeypatch):
-    monkeypatch.setattr("compress.families.anchor.ANCHOR_DAMPING", 1e-9)
-    w, (x, x_hat) = weight(48, 64), two_paths(64)
-    method = EoRA(base=BASE, rank=48, anchor="dense", damping=1e-9)
+def test_an_anchored_correction_of_full_rank_is_the_best_map_to_the_originals_outputs(monkeypatch):
+    monkeypatch.setattr("compress.families.target.TARGET_DAMPING", 1e-9)
+    w, (x, x_hat) = weight(48, 64), two_corrections(64)
+    method = EoRA(base=BASE, rank=48, target="original", damping=1e-9)
     [form] = method.compress([w], statistics(x, x_hat))
     y, z = x.double() @ w.double().T, x_hat.double()
     best = (y - z @ torch.linalg.lstsq(z, y).solution).square().sum(1).mean()
@@ -176,19 +176,19 @@ def test_an_anchored_repair_of_full_rank_is_the_best_map_to_the_originals_output
 
 
 @pytest.mark.parametrize("kind", [EoRA, LQER, SVDResidual])
-def test_an_anchored_repair_comes_nearer_to_the_originals_outputs(kind):
-    w, (x, x_hat) = weight(48, 64), two_paths(64)
+def test_an_anchored_correction_comes_nearer_to_the_originals_outputs(kind):
+    w, (x, x_hat) = weight(48, 64), two_corrections(64)
     stats = statistics(x, x_hat)
     [plain] = kind(base=BASE, rank=16).compress([w], stats)
-    [anchored] = kind(base=BASE, rank=16, anchor="dense").compress([w], stats)
+    [anchored] = kind(base=BASE, rank=16, target="original").compress([w], stats)
     assert missed(w, anchored, x, x_hat) < missed(w, plain, x, x_hat)
 
 
-def test_an_anchored_repair_reads_the_weight_where_nothing_came_before():
+def test_an_anchored_correction_reads_the_weight_where_nothing_came_before():
     w, x = weight(48, 64), inputs(64)
     stats = statistics(x, x)
     plain, anchored = (
-        EoRA(base=BASE, rank=4, anchor=anchor).compress([w], stats)[0] for anchor in Anchoring
+        EoRA(base=BASE, rank=4, target=target).compress([w], stats)[0] for target in FitTarget
     )
     torch.testing.assert_close(anchored.dense(), plain.dense(), rtol=1e-3, atol=1e-5)
 
@@ -197,18 +197,21 @@ def test_an_anchored_repair_reads_the_weight_where_nothing_came_before():
     ("options", "said"),
     [
         ({"base": LoRD(keep=0.5)}, r"method\.anchor: lord puts means of outputs back"),
-        ({"guard": "eighth"}, r"method\.guard: .* --anchor none"),
-        ({"base": SVDLLM(keep=0.5, anchor="dense")}, r"method\.base\.anchor: .* anchor the repair"),
+        ({"guard": "eighth"}, r"method\.guard: .* --target layer"),
+        (
+            {"base": SVDLLM(keep=0.5, target="original")},
+            r"method\.base\.anchor: .* anchor the correction",
+        ),
     ],
 )
-def test_an_anchored_repair_is_refused_where_targets_would_contradict_each_other(options, said):
+def test_an_anchored_correction_is_refused_where_targets_would_contradict_each_other(options, said):
     with pytest.raises(RecipeError, match=said):
         EoRA(**{"anchor": "dense"} | options)
 
 
-@pytest.mark.parametrize("method", [SVDLLM(anchor="dense"), EoRA(anchor="dense")])
+@pytest.mark.parametrize("method", [SVDLLM(target="original"), EoRA(target="original")])
 @pytest.mark.parametrize("propagate", ["none", "sublayer"])
-def test_an_anchor_without_a_compressed_path_is_refused(workspace, propagate, method):
+def test_an_anchor_without_a_compressed_correction_is_refused(workspace, propagate, method):
     job = recipe(workspace, method=method, propagate=propagate)
     with pytest.raises(RecipeError, match=r"method\.anchor: .* use --propagate block"):
         prepare(job, no_progress)
@@ -218,4 +221,4 @@ def test_an_anchor_needs_the_originals_states():
     loader, stream = walker(tiny_model("llama"), tiny_ids())
     block = next(walk(stream, loader, propagate=Propagate.BLOCK, device=CPU))
     with pytest.raises(RuntimeError, match="keep them first"):
-        block.observe(frozenset(block.layers), frozenset({Anchor}))
+        block.observe(frozenset(block.layers), frozenset({CrossGram}))

@@ -13,19 +13,19 @@ from torch import Tensor
 from calibration.stats import Statistics
 from compress.solvers.linalg import carried
 
-ANCHOR_DAMPING = 0.01
+TARGET_DAMPING = 0.01
 
 
-class Anchoring(enum.StrEnum):
+class FitTarget(enum.StrEnum):
     """What a layer is fitted to, on the inputs that the compressed blocks before give."""
 
-    NONE = "none"
+    LAYER = "layer"
     """The weight's outputs on these inputs."""
-    DENSE = "dense"
+    ORIGINAL = "original"
     """The original model's outputs for the same tokens, so that a layer takes back what came before it."""
 
 
-def anchored(
+def towards_original(
     weights: Sequence[Tensor],
     stats: Statistics,
     moments: Callable[[], tuple[Tensor, Tensor]],
@@ -37,5 +37,5 @@ def anchored(
     in the metric of E[x' x'^T] is best for those outputs (AA-SVD, 2026, arXiv:2604.02119). `moments` gives E[x' x'^T]
     and E[x x'^T], (i, i) each, fp64, to be overwritten; `key` tells one kind of them from another.
     """
-    carry_ii = stats.once(("anchor", key), lambda: carried(*moments(), ANCHOR_DAMPING))
+    carry_ii = stats.once(("cross_gram", key), lambda: carried(*moments(), TARGET_DAMPING))
     return [weight.double() @ carry_ii for weight in weights]

@@ -18,7 +18,7 @@ from calibration.walk import Propagate, SharedInput, walk
 from compress.errors import RecipeError
 from compress.exports.adapter import read_adapter
 from compress.exports.load import load_bare, load_export
-from compress.families.repair import Repair
+from compress.families.correction import Correction
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.lord import LoRD
@@ -75,20 +75,20 @@ def test_what_is_kept_aside_is_saved_with_the_rest(tmp_path):
     torch.testing.assert_close(found.stats[HeldOut].sum_ii, stats[HeldOut].sum_ii)
 
 
-def test_a_path_is_fitted_to_the_rest_alone():
+def test_a_correction_is_fitted_to_the_rest_alone():
     w, x, aside = weight(48, 64), inputs(64, 500), inputs(64, 100, seed=3)
-    [guarded] = EoRA(rank=4, base=ROUGH, guard="eighth").paths([w.double()], parted(x, aside))
+    [guarded] = EoRA(rank=4, base=ROUGH, holdout="1/8").paths([w.double()], parted(x, aside))
     [plain] = EoRA(rank=4, base=ROUGH).paths([w.double()], Statistics({Gram: Gram.of(x, 7)}))
     torch.testing.assert_close(guarded.dense(), plain.dense(), rtol=1e-2, atol=1e-5)
 
 
-def test_a_path_that_raises_the_error_on_what_is_kept_aside_is_dropped():
+def test_a_correction_that_raises_the_error_on_what_is_kept_aside_is_dropped():
     """Three tokens to round 16 rows for: their errors go where no token looked, and there the others are."""
     w, x = weight(48, 64), inputs(64, 3)
     unseen = torch.linalg.svd(x).Vh[3:]
     aside = torch.randn(400, 61, generator=torch.Generator().manual_seed(5)) @ unseen
     stats = parted(x, aside)
-    method = EoRA(rank=16, base=ROUGH, guard="eighth", adapter_bits="3", shrinkage=0)
+    method = EoRA(rank=16, base=ROUGH, holdout="1/8", adapter_bits="3", shrinkage=0)
     [bare] = ROUGH.compress([w], stats)
     residual, held = w.double() - bare.dense().double(), stats[HeldOut].mean_ii()
     [path] = replace(method, guard="off").paths([residual], without_held_out(stats))
@@ -98,14 +98,14 @@ def test_a_path_that_raises_the_error_on_what_is_kept_aside_is_dropped():
     assert torch.equal(form.dense(), bare.dense())
 
 
-def test_a_path_for_nothing_is_dropped():
+def test_a_correction_for_nothing_is_dropped():
     stats = parted(inputs(64, 100), inputs(64, 20, seed=3))
-    method = EoRA(rank=4, base=ROUGH, guard="eighth")
+    method = EoRA(rank=4, base=ROUGH, holdout="1/8")
     assert method.paths([torch.zeros(48, 64, dtype=torch.float64)], stats) == [None]
 
 
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48)])
-def test_a_path_of_16_bits_raises_the_error_on_no_input_whatever_it_was_fitted_to(shape):
+def test_a_correction_of_16_bits_raises_the_error_on_no_input_whatever_it_was_fitted_to(shape):
     """It is a projection of the residual's outputs."""
     residual = weight(*shape).double()
     [path] = EoRA(rank=4, base=ROUGH).paths(
@@ -118,7 +118,7 @@ def test_a_path_of_16_bits_raises_the_error_on_no_input_whatever_it_was_fitted_t
 
 def only(monkeypatch, n_kept):
     """Drops the path of all layers but the first few."""
-    paths, seen = Repair.paths, []
+    paths, seen = Correction.paths, []
 
     def some(self, residuals, stats):
         found = paths(self, residuals, stats)
@@ -126,13 +126,15 @@ def only(monkeypatch, n_kept):
         seen.extend(found)
         return [path if start + k < n_kept else None for k, path in enumerate(found)]
 
-    monkeypatch.setattr(Repair, "paths", some)
+    monkeypatch.setattr(Correction, "paths", some)
 
 
-def test_dropped_paths_leave_the_bases_outputs_to_the_bit_and_are_listed(workspace, monkeypatch):
+def test_dropped_corrections_leave_the_bases_outputs_to_the_bit_and_are_listed(
+    workspace, monkeypatch
+):
     base(workspace)
     only(monkeypatch, 1)
-    method = EoRA(rank=4, guard="eighth")
+    method = EoRA(rank=4, holdout="1/8")
     job = on_base(workspace, method=method, include=("down_proj",), export=("adapter", "native"))
     report = compress.run(job)
     kept, *dropped = report.layers
@@ -152,9 +154,9 @@ def test_dropped_paths_leave_the_bases_outputs_to_the_bit_and_are_listed(workspa
     assert torch.equal(logits(native), logits(bare))
 
 
-def test_dropped_paths_of_a_method_leave_its_forms(workspace, monkeypatch):
+def test_dropped_corrections_of_a_method_leave_its_forms(workspace, monkeypatch):
     only(monkeypatch, 3)
-    method = EoRA(rank=4, guard="eighth", base=GPTQ(bits=4, group_size=32))
+    method = EoRA(rank=4, holdout="1/8", base=GPTQ(bits=4, group_size=32))
     report = compress.run(recipe(workspace, method=method, export=("gptq", "native")))
     assert len([layer for layer in report.layers if "kept aside" in layer.note]) == 18
     assert len(read_adapter(workspace / "out" / "gptq" / "adapter")) == 3
@@ -164,7 +166,7 @@ def test_dropped_paths_of_a_method_leave_its_forms(workspace, monkeypatch):
 @pytest.mark.parametrize("propagate", ["none", "block", "sublayer"])
 def test_a_guarded_run_keeps_what_helps(workspace, propagate):
     base(workspace)
-    method = EoRA(rank=4, guard="eighth")
+    method = EoRA(rank=4, holdout="1/8")
     job = on_base(workspace, method=method, propagate=propagate, samples=16)
     report = compress.run(job)
     again = compress.run(replace(job, out=workspace / "again"))
@@ -175,7 +177,7 @@ def test_a_guarded_run_keeps_what_helps(workspace, propagate):
 
 def test_a_guard_goes_with_a_budget(workspace):
     base(workspace)
-    method = EoRA(adapter_budget="20kB", guard="eighth", adapter_bits="auto")
+    method = EoRA(adapter_budget="20kB", holdout="1/8", adapter_bits="auto")
     report = compress.run(on_base(workspace, method=method, propagate="none"))
     assert all(export.relative_difference < 1e-3 for export in report.exports)
 
@@ -183,9 +185,9 @@ def test_a_guard_goes_with_a_budget(workspace):
 def test_fewer_than_eight_sequences_leave_nothing_aside(workspace):
     base(workspace)
     with pytest.raises(RecipeError, match="every 8th sequence is kept aside, and samples 7 are"):
-        compress.plan(on_base(workspace, method=EoRA(guard="eighth"), samples=7))
+        compress.plan(on_base(workspace, method=EoRA(holdout="1/8"), samples=7))
 
 
 def test_a_base_that_puts_means_back_has_no_guard():
     with pytest.raises(RecipeError, match="guard: lord puts means of outputs back"):
-        EoRA(guard="eighth", base=LoRD())
+        EoRA(holdout="1/8", base=LoRD())
