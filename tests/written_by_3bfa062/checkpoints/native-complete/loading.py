@@ -1,0 +1,218 @@
+"""How transformers loads a native checkpoint: stock model class, layers swapped before the weights.
+
+config.json has the private `model_type: compress`, so that whoever does not know it fails instead
+of filling the model with random weights. `CompressedConfig` reads it and returns the base model's
+own config, which carries the layers' forms as its `quantization_config`.
+
+Shipped inside native checkpoints (imports torch, transformers and its neighbours, `forms`
+and what that imports, only): `trust_remote_code=True` loads them where the toolkit is absent.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils import logging
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from .forms import Common, CompressedLinear, Shared, empty
+
+FORMAT = "compress"
+FORMAT_VERSION = 3
+READ_VERSIONS = (1, 2, 3)
+"""1 had no products of forms, and no offsets; 2 nothing sparse, and nothing shared."""
+EXACT_DTYPES = {"scales": torch.float16, "qweight": torch.int32, "qzeros": torch.int32}
+
+logger = logging.get_logger(__name__)
+
+
+class CompressedConfig(PretrainedConfig):
+    """Stands in config.json for the config of the base model, which reading it returns."""
+
+    model_type = FORMAT
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The base model's config (with unused arguments, if `return_unused_kwargs`).
+
+        Raises ValueError for a format version that this code does not read.
+        """
+        version = config_dict.get("format_version")
+        if version not in READ_VERSIONS:
+            raise ValueError(
+                f"format_version of config.json is {version!r}, and this code reads "
+                f"{', '.join(map(str, READ_VERSIONS))}; install the release of the toolkit that wrote "
+                "the checkpoint, "
+                "or use the code shipped with it (trust_remote_code=True)"
+            )
+        register_quantizer()
+        base = dict(config_dict["base_config"])
+        base["quantization_config"] = CompressedQuantizationConfig(config_dict["layers"])
+        config_class = type(AutoConfig.for_model(config_dict["base_model_type"]))
+        return config_class.from_dict(base, **kwargs)
+
+
+class CompressedQuantizationConfig(QuantizationConfigMixin):
+    """The forms of the layers: `layers[name] = {"shape": [o, i], "bias": bool, "form": spec}`."""
+
+    def __init__(self, layers: Mapping[str, Any]) -> None:
+        """Take the table of layers from config.json."""
+        self.quant_method = FORMAT  # type: ignore[assignment]
+        self.layers = dict(layers)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The attribute: transformers asks a config that it takes for the dictionary of one."""
+        return getattr(self, key, default)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a config.json may hold: nothing that loads.
+
+        A config written by the base model's config class has its public `model_type`; with a
+        quant_method that transformers does not know it would load as random weights, without one
+        it does not load.
+        """
+        return {
+            "error": "this config.json was not written by the toolkit and does not describe a "
+            "checkpoint; use the folder that the model was loaded from"
+        }
+
+
+class CompressedQuantizer(HfQuantizer):
+    """Puts a CompressedLinear in the place of every compressed layer before weights are loaded."""
+
+    requires_calibration = True
+    quantization_config: CompressedQuantizationConfig
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        layers = self.quantization_config.layers
+        self._swapped = [_swap(model, name, layer) for name, layer in layers.items()]
+        _link(model)
+        self._watch = _Watch(model)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        self._watch.finish()
+        for name, parameter in model.named_parameters():
+            if ".form." in name:  # the loading made new ones
+                parameter.requires_grad = False
+        self._model = model
+        for module in self._swapped:
+            del vars(module)["weight"]
+        for name, tensor in model.state_dict().items():
+            exact = EXACT_DTYPES.get(name.rpartition(".")[2], tensor.dtype)
+            if tensor.is_meta or (".form." in name and tensor.dtype != exact):
+                raise RuntimeError(f"{name} was loaded as {tensor.dtype} on {tensor.device}")
+
+    def is_serializable(self) -> bool:
+        """Whether save_pretrained may write the model: only as a state to resume training from.
+
+        Its config.json does not load: see CompressedQuantizationConfig.to_dict.
+        """
+        if any(p.requires_grad for name, p in self._model.named_parameters() if ".form." in name):
+            logger.warning(
+                "save_pretrained writes a state to resume training from, which does not load as a "
+                "model; compress.save_trained writes one that does"
+            )
+            return True
+        logger.warning(
+            "save_pretrained cannot write a model in compressed form; copy the folder that it was "
+            "loaded from"
+        )
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether adapters may be trained on top."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Whether a Trainer may train the model as it is: the factors of low-rank layers can be."""
+        return True
+
+
+class _Watch:
+    """Makes incomplete or foreign weights an error: transformers only reports them."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model, self._seen = model, False
+        self._adjust = model._adjust_missing_and_unexpected_keys
+        vars(model)["_adjust_missing_and_unexpected_keys"] = self._check
+
+    def _check(self, info: Any) -> None:
+        self._adjust(info)
+        self._seen = True
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "conversion_errors"):
+            found = getattr(info, what)
+            if found:
+                raise ValueError(
+                    f"the checkpoint does not fit its config.json, {len(found)} {what}: "
+                    f"{', '.join(sorted(map(str, found))[:5])}; get it again"
+                )
+
+    def finish(self) -> None:
+        del vars(self._model)["_adjust_missing_and_unexpected_keys"]
+        if not self._seen:
+            raise RuntimeError(
+                "this version of transformers loads weights in a way that cannot be checked; "
+                "known to work: 5.20 to 5.23"
+            )
+
+
+def _swap(model: PreTrainedModel, name: str, layer: Mapping[str, Any]) -> CompressedLinear:
+    """Put an empty CompressedLinear in the place of a layer, on its device and in its dtype."""
+    name = _path_in(model, name)
+    try:
+        old = model.get_submodule(name)
+    except AttributeError:
+        raise ValueError(
+            f"config.json compresses {name}, which {type(model).__name__} lacks"
+        ) from None
+    parent, _, leaf = name.rpartition(".")
+    like: dict[str, Any] = {"dtype": old.weight.dtype, "device": old.weight.device}
+    o, i = layer["shape"]
+    bias = torch.empty(o, **like) if layer["bias"] else None
+    new = CompressedLinear(empty(layer["form"], (o, i), **like), bias)
+    # GPT-2 and others initialise the weight of a child by its name; let there be one to pass over.
+    placeholder: Any = torch.empty(0)
+    placeholder._is_hf_initialized = True
+    vars(new)["weight"] = placeholder
+    setattr(model.get_submodule(parent), leaf, new)
+    return new
+
+
+def _path_in(model: PreTrainedModel, name: str) -> str:
+    """A base model without its head has the same layers without the prefix."""
+    if any(path == name for path, _ in model.named_modules()):
+        return name
+    return name.removeprefix(f"{model.base_model_prefix}.")
+
+
+def _link(model: PreTrainedModel) -> None:
+    """Let forms that read others' read them. Raises ValueError for one that is not there."""
+    modules = dict(model.named_modules())
+    for module in modules.values():
+        if isinstance(module, Shared):
+            owner = modules.get(_path_in(model, module.owner))
+            if not isinstance(owner, Common) or owner.shape != module.shape:
+                raise ValueError(
+                    f"config.json lets a layer read {module.owner}, which is not there"
+                )
+            module.link(owner)
+
+
+def register_quantizer() -> None:
+    """Let this module serve the checkpoints whose config it reads.
+
+    Several copies can live in one process: the installed one and one from each checkpoint. The
+    one that read a config last is the one that loads the weights that follow.
+    """
+    AUTO_QUANTIZATION_CONFIG_MAPPING[FORMAT] = CompressedQuantizationConfig
+    AUTO_QUANTIZER_MAPPING[FORMAT] = CompressedQuantizer
+
+
+if __name__ == "compress.loading":
+    # A shipped copy serves the checkpoint that it came with, and must not claim others.
+    AutoConfig.register(FORMAT, CompressedConfig, exist_ok=True)

@@ -1,0 +1,121 @@
+"""Integer codes on a grid, packed.
+
+Shapes: o = out_features, i = in_features, G = number of groups. Shipped inside native checkpoints.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from .form import Dense, Device, Form, Spec
+from .packing import CODES_A_ROW, pack, unpack
+
+
+class Quantised(Form):
+    """Integer codes on a grid: W[o, i] = scales[g, o] * (codes[i, o] - zeros[g, o]), g = the group of input i.
+
+    Symmetric: no zeros are stored, they are all 2**(bits - 1); a scale may then be negative, which puts the longer
+    side of the grid, -2**(bits - 1), where the weights need it. Without `g_idx`, input i is in group i // group_size
+    (the last group may be shorter). Tensors: qweight (ceil(i / 32) * bits, o) int32, scales (G, o) fp16,
+    qzeros (G, ceil(o / 32) * bits) int32, g_idx (i,) int32.
+    """
+
+    kind = "quantised"
+    qweight: Tensor
+    scales: Tensor
+    qzeros: Tensor | None
+    g_idx: Tensor | None
+
+    def __init__(
+        self, shape: tuple[int, int], bits: int, group_size: int, tensors: Mapping[str, Tensor]
+    ) -> None:
+        super().__init__(shape)
+        self.bits, self.group_size = bits, group_size
+        for name in ("qweight", "scales", "qzeros", "g_idx"):
+            self.register_buffer(name, tensors.get(name))
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes_oi: Tensor,
+        scales_og: Tensor,
+        zeros_og: Tensor | None,
+        *,
+        bits: int,
+        group_size: int,
+        groups_i: Tensor | None = None,
+    ) -> Self:
+        """Pack codes (o, i), scales (o, G) and zeros (o, G, None when symmetric); `groups_i` (i,) if not in order."""
+        o, i = codes_oi.shape
+        tensors = {
+            "qweight": pack(codes_oi.T, bits),
+            "scales": scales_og.T.to(torch.float16).contiguous(),
+        }
+        if zeros_og is not None:
+            tensors["qzeros"] = pack(zeros_og, bits).T.contiguous()
+        if groups_i is not None:
+            tensors["g_idx"] = groups_i.to(torch.int32)
+        return cls((o, i), bits, group_size, tensors)
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether every zero is 2**(bits - 1), and none is stored."""
+        return self.qzeros is None
+
+    def codes(self) -> Tensor:
+        """(i, o) int32."""
+        return unpack(self.qweight, self.bits, self.shape[1])
+
+    def zeros(self) -> Tensor:
+        """(G, o) int32."""
+        if self.qzeros is None:
+            return torch.full_like(self.scales, 1 << (self.bits - 1), dtype=torch.int32)
+        return unpack(self.qzeros.T.contiguous(), self.bits, self.shape[0]).T
+
+    def groups(self) -> Tensor:
+        """(i,) int64: the group of each input."""
+        if self.g_idx is not None:
+            return self.g_idx.to(torch.int64)
+        return torch.arange(self.shape[1], device=self.qweight.device) // self.group_size
+
+    def dense(self) -> Tensor:  # noqa: D102
+        values_io, scales, zeros = self.codes().float(), self.scales.float(), self.zeros().float()
+        i, o = values_io.shape
+        if self.g_idx is None and i % self.group_size == 0:
+            grouped = values_io.view(-1, self.group_size, o)
+            grouped.sub_(zeros[:, None]).mul_(scales[:, None])
+        else:
+            groups = self.groups()
+            values_io.sub_(zeros[groups]).mul_(scales[groups])
+        return values_io.T  # as it lies in memory: transposing it costs more than all of the above
+
+    def spec(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            "form": self.kind,
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "symmetric": self.symmetric,
+            "ordered": self.g_idx is None,
+        }
+
+    def unpacked(self, dtype: torch.dtype) -> Form:  # noqa: D102
+        return Dense(self.dense().to(dtype))
+
+
+def empty_quantised(spec: Spec, shape: tuple[int, int], device: Device) -> Quantised:
+    """A form of this spec with uninitialised tensors."""
+    (o, i), bits, group_size = shape, int(spec["bits"]), int(spec["group_size"])
+    n_groups = -(-i // group_size)
+    codes = partial(torch.empty, dtype=torch.int32, device=device)
+    tensors = {
+        "qweight": codes(-(-i // CODES_A_ROW) * bits, o),
+        "scales": torch.empty(n_groups, o, dtype=torch.float16, device=device),
+    }
+    if not spec["symmetric"]:
+        tensors["qzeros"] = codes(n_groups, -(-o // CODES_A_ROW) * bits)
+    if not spec["ordered"]:
+        tensors["g_idx"] = codes(i)
+    return Quantised(shape, bits, group_size, tensors)
