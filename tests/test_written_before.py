@@ -19,10 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from compress.bases import AsDense, open_base
 from compress.exports.load import load_export, load_unpacked
-from compress.form import Form
-from compress.forms import Along
-from compress.sparse import Layout
-from compress.verify import check
+from compress.exports.verify import check
+from compress.forms.base import Form
+from compress.forms.sparse import Along, Layout
 
 WRITTEN = Path(__file__).resolve().parent / "written_by_3bfa062"
 CHECKPOINTS, EXPECTED = WRITTEN / "checkpoints", WRITTEN / "expected"
