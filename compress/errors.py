@@ -19,3 +19,7 @@ class ComparisonError(ValueError):
 
 class SweepError(RuntimeError):
     """Points of a sweep that failed, while others may be done; the message names each with its error."""
+
+
+class PluginError(RuntimeError):
+    """A method, format or reader that cannot be registered or loaded; the message names it and where it comes from."""

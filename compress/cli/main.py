@@ -29,6 +29,7 @@ from compress.errors import (
     CheckpointError,
     ComparisonError,
     LayerError,
+    PluginError,
     RecipeError,
     SweepError,
 )
@@ -36,7 +37,7 @@ from compress.report.environment import toolkit_version
 from eval.errors import EvalError
 
 _EXPECTED = (
-    *(RecipeError, CheckpointError, ComparisonError, LayerError, SweepError),
+    *(RecipeError, CheckpointError, ComparisonError, LayerError, PluginError, SweepError),
     *(InputError, EvalError, OSError),
 )
 
