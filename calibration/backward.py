@@ -24,8 +24,9 @@ from torch.nn import functional as F
 
 from calibration.errors import InputError
 from calibration.gradients import GradientStatistic
-from calibration.heads import Head, head_of
+from calibration.heads import Head
 from calibration.memory import trim
+from calibration.outputs import head_of
 from calibration.skeleton import PartLoader, decoder_blocks
 from calibration.stats import Statistics
 from calibration.stream import HiddenStates, Stream

@@ -6,13 +6,15 @@ Shapes: b = sequences of a batch, t = tokens, i = input features.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from calibration.stats import Gram, Statistic, Statistics, second_moments
-from calibration.text.data import Tokens
+
+if TYPE_CHECKING:
+    from calibration.text.data import Tokens
 
 EVERY = 8
 """One of so many sequences is kept aside."""

@@ -28,7 +28,8 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from calibration.errors import InputError
-from calibration.heads import AUTO_CLASSES, Head, head_of
+from calibration.heads import Head
+from calibration.outputs import AUTO_CLASSES, head_of
 
 
 def build_skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

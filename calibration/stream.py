@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from calibration.errors import InputError
-from calibration.heads import predictions
+from calibration.outputs import predictions
 from calibration.text.data import Tokens
 
 

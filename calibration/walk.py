@@ -11,7 +11,6 @@ loaded before it is yielded and freed after, so memory holds one block and the a
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,21 +22,11 @@ from transformers.pytorch_utils import Conv1D
 from calibration.errors import InputError
 from calibration.held_out import HeldOut, kept_aside
 from calibration.memory import trim
+from calibration.propagation import Propagate
 from calibration.skeleton import PartLoader, decoder_blocks
 from calibration.stats import CrossGram, Statistic, Statistics
 from calibration.stream import Stream
 from calibration.text.data import Tokens
-
-
-class Propagate(enum.StrEnum):
-    """How far compressed activations feed forward."""
-
-    NONE = "none"
-    """Every block sees what the original model would give it: statistics serve any method."""
-    BLOCK = "block"
-    """A block sees the output of the compressed blocks before it."""
-    SUBLAYER = "sublayer"
-    """Besides, within a block each layer sees its compressed predecessors: more passes, closer statistics."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from calibration.heads import predictions
+from calibration.outputs import predictions
 from compress.errors import CheckpointError, RecipeError
 from compress.exports.load import load_export, loader_name
 from compress.exports.verify import PROBE, TOLERANCE_16_BIT, TOLERANCES, read_probe, write_probe

@@ -6,7 +6,6 @@ They show how a model sounds, which no score tells; they measure nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from jinja2 import TemplateError
@@ -14,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.footprint import context_length
-from eval.scores import no_progress
+from eval.scores import Sample, no_progress
 
 Progress = Callable[[str, int, int], None]
 PROMPTS = (
@@ -23,17 +22,6 @@ PROMPTS = (
     "To bake a loaf of bread, first",
 )
 NEW_TOKENS = 48
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """A prompt and what each model wrote after it, likeliest token by likeliest token."""
-
-    prompt: str
-    framing: str
-    """"chat": a user's message in the tokenizer's chat template; "text": as it is."""
-    before: str
-    after: str
 
 
 def sample(

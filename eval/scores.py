@@ -28,6 +28,17 @@ class WindowSums:
     """Positions where the likeliest token is the original's."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A prompt and what each model wrote after it, likeliest token by likeliest token."""
+
+    prompt: str
+    framing: str
+    """"chat": a user's message in the tokenizer's chat template; "text": as it is."""
+    before: str
+    after: str
+
+
 @dataclass(frozen=True)
 class Fidelity:
     """How a model predicts a text, and how far it is from the original on it.

@@ -6,8 +6,7 @@ from dataclasses import replace
 from compress.config.recipe import Recipe
 from compress.report.environment import describe_environment
 from compress.report.report import Comparison, ExportReport, KeptTensor, LayerReport, Report, Totals
-from eval.samples import Sample
-from eval.scores import Fidelity, Footprint, Scores, TaskScore, WindowSums
+from eval.scores import Fidelity, Footprint, Sample, Scores, TaskScore, WindowSums
 
 
 def layer(name: str, error: float | None, note: str = "") -> LayerReport:

@@ -18,7 +18,8 @@ from transformers import (
 import compress
 from calibration.errors import InputError
 from calibration.gradients import Fisher
-from calibration.heads import Head, head_of
+from calibration.heads import Head
+from calibration.outputs import head_of
 from calibration.text.data import Framing, Split, load_tokens, load_windows, parse_source
 from compress.config.recipe import Recipe
 from compress.errors import RecipeError

@@ -11,9 +11,10 @@ from test_walk import CPU, walker
 from workspaces import recipe
 
 import compress
+from calibration.propagation import Propagate
 from calibration.stats import STATISTICS, CrossGram, Gram, Statistics
 from calibration.store import Store
-from calibration.walk import Propagate, SharedInput, walk
+from calibration.walk import SharedInput, walk
 from compress.errors import RecipeError
 from compress.families.base import LayerShape
 from compress.families.target import FitTarget

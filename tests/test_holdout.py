@@ -12,9 +12,10 @@ from workspaces import recipe
 
 import compress
 from calibration.held_out import HeldOut, without_held_out
+from calibration.propagation import Propagate
 from calibration.stats import Gram, Statistics
 from calibration.store import Store
-from calibration.walk import Propagate, SharedInput, walk
+from calibration.walk import SharedInput, walk
 from compress.errors import RecipeError
 from compress.exports.adapter import read_adapter
 from compress.exports.load import load_bare, load_export

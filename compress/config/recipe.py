@@ -9,14 +9,14 @@ from typing import Any, Self
 
 import yaml
 
-from calibration.walk import Propagate
+from calibration.propagation import Propagate
 from compress.config.options import build, check_types, dump, name_of
 from compress.config.yaml_file import read_yaml
 from compress.errors import RecipeError
 from compress.families.base import Compressor
 from compress.families.correction import Correction
 from compress.methods import load_methods
-from compress.models.devices import Dtype
+from compress.models.dtype import Dtype
 
 METHODS = load_methods()
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from calibration.heads import AUTO_CLASSES, Head, head_of
+from calibration.heads import Head
+from calibration.outputs import AUTO_CLASSES, head_of
 from calibration.text.data import Tokens
 from compress.callbacks import Progress
 from compress.config.recipe import Recipe

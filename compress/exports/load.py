@@ -15,7 +15,8 @@ from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from calibration.heads import AUTO_CLASSES, Head, head_of
+from calibration.heads import Head
+from calibration.outputs import AUTO_CLASSES, head_of
 from calibration.skeleton import build_skeleton
 from calibration.walk import is_linear
 from compress.bases import Base, open_base

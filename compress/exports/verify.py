@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from calibration.heads import predictions
+from calibration.outputs import predictions
 from compress.bases import open_base
 from compress.errors import CheckpointError, RecipeError
 from compress.exports.adapter import STEM, find_base

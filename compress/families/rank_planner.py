@@ -13,7 +13,7 @@ from compress.errors import RecipeError
 from compress.families.base import LayerShape, Survey
 from compress.families.budget import layer_budget
 from compress.families.importance import cost_of_error
-from compress.models.layers import matches
+from compress.models.names import matches
 from compress.solvers.knapsack import BudgetError
 from compress.solvers.rank_allocation import PLANS, Allocation, Curve, Ranks, by_spectrum, uniform
 

@@ -20,7 +20,8 @@ from compress.exports.gptq import ADAPTER
 from compress.forms.factorised import empty
 from compress.forms.loading import FORMAT
 from compress.models.checkpoint import Reader, read_json
-from compress.models.devices import Dtype, settle_dtype
+from compress.models.devices import settle_dtype
+from compress.models.dtype import Dtype
 from compress.models.resolve import resolve_model
 from compress.pipeline.layer_text import describe
 from compress.planning.make import Linears, chosen_linears, kept_tensors

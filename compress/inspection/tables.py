@@ -10,7 +10,7 @@ from compress.families.base import LayerShape
 from compress.inspection.checkpoint import InspectedTensor, Inspection
 from compress.inspection.possibilities import Possibility, dividing_groups, saving_rank
 from compress.inspection.spectra import EffectiveRanks
-from compress.models.layers import block_and_place
+from compress.models.names import block_and_place
 from compress.report.summary import NOTHING, counted, megabytes
 
 Cells = tuple[str, ...]

@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers import __version__ as transformers_version
 
-from calibration.heads import head_of
+from calibration.outputs import head_of
 from compress.errors import CheckpointError
 from compress.models.checkpoint import Reader, some
 from compress.models.demo import DEMO

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import torch
 from transformers import PretrainedConfig
 
 from compress.errors import RecipeError
-
-
-class Dtype(StrEnum):
-    """The number format that a model computes in; auto takes the one of its checkpoint."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
+from compress.models.dtype import Dtype
 
 
 def settle_device(name: str) -> torch.device:

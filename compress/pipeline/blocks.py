@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from calibration.memory import trim
+from calibration.propagation import Propagate
 from calibration.skeleton import PartLoader
 from calibration.stats import Gram, Mean, Statistic, Statistics
 from calibration.store import Store
 from calibration.stream import Stream
-from calibration.walk import Block, Propagate, SharedInput, walk
+from calibration.walk import Block, SharedInput, walk
 from compress.errors import LayerError
 from compress.families.correction import Correction
 from compress.forms.factorised import CompressedLinear, Form

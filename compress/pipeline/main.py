@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from calibration.walk import Propagate
+from calibration.propagation import Propagate
 from compress.callbacks import Progress, no_progress
 from compress.config.recipe import Recipe, StatisticsMode
 from compress.errors import RecipeError

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from calibration.heads import Head, head_of
+from calibration.heads import Head
+from calibration.outputs import head_of
 from compress.pipeline.export import Outcome
 from compress.pipeline.stopwatch import Stopwatch
 from compress.prepare.prepare import Prepared

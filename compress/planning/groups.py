@@ -10,7 +10,7 @@ from calibration.stats import Pooled, Statistics
 from calibration.walk import SharedInput
 from compress.families.base import Compressor
 from compress.forms.factorised import Form, Shared
-from compress.models.layers import block_and_place
+from compress.models.names import block_and_place
 from compress.planning.plan import PlannedLayer
 
 

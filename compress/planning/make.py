@@ -24,7 +24,8 @@ from compress.exports.base import main_dtype
 from compress.families.base import Compressor, LayerShape, Survey
 from compress.families.correction import Correction
 from compress.models.checkpoint import Reader
-from compress.models.layers import is_transposed, select
+from compress.models.layers import is_transposed
+from compress.models.names import select
 from compress.planning.plan import Plan, PlannedLayer
 from compress.report.report import KeptTensor
 

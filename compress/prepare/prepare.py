@@ -19,11 +19,11 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from calibration.gradients import GradientStatistic
 from calibration.held_out import EVERY, HeldOut
+from calibration.propagation import Propagate
 from calibration.skeleton import PartLoader, build_skeleton
 from calibration.stats import STATISTICS, CrossGram, Gram, Statistic
 from calibration.store import Store
 from calibration.text.data import Tokens
-from calibration.walk import Propagate
 from compress.callbacks import Progress
 from compress.config.recipe import Recipe, StatisticsMode
 from compress.errors import RecipeError

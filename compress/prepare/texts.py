@@ -8,7 +8,8 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from calibration.errors import InputError
-from calibration.heads import Head, head_of
+from calibration.heads import Head
+from calibration.outputs import head_of
 from calibration.text.data import Framing, Split, Tokens, load_tokens, load_windows, parse_source
 from compress.config.recipe import Recipe
 from compress.errors import RecipeError

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import psutil
-import torch
-
 DISTRIBUTION = "compress-llm"
 _RECORDED = (
     "torch",
@@ -54,6 +51,10 @@ def toolkit_version() -> str:
 
 def describe_environment(device: str) -> Environment:
     """This process's environment, computing on `device` ("cpu", "cuda:0")."""
+    # Here, for who reads a report needs neither.
+    import psutil
+    import torch
+
     return Environment(
         toolkit=toolkit_version(),
         commit=_commit(Path(__file__).resolve().parent.parent),
@@ -80,6 +81,8 @@ def _versions() -> dict[str, str]:
 
 def _processor(device: str) -> str:
     if device.startswith("cuda"):
+        import torch
+
         return str(torch.cuda.get_device_name(device))
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

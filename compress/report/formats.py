@@ -15,7 +15,7 @@ from compress.report.comparison import Figures, Measured, RunComparison
 from compress.report.report import Report
 from compress.report.summary import NOTHING, megabytes, rows, with_error
 from eval.paired import TOO_FEW, PairedChange
-from eval.samples import Sample
+from eval.scores import Sample
 
 MARK = "<!-- written by compress report -->"
 """Ends what people read, so that it is known again before it is replaced."""

@@ -16,8 +16,7 @@ from calibration.heads import Head
 from compress.errors import CheckpointError
 from compress.report.environment import Environment
 from compress.report.recorded_recipe import refuse_unreadable
-from eval.samples import Sample
-from eval.scores import Scores
+from eval.scores import Sample, Scores
 
 SCHEMA = 1
 LATER = "not in the reports of earlier versions, which had what is its default"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from calibration.heads import predictions
+from calibration.outputs import predictions
 from calibration.skeleton import decoder_blocks
 from calibration.stream import HiddenStates, Stream
 from calibration.text.data import Tokens

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from calibration.propagation import Propagate
 from calibration.skeleton import decoder_blocks
 from calibration.store import Store
 from calibration.stream import Stream
 from calibration.text.data import Tokens
-from calibration.walk import Block, Propagate, SharedInput, walk
+from calibration.walk import Block, SharedInput, walk
 from compress.prepare.prepare import Prepared
 from compress.prepare.texts import few_tokens
 

@@ -13,7 +13,7 @@ from compress.families.budget import layer_budget
 from compress.families.importance import cost_of_error
 from compress.families.low_rank import settled_dtype
 from compress.methods.cospadi.curves import ATOM_MULTIPLE, lost_at, side_of
-from compress.models.layers import block_and_place
+from compress.models.names import block_and_place
 from compress.solvers.knapsack import BudgetError, Choice, knapsack
 from compress.solvers.sparse_coding import Coded
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from shlex import quote
 
-from calibration.heads import AUTO_CLASSES, Head
+from calibration.heads import Head
+from calibration.outputs import AUTO_CLASSES
 from compress.families.correction_options import VLLM_RANKS
 from compress.report.card.metadata import base_name
 from compress.report.report import ExportReport, Report
