@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from compress.families.base import METHODS, Compressor
+from compress.config.recipe import METHODS
+from compress.families.base import Compressor
 from compress.families.low_rank import FactorDtype
 from compress.families.sparse_storage import AtomDtype, CodeBits
 from compress.families.target import FitTarget
 from compress.methods.admm import ADMM
 from compress.methods.cospadi.method import CoSpaDi
-from compress.methods.cospadi.options import Solver
-from compress.methods.cospadi.planner import AtomAllocation, Share
+from compress.methods.cospadi.options import AtomAllocation, Share, Solver
 from compress.methods.dsnot import DSnoT
 from compress.methods.eora import EoRA, OutputSide
 from compress.methods.fwsvd import FWSVD, FisherMetric

@@ -13,8 +13,9 @@ from calibration.stats import Gram, Statistics
 from compress.errors import LayerError, RecipeError
 from compress.families.base import LayerShape, Survey
 from compress.methods.cospadi.curves import curves, lost_at, trials
-from compress.methods.cospadi.method import Coded, CoSpaDi
+from compress.methods.cospadi.method import CoSpaDi
 from compress.solvers.linalg import output_energy
+from compress.solvers.sparse_coding import Coded
 
 BY_ERRORS = CoSpaDi(allocation="errors")
 

@@ -13,8 +13,8 @@ from compress.methods.lqer import LQER, Scale
 from compress.methods.rtn import RTN
 from compress.methods.sparsegpt import SparseGPT
 from compress.methods.svd_residual import SVDResidual
+from compress.planning.layer import PlannedLayer
 from compress.planning.make import refuse_no_gain
-from compress.planning.plan import PlannedLayer
 from compress.solvers.linalg import (
     add_ridge_,
     balanced,

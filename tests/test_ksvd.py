@@ -7,10 +7,10 @@ from sklearn.linear_model import orthogonal_mp
 
 from calibration.stats import Gram
 from compress.families.base import LayerShape
-from compress.methods.cospadi.method import Coded, CoSpaDi
+from compress.methods.cospadi.method import CoSpaDi
 from compress.solvers.dictionary_learning import unit
 from compress.solvers.ksvd import ksvd, matching_pursuit, sweep
-from compress.solvers.sparse_coding import FreeLines
+from compress.solvers.sparse_coding import Coded, FreeLines
 
 
 def atoms_of_length_one(k, d):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compress.cli.command import Command
 from compress.config.flags import Parser
-from compress.families.base import METHODS
+from compress.config.recipe import METHODS
 
 
 def _methods(given: list[str]) -> None:

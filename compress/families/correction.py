@@ -17,8 +17,6 @@ from calibration.held_out import HeldOut, without_held_out
 from calibration.stats import CrossGram, Gram, Mean, Statistic, Statistics
 from compress.families.base import Compressor, LayerShape, Survey, Trial
 from compress.families.correction_options import (
-    FACTOR_BYTES,
-    FULL_BITS,
     AdapterBits,
     CorrectionAllocation,
     CorrectionOptions,
@@ -33,7 +31,6 @@ from compress.families.low_rank import (
     quantised_low_rank,
     shifted,
 )
-from compress.families.quantiser import Quantiser
 from compress.families.target import FitTarget, towards_original
 from compress.forms.factorised import Form, Sum
 from compress.solvers.linalg import output_energy
@@ -67,11 +64,6 @@ class Correction(CorrectionOptions, ABC):
             return self.base.surveys
         fisher = {GradientEnergy} if self.adapter_importance is Importance.FISHER else set()
         return (self.needs - {CrossGram}) | fisher
-
-    @property
-    def saves_bytes(self) -> bool:
-        """As its base."""
-        return self.base.saves_bytes
 
     @property
     def joins_layers(self) -> bool:
@@ -259,28 +251,6 @@ class Correction(CorrectionOptions, ABC):
     @abstractmethod
     def measure(self, residual: Tensor, stats: Statistics) -> Metric:
         """What an error of a correction for this residual (o, i) costs."""
-
-    @abstractmethod
-    def rounding(self, bits: int) -> Quantiser:
-        """What stores factors in so many bits."""
-
-    def correction_bytes(self, shape: tuple[int, int], rank: int, bits: int) -> int:
-        """Bytes of the two factors of a correction for a weight (o, i), as the native format stores them."""
-        if bits == FULL_BITS:
-            return rank * sum(shape) * FACTOR_BYTES
-        if rank == 0:
-            return 0
-        quantiser, (o, i) = self.rounding(bits), shape
-        return quantiser.planned_bytes((o, rank)) + quantiser.planned_bytes((rank, i))
-
-    def adapter_bytes(self, shape: tuple[int, int]) -> int:
-        """The same in a PEFT adapter, which holds 16 bits whatever the correction was rounded to."""
-        return self.correction_bytes(shape, self.rank, FULL_BITS)
-
-    def planned_bytes(self, shape: tuple[int, int]) -> int:
-        """The base's bytes and the two factors'."""
-        bits = int(self.adapter_bits)
-        return self.base.planned_bytes(shape) + self.correction_bytes(shape, self.rank, bits)
 
 
 def _target_moments(stats: Statistics) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from abc import ABC
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from calibration.stats import CrossGram
 from compress.errors import RecipeError
 from compress.families.base import Compressor
+from compress.families.quantiser import Quantiser
 from compress.families.quantities import parse_share_or_bytes
 from compress.families.target import FitTarget
 from compress.forms.packing import CODES_A_ROW
@@ -263,6 +264,33 @@ class CorrectionOptions(Compressor, ABC):
         step = RANK_STEP if bits == FULL_BITS else CODES_A_ROW
         ranks = list(range(step, thinnest + 1, step))
         return ranks if ranks and ranks[-1] == thinnest else [*ranks, thinnest]
+
+    @property
+    def saves_bytes(self) -> bool:
+        """As its base."""
+        return self.base.saves_bytes
+
+    @abstractmethod
+    def rounding(self, bits: int) -> Quantiser:
+        """What stores factors in so many bits."""
+
+    def correction_bytes(self, shape: tuple[int, int], rank: int, bits: int) -> int:
+        """Bytes of the two factors of a correction for a weight (o, i), as the native format stores them."""
+        if bits == FULL_BITS:
+            return rank * sum(shape) * FACTOR_BYTES
+        if rank == 0:
+            return 0
+        quantiser, (o, i) = self.rounding(bits), shape
+        return quantiser.planned_bytes((o, rank)) + quantiser.planned_bytes((rank, i))
+
+    def adapter_bytes(self, shape: tuple[int, int]) -> int:
+        """The same in a PEFT adapter, which holds 16 bits whatever the correction was rounded to."""
+        return self.correction_bytes(shape, self.rank, FULL_BITS)
+
+    def planned_bytes(self, shape: tuple[int, int]) -> int:
+        """The base's bytes and the two factors'."""
+        bits = int(self.adapter_bits)
+        return self.base.planned_bytes(shape) + self.correction_bytes(shape, self.rank, bits)
 
 
 # A correction of a correction has one closed form, which is the correction of a higher rank.

@@ -10,15 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from compress.errors import RecipeError
 from compress.families.base import Compressor, LayerShape, Survey
+from compress.families.correction_options import CorrectionOptions
 from compress.families.quantities import parse_share_or_bytes
 from compress.solvers.knapsack import Choice, knapsack
-
-if TYPE_CHECKING:
-    from compress.families.correction import Correction
 
 Widths = tuple[int, ...]
 
@@ -36,7 +33,7 @@ class CorrectionChoice(Choice):
 class CorrectionPlanner:
     """Corrections for the layers that a base method compresses."""
 
-    method: Correction
+    method: CorrectionOptions
     layers: Mapping[str, LayerShape]
     base_bytes: Mapping[str, int]
 
@@ -234,7 +231,7 @@ def remaining(survey: Survey, rank: int, bits: int) -> float:
 
 
 def planned_corrections(
-    method: Correction, bases: Mapping[str, Compressor], layers: Mapping[str, LayerShape]
+    method: CorrectionOptions, bases: Mapping[str, Compressor], layers: Mapping[str, LayerShape]
 ) -> Iterator[tuple[str, CorrectionChoice]]:
     """The correction of each layer that the base compresses. Raises RecipeError."""
     chosen = {name: layer for name, layer in layers.items() if name in bases}

@@ -1,134 +1,36 @@
-"""Methods that put two thin layers in the place of a weight: their options, and how ranks follow from bytes.
+"""Methods that put two thin layers in the place of a weight: how they plan, survey and fit.
 
-Shapes: o = out_features, i = in_features, r = rank. A weight of o i entries becomes r (o + i): it gets smaller below
-the break-even rank, o i / (o + i).
+Shapes: o = out_features, i = in_features, r = rank.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from calibration.gradients import GradientEnergy
 from calibration.stats import CrossGram, Gram, Statistic, Statistics
 from compress.errors import LayerError, RecipeError
 from compress.families.base import Compressor, LayerShape, Survey, Trial
-from compress.families.budget import refuse_share
+from compress.families.factorisation_options import FLOOR, FactorisationOptions
 from compress.families.importance import fisher_cost
-from compress.families.low_rank import (
-    FactorDtype,
-    Metric,
-    best_low_rank,
-    quantised_low_rank,
-    settled_dtype,
-)
-from compress.families.quantiser import Quantiser
-from compress.families.quantities import parse_bytes
-from compress.families.rank_planner import RankPlanner, parse_rank
+from compress.families.low_rank import FactorDtype, Metric, best_low_rank, quantised_low_rank
+from compress.families.rank_planner import RankPlanner
 from compress.families.target import FitTarget, towards_original
 from compress.forms.factorised import Form, LowRank, Product
 from compress.solvers.rank_allocation import Allocation, Importance
 
-FLOOR = 0.5
 NOTHING = 1e-9
 """Share of a weight's energy that is as good as nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Factorisation(Compressor, ABC):
-    """Options of every method that replaces a weight by two factors."""
-
-    keep: float = field(
-        default=0.8,
-        metadata={
-            "help": "share of the compressed layers' bytes that is kept, above 0 and below 1"
-        },
-    )
-    budget: str | None = field(
-        default=None,
-        metadata={"help": "bytes of the whole checkpoint (120MB); takes the place of --keep"},
-    )
-    rank: int | None = field(
-        default=None, metadata={"help": "rank of every layer; takes the place of --keep"}
-    )
-    ranks: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "help": "ranks of some layers, which the plan then leaves: PATTERN=96, PATTERN=dense; the last match counts"
-        },
-    )
-    allocation: Allocation = field(
-        default=Allocation.UNIFORM,
-        metadata={"help": "how ranks are spread over the layers; all but uniform look at spectra"},
-    )
-    importance: Importance = field(
-        default=Importance.RELATIVE,
-        metadata={"help": "what a unit of a layer's error costs in by_type and spectrum plans"},
-    )
-    floor: float = field(
-        default=FLOOR,
-        metadata={
-            "help": "share of the uniform rank below which a spectrum plan lets no layer fall"
-        },
-    )
-    rank_multiple: int = field(
-        default=8, metadata={"help": "ranks are multiples of it, which kernels like"}
-    )
-    factor_dtype: FactorDtype = field(
-        default=FactorDtype.AUTO,
-        metadata={"help": "dtype of the stored factors; auto: the weight's own"},
-    )
-    target: FitTarget = field(
-        default=FitTarget.LAYER,
-        metadata={
-            "help": "outputs to fit: the weight's own, or the original model's (dense), from inputs as they have become"
-        },
-    )
-    factor_quantizer: Quantiser | None = field(
-        default=None, metadata={"help": "method that stores the factors in fewer bits"}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_share(self.keep)
-        if not 0 <= self.floor <= 1:
-            raise RecipeError(f"method.floor: {self.floor} is no share between 0 and 1")
-        self._refuse_idle()
-        for entry in self.ranks:
-            parse_rank(entry)
-        if self.budget is not None:
-            parse_bytes(self.budget, "method.budget")
-        for name in ("rank", "rank_multiple"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RecipeError(f"method.{name}: {value} is too small; 1 or more")
-
-    def _refuse_idle(self) -> None:
-        """Raises RecipeError for an option that this plan would not look at."""
-        plans = {
-            "importance": (Importance.RELATIVE, (Allocation.BY_TYPE, Allocation.SPECTRUM)),
-            "floor": (FLOOR, (Allocation.SPECTRUM,)),
-        }
-        if self.rank is not None:
-            spreads = {"budget": self.budget, "allocation": self.allocation}
-            idle = [name for name in spreads if spreads[name] not in (None, Allocation.UNIFORM)]
-            if idle:
-                raise RecipeError(
-                    f"method.rank: {self.rank} is one rank for every layer, so {idle[0]} {spreads[idle[0]]} would "
-                    "do nothing; give one of the two"
-                )
-        for name, (default, serving) in plans.items():
-            value = getattr(self, name)
-            if value != default and self.allocation not in serving:
-                raise RecipeError(
-                    f"method.{name}: {value} does nothing in a {self.allocation} plan; "
-                    f"it serves --allocation {' or '.join(serving)}"
-                )
+class Factorisation(FactorisationOptions, ABC):
+    """A method that replaces a weight by two factors."""
 
     @property
     def surveys(self) -> frozenset[type[Statistic]] | None:
@@ -182,12 +84,6 @@ class Factorisation(Compressor, ABC):
             raise RecipeError("method.keep: the plan leaves every layer dense; keep less")
         return planned
 
-    def stored_as(self, layer: LayerShape) -> Self:
-        """With the dtype of this layer's factors settled, and their groups if they are quantised."""
-        dtype = settled_dtype(self.factor_dtype, layer.dtype, "factor_dtype")
-        quantizer = self.factor_quantizer.for_factors() if self.factor_quantizer else None
-        return replace(self, factor_dtype=dtype, factor_quantizer=quantizer)
-
     def _at(self, rank: int) -> Self:
         """With nothing left to plan."""
         return replace(
@@ -231,12 +127,6 @@ class Factorisation(Compressor, ABC):
         total = float(energies.sum())
         return float((energies[self.rank :].sum() / total).sqrt()) if total > 0 else 0.0
 
-    @property
-    def storage(self) -> torch.dtype:
-        """The torch dtype of the stored factors, once planned."""
-        dtype: torch.dtype = getattr(torch, self.factor_dtype.value)
-        return dtype
-
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
         """One metric for all of them, one eigenproblem each."""
         metric = self.measure(weights, stats)
@@ -264,23 +154,3 @@ class Factorisation(Compressor, ABC):
     @abstractmethod
     def measure(self, weights: Sequence[Tensor], stats: Statistics) -> Metric:
         """What an error of these weights (o, i), which share their input, costs."""
-
-    def overhead(self, shape: tuple[int, int]) -> int:  # noqa: ARG002  (for methods that have one)
-        """Numbers that a factorised weight (o, i) stores besides the factors."""
-        return 0
-
-    def planned_bytes(self, shape: tuple[int, int]) -> int:
-        """Two factors, and what the method adds."""
-        return self.factor_bytes(shape, self.rank or 0)
-
-    def factor_bytes(self, shape: tuple[int, int], rank: int) -> int:
-        """The same at another rank, once dtype and groups are settled."""
-        added = self.overhead(shape) * self.storage.itemsize
-        if self.factor_quantizer is None:
-            return rank * sum(shape) * self.storage.itemsize + added
-        up, down = (shape[0], rank), (rank, shape[1])
-        return (
-            self.factor_quantizer.planned_bytes(up)
-            + self.factor_quantizer.planned_bytes(down)
-            + added
-        )

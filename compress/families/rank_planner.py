@@ -5,39 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
 from compress.errors import RecipeError
 from compress.families.base import LayerShape, Survey
 from compress.families.budget import layer_budget
+from compress.families.factorisation_options import FactorisationOptions, parse_rank
 from compress.families.importance import cost_of_error
 from compress.models.names import matches
 from compress.solvers.knapsack import BudgetError
 from compress.solvers.rank_allocation import PLANS, Allocation, Curve, Ranks, by_spectrum, uniform
-
-if TYPE_CHECKING:
-    from compress.families.factorisation import Factorisation
-
-
-def parse_rank(entry: str) -> tuple[str, int | None]:
-    """A pattern and its rank, None for dense. Raises RecipeError for anything else."""
-    pattern, _, value = entry.rpartition("=")
-    if pattern and value == "dense":
-        return pattern, None
-    if not pattern or not value.isdecimal() or int(value) < 1:
-        raise RecipeError(
-            f"method.ranks: {entry!r} is not PATTERN=RANK, such as q_proj=96 or layers.0=dense"
-        )
-    return pattern, int(value)
 
 
 @dataclass(frozen=True)
 class RankPlanner:
     """Ranks for layers under one method's options."""
 
-    method: Factorisation
+    method: FactorisationOptions
     layers: Mapping[str, LayerShape]
     rest_bytes: int
     """What the checkpoint holds besides."""

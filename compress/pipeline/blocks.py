@@ -29,7 +29,8 @@ from compress.pipeline.layer_text import remarks, written
 from compress.pipeline.spectra import cut_of
 from compress.pipeline.stopwatch import Stopwatch
 from compress.planning.groups import Group, Inputs, groups_of, inputs_in_turn, name_owners
-from compress.planning.plan import Plan, PlannedLayer
+from compress.planning.layer import PlannedLayer
+from compress.planning.plan import Plan
 from compress.report.report import LayerReport, Spectrum
 from compress.solvers.linalg import output_energy, shifted_energy
 

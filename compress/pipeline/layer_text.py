@@ -8,7 +8,7 @@ from typing import Any
 from compress.families.correction import Correction, has_correction, widens
 from compress.families.low_rank import as_low_rank
 from compress.forms.factorised import Form, Product, Sum
-from compress.planning.plan import PlannedLayer
+from compress.planning.layer import PlannedLayer
 
 
 def describe(form: Form) -> str:

@@ -11,7 +11,7 @@ from calibration.walk import SharedInput
 from compress.families.base import Compressor
 from compress.forms.factorised import Form, Shared
 from compress.models.names import block_and_place
-from compress.planning.plan import PlannedLayer
+from compress.planning.layer import PlannedLayer
 
 
 @dataclass(frozen=True)

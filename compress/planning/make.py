@@ -26,7 +26,8 @@ from compress.families.correction import Correction
 from compress.models.checkpoint import Reader
 from compress.models.layers import is_transposed
 from compress.models.names import select
-from compress.planning.plan import Plan, PlannedLayer
+from compress.planning.layer import PlannedLayer
+from compress.planning.plan import Plan
 from compress.report.report import KeptTensor
 
 SPARE_DISK = 64 << 20

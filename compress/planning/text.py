@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
 
 from compress.families.correction import Correction, widens
 from compress.families.correction_options import FULL_BITS
-
-if TYPE_CHECKING:
-    from compress.planning.plan import PlannedLayer
+from compress.planning.layer import PlannedLayer
 
 
 def correction_notes(layers: Sequence[PlannedLayer], exports: Collection[str]) -> tuple[str, ...]:

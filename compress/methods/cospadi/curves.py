@@ -11,7 +11,6 @@ import bisect
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,12 +20,10 @@ from compress.errors import LayerError
 from compress.families.base import Survey, Trial
 from compress.families.importance import fisher_cost
 from compress.forms.factorised import Dense
+from compress.methods.cospadi.options import CoSpaDiOptions
 from compress.methods.cospadi.stacking import Stacked, stacked
 from compress.solvers.dictionary_learning import alternating, oneshot
 from compress.solvers.sparse_coding import Coded, Lines
-
-if TYPE_CHECKING:
-    from compress.methods.cospadi.method import CoSpaDi
 
 ATOM_MULTIPLE = 4
 """Of atoms: what a 2:4 pattern needs."""
@@ -40,14 +37,16 @@ NOTHING = 1e-9
 """Share of a weight's energy that is as good as nothing."""
 
 
-def side_of(method: CoSpaDi, n_outputs: int, n_inputs: int) -> Coded:
+def side_of(method: CoSpaDiOptions, n_outputs: int, n_inputs: int) -> Coded:
     """What of layers with one dictionary is coded: the more numerous, if it is not given."""
     if method.coded is not Coded.AUTO:
         return method.coded
     return Coded.INPUTS if n_outputs < n_inputs and method.codes_inputs else Coded.OUTPUTS
 
 
-def curves(method: CoSpaDi, weights: Sequence[Tensor], stats: Sequence[Statistics]) -> list[Survey]:
+def curves(
+    method: CoSpaDiOptions, weights: Sequence[Tensor], stats: Sequence[Statistics]
+) -> list[Survey]:
     """Of weights (o, i) with one input: of one dictionary for all, unless codes of inputs are to be made."""
     side = _side(method, weights)
     if len(weights) > 1 and side is Coded.INPUTS:
@@ -71,7 +70,7 @@ def curves(method: CoSpaDi, weights: Sequence[Tensor], stats: Sequence[Statistic
 
 
 def trials(
-    method: CoSpaDi,
+    method: CoSpaDiOptions,
     weights: Sequence[Tensor],
     surveys: Sequence[Survey],
     stats: Sequence[Statistics],
@@ -115,7 +114,7 @@ def lost_at(survey: Survey, k: int) -> float:
     return math.exp((1 - part) * math.log(most) + part * math.log(least))
 
 
-def _side(method: CoSpaDi, weights: Sequence[Tensor]) -> Coded:
+def _side(method: CoSpaDiOptions, weights: Sequence[Tensor]) -> Coded:
     return side_of(method, sum(len(weight) for weight in weights), weights[0].shape[1])
 
 
@@ -133,7 +132,7 @@ def _atoms_for(share: float, lines: Lines, ratio: float) -> int:
     return max(ATOM_MULTIPLE, int(k) // ATOM_MULTIPLE * ATOM_MULTIPLE)
 
 
-def _coded(method: CoSpaDi, lines: Lines, k: int) -> tuple[Tensor, Tensor]:
+def _coded(method: CoSpaDiOptions, lines: Lines, k: int) -> tuple[Tensor, Tensor]:
     s = method.nonzeros(k)
     if method.solver.iterates:
         return alternating(lines, k, s, method.pattern, ROUNDS)

@@ -15,108 +15,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from calibration.gradients import GradientEnergy
 from calibration.stats import Gram, Statistic, Statistics
-from compress.errors import LayerError, RecipeError
-from compress.families.base import Compressor, LayerShape, Survey, Trial, refuse_damping
-from compress.families.budget import refuse_share
-from compress.families.quantities import parse_bytes
-from compress.families.sparse_storage import AtomDtype, CodeBits, CodeStorage, joined
+from compress.errors import LayerError
+from compress.families.base import Compressor, LayerShape, Survey, Trial
+from compress.families.sparse_storage import joined
 from compress.forms.factorised import Common, Form, Shared, Sparse
 from compress.methods.cospadi.curves import curves, lost_at, trials
-from compress.methods.cospadi.options import ROUNDS, Solver, refuse_idle
-from compress.methods.cospadi.planner import DEPTH, AtomAllocation, AtomPlanner, Share, shared_by
+from compress.methods.cospadi.options import ROUNDS, AtomAllocation, CoSpaDiOptions, Share, Solver
+from compress.methods.cospadi.planner import AtomPlanner, shared_by
 from compress.methods.cospadi.stacking import stacked
 from compress.solvers.dictionary_learning import alternating, oneshot
 from compress.solvers.ksvd import ksvd
-from compress.solvers.masks import Pattern
 from compress.solvers.rank_allocation import Importance
-from compress.solvers.sparse_coding import Coded, FreeLines, Lines
+from compress.solvers.sparse_coding import FreeLines, Lines
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoSpaDi(Compressor, name="cospadi"):
+class CoSpaDi(CoSpaDiOptions, name="cospadi"):
     """A dictionary and sparse codes, fitted to the layer's outputs."""
 
     paper: ClassVar[str] = "Shopkhoev et al. 2025 (CoSpaDi), arXiv:2509.22075"
-
-    keep: float = field(
-        default=0.8,
-        metadata={"help": "share of the layers' bytes that is kept, above 0 and below 1"},
-    )
-    budget: str | None = field(
-        default=None,
-        metadata={"help": "bytes of the whole checkpoint (120MB); takes the place of --keep"},
-    )
-    atoms: int | None = field(
-        default=None,
-        metadata={"help": "atoms of every dictionary; takes the place of --keep"},
-    )
-    ratio: float = field(
-        default=2.5, metadata={"help": "atoms for each nonzero of a code (k / s), 1 or more"}
-    )
-    pattern: Pattern = field(
-        default=Pattern.FREE,
-        metadata={"help": "where nonzeros may be: anywhere in a line, or two of every four"},
-    )
-    coded: Coded = field(
-        default=Coded.AUTO,
-        metadata={"help": "what has a code each: outputs, inputs, or the more numerous"},
-    )
-    share: Share = field(
-        default=Share.INPUTS, metadata={"help": "which layers have one dictionary together"}
-    )
-    depth: int = field(
-        default=DEPTH,
-        metadata={"help": "blocks in a row that have dictionaries together, with --share depth"},
-    )
-    allocation: AtomAllocation = field(
-        default=AtomAllocation.UNIFORM, metadata={"help": "how atoms are spread over the layers"}
-    )
-    importance: Importance = field(
-        default=Importance.RELATIVE,
-        metadata={"help": "what a unit of a layer's error costs in a plan by errors"},
-    )
-    solver: Solver = field(
-        default=Solver.ADMM, metadata={"help": "how the dictionary and the codes are found"}
-    )
-    rounds: int | None = field(
-        default=None,
-        metadata={"help": "rounds of codes and dictionary in turn; default: 12, 60 for ksvd"},
-    )
-    dictionary_dtype: AtomDtype = field(
-        default=AtomDtype.AUTO,
-        metadata={"help": "dtype of the stored dictionary; auto: the weight's own"},
-    )
-    code_bits: CodeBits = field(
-        default=CodeBits.AUTO,
-        metadata={"help": "bits of a nonzero of the codes; auto: as the dictionary"},
-    )
-    damping: float = field(
-        default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_damping(self.damping)
-        refuse_share(self.keep)
-        if self.budget is not None:
-            parse_bytes(self.budget, "method.budget")
-        if not 1 <= self.ratio < 1000:
-            raise RecipeError(
-                f"method.ratio: {self.ratio} atoms for each nonzero; 1 or more, 2.5 say"
-            )
-        for name in ("rounds", "atoms"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RecipeError(f"method.{name}: {value} is too small; 1 or more")
-        refuse_idle(self)
 
     @property
     def surveys(self) -> frozenset[type[Statistic]] | None:
@@ -131,29 +55,9 @@ class CoSpaDi(Compressor, name="cospadi"):
         """Where errors cost what they were measured to do."""
         return self.allocation is AtomAllocation.ERRORS and self.importance is Importance.KL
 
-    @property
-    def codes_inputs(self) -> bool:
-        """Whether the solver can."""
-        return self.solver is not Solver.KSVD
-
-    @property
-    def joins_layers(self) -> bool:
-        """Where layers share a dictionary."""
-        return self.share is not Share.NONE
-
     def shared_by(self, name: str, layer: LayerShape) -> object:
         """The input that layers read, or its place in blocks in a row."""
         return shared_by(self, name, layer)
-
-    @property
-    def spans_blocks(self) -> bool:
-        """Where layers of several blocks share one."""
-        return self.share is Share.DEPTH
-
-    @property
-    def blocks_at_once(self) -> int:
-        """Those that share one."""
-        return self.depth if self.spans_blocks else 1
 
     def survey(self, weights: Sequence[Tensor], stats: Sequence[Statistics]) -> list[Survey]:
         """A curve of each weight's error, where the plan compares any."""
@@ -178,54 +82,9 @@ class CoSpaDi(Compressor, name="cospadi"):
         """Settle atoms, sides and dtypes, and who shares. Raises RecipeError naming the layer that gets no atom."""
         return AtomPlanner(self, layers, rest_bytes).planned()
 
-    def settled(self, dtype: AtomDtype, bits: CodeBits, coded: Coded, n_users: int) -> CoSpaDi:
-        """For a dictionary with so many users."""
-        share, depth = (self.share, self.depth) if n_users > 1 else (Share.NONE, DEPTH)
-        return replace(
-            self, dictionary_dtype=dtype, code_bits=bits, coded=coded, share=share, depth=depth
-        )
-
-    def with_atoms(self, k: int) -> CoSpaDi:
-        """With nothing left to plan."""
-        return replace(
-            self,
-            atoms=k,
-            budget=None,
-            allocation=AtomAllocation.UNIFORM,
-            importance=Importance.RELATIVE,
-        )
-
     def reader(self) -> _Reader:
         """For a layer that reads the dictionary which a layer with this plan stores."""
         return _Reader(**{entry.name: getattr(self, entry.name) for entry in fields(self)})
-
-    def nonzeros(self, k: int) -> int:
-        """Of a line, with k atoms."""
-        if self.pattern is Pattern.TWO_OF_FOUR:
-            return k // 2
-        return max(1, round(k / self.ratio))
-
-    @property
-    def storage(self) -> CodeStorage:
-        """What is stored in what, once planned."""
-        return CodeStorage(getattr(torch, self.dictionary_dtype.value), self.code_bits)
-
-    def planned_bytes(self, shape: tuple[int, int]) -> int:
-        """The dictionary, the values of the codes, and their mask."""
-        return self.bytes_of([shape], self.atoms or 0)
-
-    def bytes_of(self, shapes: Sequence[tuple[int, int]], k: int) -> int:
-        """Of layers with one dictionary."""
-        o, i = shapes[0]
-        dictionary = (k, i) if self.coded is Coded.OUTPUTS else (o, k)
-        return self.storage.dictionary_bytes(dictionary) + sum(
-            self.code_bytes(shape, k) for shape in shapes
-        )
-
-    def code_bytes(self, shape: tuple[int, int], k: int) -> int:
-        """Of one layer's codes for k atoms."""
-        n = shape[0 if self.coded is Coded.OUTPUTS else 1]
-        return self.storage.code_bytes(n, k, self.nonzeros(k), self.pattern)
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
         """One dictionary for all weights, which the first form stores; or each weight's own."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from compress.errors import RecipeError
 from compress.families.base import Compressor, LayerShape
@@ -13,41 +11,17 @@ from compress.families.budget import layer_budget
 from compress.families.importance import cost_of_error
 from compress.families.low_rank import settled_dtype
 from compress.methods.cospadi.curves import ATOM_MULTIPLE, lost_at, side_of
+from compress.methods.cospadi.options import AtomAllocation, CoSpaDiOptions, Share
 from compress.models.names import block_and_place
 from compress.solvers.knapsack import BudgetError, Choice, knapsack
 from compress.solvers.sparse_coding import Coded
 
-if TYPE_CHECKING:
-    from compress.methods.cospadi.method import CoSpaDi
-
-DEPTH = 2
-"""Blocks in a row that share, where any do."""
 MOST_ATOMS = 8
 """For each entry of a layer's longer side."""
 
 
 FLOOR = 0.5
 """Share of the even plan's atoms below which a plan by errors lets no layer fall: sums of errors are only a proxy."""
-
-
-class Share(enum.StrEnum):
-    """Which layers have one dictionary."""
-
-    NONE = "none"
-    """Each its own."""
-    INPUTS = "inputs"
-    """Those that read the same tensor (q, k and v; gate and up): one metric, one product with the dictionary."""
-    DEPTH = "depth"
-    """Those, and their like in the blocks that follow: one dictionary, found under all of their metrics."""
-
-
-class AtomAllocation(enum.StrEnum):
-    """How atoms are spread over the layers."""
-
-    UNIFORM = "uniform"
-    """The same share of every layer's bytes."""
-    ERRORS = "errors"
-    """Where they remove most weighted error for their bytes, layers left dense among the choices."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +35,7 @@ class Atoms(Choice):
 class AtomPlanner:
     """Dictionaries for layers under one method's options."""
 
-    method: CoSpaDi
+    method: CoSpaDiOptions
     layers: Mapping[str, LayerShape]
     rest_bytes: int
     """What the checkpoint holds besides."""
@@ -92,7 +66,7 @@ class AtomPlanner:
         method = self.method
         return layer_budget(method.keep, method.budget, self.layers, self.rest_bytes)
 
-    def _evenly(self, group: Mapping[str, LayerShape], settled: CoSpaDi) -> int:
+    def _evenly(self, group: Mapping[str, LayerShape], settled: CoSpaDiOptions) -> int:
         """The atoms that the same share of every group's bytes pays for."""
         share = self._budget() / sum(layer.n_bytes for layer in self.layers.values())
         shapes = [layer.shape for layer in group.values()]
@@ -107,7 +81,7 @@ class AtomPlanner:
         return k
 
     def _by_errors(
-        self, groups: Sequence[tuple[Mapping[str, LayerShape], CoSpaDi]]
+        self, groups: Sequence[tuple[Mapping[str, LayerShape], CoSpaDiOptions]]
     ) -> list[int | None]:
         """The atoms of each group, or None for dense, that lose least for the bytes, exactly (`knapsack`)."""
         choices = [self._choices(group, settled) for group, settled in groups]
@@ -117,7 +91,7 @@ class AtomPlanner:
             raise RecipeError(f"method.keep: {error}; keep more, or --exclude layers") from error
         return [options[index].atoms for options, index in zip(choices, chosen, strict=True)]
 
-    def _choices(self, group: Mapping[str, LayerShape], settled: CoSpaDi) -> list[Atoms]:
+    def _choices(self, group: Mapping[str, LayerShape], settled: CoSpaDiOptions) -> list[Atoms]:
         """Dictionaries that save bytes, with what they lose, then dense."""
         shapes = [layer.shape for layer in group.values()]
         dense = sum(layer.n_bytes for layer in group.values())
@@ -149,7 +123,7 @@ class AtomPlanner:
             parts.setdefault((place, layer.shape), {})[name] = layer
         return list(parts.values())
 
-    def _settled(self, group: Mapping[str, LayerShape]) -> CoSpaDi:
+    def _settled(self, group: Mapping[str, LayerShape]) -> CoSpaDiOptions:
         """With the dtypes and the side of layers that share a dictionary."""
         method, layer = self.method, next(iter(group.values()))
         dtype = settled_dtype(method.dictionary_dtype, layer.dtype, "dictionary_dtype")
@@ -157,7 +131,7 @@ class AtomPlanner:
         return method.settled(dtype, method.code_bits.beside(dtype), coded, n_users=len(group))
 
 
-def shared_by(method: CoSpaDi, name: str, layer: LayerShape) -> object:
+def shared_by(method: CoSpaDiOptions, name: str, layer: LayerShape) -> object:
     """What tells the layers with one dictionary from all others."""
     if method.share is Share.NONE or layer.survey is None:
         return name
@@ -168,7 +142,7 @@ def shared_by(method: CoSpaDi, name: str, layer: LayerShape) -> object:
     return index // method.depth, place, layer.shape[1]
 
 
-def _refuse_few_lines(method: CoSpaDi, group: Mapping[str, LayerShape], k: int) -> None:
+def _refuse_few_lines(method: CoSpaDiOptions, group: Mapping[str, LayerShape], k: int) -> None:
     n = n_lines(method, [layer.shape for layer in group.values()])
     lines = f"the {n} {method.coded} of {', '.join(group)}"
     if n < ATOM_MULTIPLE:
@@ -188,12 +162,12 @@ def _sides(group: Mapping[str, LayerShape]) -> tuple[int, int]:
     return sum(o for o, _ in shapes) // n_blocks, shapes[0][1]
 
 
-def n_lines(method: CoSpaDi, shapes: Sequence[tuple[int, int]]) -> int:
+def n_lines(method: CoSpaDiOptions, shapes: Sequence[tuple[int, int]]) -> int:
     """What has a code each in layers with one dictionary, its side settled."""
     return sum(o if method.coded is Coded.OUTPUTS else i for o, i in shapes)
 
 
-def most_atoms(method: CoSpaDi, shapes: Sequence[tuple[int, int]], n_bytes: float) -> int:
+def most_atoms(method: CoSpaDiOptions, shapes: Sequence[tuple[int, int]], n_bytes: float) -> int:
     """The most atoms, a multiple of 4, that so many bytes pay for, one a line at most; 0 if for none."""
     most = min(MOST_ATOMS * max(map(max, shapes)), n_lines(method, shapes))
     low, high = 0, most // ATOM_MULTIPLE
