@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from compress.training import save_trained, trainable_factors
 
 _HOMES = {
-    "METHODS": "compress.config.recipe",  # not compress.families.base: the recipe has walked the folder
+    "METHODS": "compress.families.base",
     "CheckpointError": "compress.errors",
     "LayerError": "compress.errors",
     "Recipe": "compress.config.recipe",

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from compress.config.recipe import METHODS
-from compress.families.base import Compressor
+from compress.families.base import METHODS, Compressor
 from compress.families.low_rank import FactorDtype
 from compress.families.sparse_storage import AtomDtype, CodeBits
 from compress.families.target import FitTarget

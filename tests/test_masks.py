@@ -6,15 +6,14 @@ from problems import inputs, relative_output_error, statistics, weight
 
 from calibration.stats import Gram, Statistics
 from compress.errors import LayerError
-from compress.families.base import LayerShape
+from compress.families.base import METHODS, LayerShape
 from compress.families.pruner import Pruner
 from compress.forms.factorised import Sparse
-from compress.methods import load_methods
 from compress.methods.eora import EoRA
 from compress.methods.magnitude import Magnitude
 from compress.methods.wanda import Wanda
 
-PRUNERS = {name: kind for name, kind in load_methods().items() if issubclass(kind, Pruner)}
+PRUNERS = {name: kind for name, kind in METHODS.items() if issubclass(kind, Pruner)}
 PATTERNS = ({"sparsity": 0.6}, {"pattern": "2:4"})
 
 

@@ -7,11 +7,9 @@ import torch
 from problems import inputs, relative_output_error, statistics, weight
 
 from calibration.stats import Gram
-from compress.families.base import LayerShape
+from compress.families.base import METHODS, LayerShape
 from compress.forms.factorised import Form
-from compress.methods import load_methods
 
-METHODS = load_methods()
 SHAPES = {"q": (96, 64), "k": (32, 64)}
 LAYERS = {name: LayerShape(shape, shape[0] * shape[1] * 4) for name, shape in SHAPES.items()}
 

@@ -18,8 +18,9 @@ from compress.cli.command import (
     shown_progress,
 )
 from compress.config.flags import Flags, Parser
-from compress.config.recipe import METHODS, Recipe
+from compress.config.recipe import Recipe
 from compress.errors import CheckpointError, RecipeError
+from compress.families.base import METHODS
 from compress.report.summary import comparison_rows
 
 _EVALUATION = (

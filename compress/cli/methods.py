@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compress.cli.command import Command
 from compress.config.flags import Parser
-from compress.config.recipe import METHODS
+from compress.families.base import METHODS
 
 
 def _methods(given: list[str]) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from compress.cli.command import RECIPE_NAME, Command, show, show_notes, shown_progress
 from compress.config.flags import Flags, Parser
-from compress.config.recipe import METHODS, Recipe
+from compress.config.recipe import Recipe
 from compress.config.yaml_file import read_yaml
 from compress.errors import RecipeError
+from compress.families.base import METHODS
 from compress.report.summary import rows
 
 

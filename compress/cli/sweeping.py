@@ -14,9 +14,10 @@ import yaml
 
 from compress.cli.command import Command, show_cells, shown_progress
 from compress.config.flags import Flags, Parser
-from compress.config.recipe import METHODS, Recipe
+from compress.config.recipe import Recipe
 from compress.config.yaml_file import read_yaml
 from compress.errors import RecipeError, SweepError
+from compress.families.base import METHODS
 from compress.report.summary import counted, megabytes
 from compress.sweep.file import Point, budgets_of, points_of, set_by_points, sizes_of
 

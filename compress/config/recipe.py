@@ -13,12 +13,8 @@ from calibration.propagation import Propagate
 from compress.config.options import build, check_types, dump, name_of
 from compress.config.yaml_file import read_yaml
 from compress.errors import RecipeError
-from compress.families.base import Compressor
-from compress.families.correction import Correction
-from compress.methods import load_methods
+from compress.families.base import METHODS, Compressor
 from compress.models.dtype import Dtype
-
-METHODS = load_methods()
 
 
 class StatisticsMode(StrEnum):
@@ -266,6 +262,10 @@ def _refuse_bases(recipe: Recipe) -> None:
         return
     if not recipe.base_checkpoint.strip():
         raise RecipeError("base_checkpoint: empty; name a folder or a hub id, or leave it out")
+    from compress.families.correction import (
+        Correction,  # needs torch, which the recipe's own options do not
+    )
+
     if not isinstance(recipe.method, Correction):
         corrections = ", ".join(
             name for name, kind in METHODS.items() if issubclass(kind, Correction)

@@ -1,7 +1,10 @@
 """What a compression method is: options as fields, statistics as needs, and pure mathematics.
 
 A method is one file in `compress/methods/`: a frozen, keyword-only dataclass that subclasses `Compressor` with
-`name=`. Importing the package walks the folder, and a broken file breaks the import; nothing else needs touching.
+`name=`. It is found by its header and imported when it is first looked up; nothing else needs touching.
+
+The options of a run are described by these classes before there is anything to compute, so torch waits for the first
+object that holds a tensor.
 """
 
 from __future__ import annotations
@@ -10,24 +13,39 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from calibration.stats import Gram, Statistic, Statistics
 from compress.errors import RecipeError
-from compress.forms.factorised import Form
+from compress.registry import Registry
 
-METHODS: dict[str, type[Compressor]] = {}
-"""Every method by name. The only registry."""
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from calibration.stats import Statistic, Statistics
+    from compress.forms.factorised import Form
+
+METHODS: Registry[Compressor] = Registry("compress.methods", "method")
+"""Every method by name."""
+
+
+def _no_spectrum() -> Tensor:
+    import torch
+
+    return torch.zeros(0, dtype=torch.float64)
+
+
+def _float32() -> torch.dtype:
+    import torch
+
+    return torch.float32
 
 
 @dataclass(frozen=True)
 class Survey:
     """What a plan compares layers by."""
 
-    spectrum: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    spectrum: Tensor = field(default_factory=_no_spectrum)
     """Of the weight, descending, fp64, in the method's metric: squares are what dropping them costs."""
     cost: float = 1.0
     """What a unit of squared error costs, where the method asked for something that tells."""
@@ -66,7 +84,7 @@ class LayerShape:
 
     shape: tuple[int, int]
     n_bytes: int
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype = field(default_factory=_float32)
     survey: Survey | None = None
     """What was found of it, once the method has asked."""
 
@@ -83,7 +101,7 @@ class Compressor(ABC):
         super().__init_subclass__(**kwargs)
         if name:
             cls.name = name
-            METHODS[name] = cls
+            METHODS.register(name, cls)
 
     def __post_init__(self) -> None:
         """Take an enum option by its value too, `value_bits=4` say. Raises RecipeError listing the values there are."""
@@ -100,6 +118,8 @@ class Compressor(ABC):
     @property
     def needs(self) -> frozenset[type[Statistic]]:
         """Statistics of the inputs that `compress` reads. The Gram is always there: errors are measured with it."""
+        from calibration.stats import Gram
+
         return frozenset({Gram})
 
     @property

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from compress.config.recipe import METHODS
 from compress.errors import RecipeError
-from compress.families.base import Compressor, LayerShape
+from compress.families.base import METHODS, Compressor, LayerShape
 from compress.families.correction import Correction
 from compress.families.factorisation import Factorisation
 from compress.families.pruner import Pruner

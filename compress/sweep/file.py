@@ -21,8 +21,9 @@ from typing import Any
 
 from compress.config.flags import Flags, matching, with_value
 from compress.config.options import closest
-from compress.config.recipe import METHODS, Recipe
+from compress.config.recipe import Recipe
 from compress.errors import RecipeError
+from compress.families.base import METHODS
 from compress.families.correction import Correction
 from compress.families.quantities import parse_bytes
 from compress.sweep.names import check_name, point_name

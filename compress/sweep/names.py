@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping
 
 from compress.config.options import plain, walk_options
-from compress.config.recipe import METHODS, Recipe
+from compress.config.recipe import Recipe
 from compress.errors import RecipeError
+from compress.families.base import METHODS
 
 LONGEST = 100
 _GOOD = re.compile(r"[A-Za-z0-9][\w.+-]*")
