@@ -4,9 +4,10 @@ After `import compress`, transformers' AutoModelForCausalLM.from_pretrained load
 that this toolkit writes. What users need is here: run, plan, calibrate, load_export,
 load_unpacked, Recipe, Report, the errors, and every method by name in METHODS.
 
-Registering the format costs the import of torch and transformers, about two seconds, also for
-`compress --help`: a checkpoint that loads only after the right import, or an import hook inside
-transformers, would be worse. Everything else is imported when it is first used.
+Importing it costs next to nothing. The format is registered when transformers' table of configs is imported, or at
+once if transformers is there already; everything else is imported when it is first used. (Registering at import was
+simpler, and cost torch and transformers, seconds of `compress --help` and of every shell completion. The hook waits
+for one module, leaves when that has run, and without it a native checkpoint fails to load as any unknown one does.)
 """
 
 from importlib import import_module
@@ -16,7 +17,7 @@ from compress.shadows import refuse_strangers
 
 refuse_strangers()
 
-from compress.forms import loading as _loading  # noqa: E402, F401 (registers the native format)
+from compress.forms.import_hook import after_import  # noqa: E402
 
 if TYPE_CHECKING:
     from compress.config.recipe import Recipe
@@ -60,6 +61,15 @@ __all__ = [
     "save_trained",
     "trainable_factors",
 ]
+
+
+def _register_native_format() -> None:
+    from compress.forms.auto_config import register
+
+    register()
+
+
+after_import("transformers.models.auto.configuration_auto", _register_native_format)
 
 
 def __getattr__(name: str) -> Any:

@@ -211,8 +211,3 @@ def register_quantizer() -> None:
     """
     AUTO_QUANTIZATION_CONFIG_MAPPING[FORMAT] = CompressedQuantizationConfig
     AUTO_QUANTIZER_MAPPING[FORMAT] = CompressedQuantizer
-
-
-if __name__ == "compress.forms.loading":
-    # A shipped copy serves the checkpoint that it came with, and must not claim others.
-    AutoConfig.register(FORMAT, CompressedConfig, exist_ok=True)
