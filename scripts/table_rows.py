@@ -86,7 +86,7 @@ def dictionaries() -> dict[str, Row]:
     for keep in (0.8, 0.7, 0.6):
         half = {"keep": keep * 16 / 32}  # the demo's weights are stored in 32 bits
         stored = {**half, "dictionary_dtype": AtomDtype.BFLOAT16}
-        plan = {"spread": AtomAllocation.ERRORS}
+        plan = {"allocation": AtomAllocation.ERRORS}
         every: dict[str, Compressor] = {
             "svd_llm": SVDLLM(**half, factor_dtype=FactorDtype.BFLOAT16),
             "the weight pruned (admm)": ADMM(**half, value_dtype=FactorDtype.BFLOAT16),
@@ -142,7 +142,7 @@ def compensated() -> dict[str, Row]:
             "on moved inputs": FitTarget.LAYER,
             "anchored": FitTarget.ORIGINAL,
         }.items():
-            correction = EoRA(rank=EXTRAS_AT, anchor=anchor)
+            correction = EoRA(rank=EXTRAS_AT, target=anchor)
             rows[f"{name} + EoRA {EXTRAS_AT} {label}"] = Corrected(name, base, correction, "block")
         turns = EoRA(base=base, rank=EXTRAS_AT, base_rounds=ROUNDS)
         rows[f"{name} and EoRA {EXTRAS_AT} in turns"] = turns

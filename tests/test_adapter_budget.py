@@ -1,4 +1,4 @@
-"""Bytes for all paths together: ranks where they buy most, and no path where they buy nothing."""
+"""Bytes for all paths together: ranks where they buy most, and no correction where they buy nothing."""
 
 import itertools
 import json
@@ -177,7 +177,7 @@ def test_a_run_on_a_base_spends_its_budget_where_it_buys_most(workspace, budget)
             assert not layer.note
         else:
             assert layer.relative_error == layer.base_error
-            assert layer.note == "no path: its bytes remove more error in other layers"
+            assert layer.note == "no correction: its bytes remove more error in other layers"
     assert 0 < len(paths) <= len(report.layers) == 21
     assert (len(paths) == 21) == (budget == 30_000)
 
@@ -194,7 +194,7 @@ def test_a_run_that_compresses_too_spends_a_budget_beside_a_gptq_checkpoint(work
     assert bare
     assert {layer.method for layer in bare} == {"gptq"}
     assert sum(layer.correction_bytes for layer in plan.layers) <= 9_000
-    assert "no path" in (workspace / "out" / "native" / "README.md").read_text()
+    assert "no correction" in (workspace / "out" / "native" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("importance", ["none", "fisher", "kl"])
@@ -241,7 +241,7 @@ def test_a_plan_shows_every_correction(workspace, capsys):
     given += ["--calibration", str(workspace / "text.txt"), "--seq-len", "32"]
     assert main(["plan", *given, "--eval-windows", "0", "--tasks"]) == 0
     out = capsys.readouterr().out
-    assert "no path" in out
+    assert "no correction" in out
     assert "--adapter-bits auto looks" not in out
     assert f"{DOWN} " in out
 
@@ -274,7 +274,7 @@ def test_what_cannot_be_is_refused(options, message):
 
 def test_a_budget_that_pays_for_no_correction_is_refused_before_work(workspace):
     base(workspace)
-    with pytest.raises(RecipeError, match="adapter_budget: 100 bytes pay for no path"):
+    with pytest.raises(RecipeError, match="adapter_budget: 100 bytes pay for no correction"):
         compress.plan(on_base(workspace, method=EoRA(adapter_budget="100")))
 
 

@@ -54,7 +54,7 @@ def test_the_second_round_goes_as_far_ahead_as_the_correction_moved():
     rest, paths, errors = w, [torch.zeros_like(w)], []
     for steps_ahead in (0, 1, 1):
         [made] = base.compress([rest], stats)
-        [path] = method.paths([w.double() - made.dense().double()], stats)
+        [path] = method.corrections([w.double() - made.dense().double()], stats)
         errors.append(output_energy(w - made.dense() - path.dense(), stats[Gram].mean_ii()))
         paths.append(path.dense())
         ahead = paths[-1] - paths[-2] if len(paths) > 2 else 0

@@ -160,7 +160,7 @@ def test_a_correction_of_a_gram_shrunk_to_its_diagonal_is_that_which_takes_input
     w, stats = weight(48, 64), statistics(inputs(64))
     residual = w.double() - RTN(bits=3, group_size=32).compress([w], stats)[0].dense().double()
     whole, single = EoRA(rank=8, shrinkage=1, damping=1e-9), LQER(rank=8)
-    paths = [method.paths([residual], stats)[0].dense() for method in (whole, single)]
+    paths = [method.corrections([residual], stats)[0].dense() for method in (whole, single)]
     torch.testing.assert_close(*paths, rtol=2e-2, atol=2e-3 * float(residual.abs().max()))
 
 
@@ -262,7 +262,7 @@ def test_a_fisher_on_the_output_side_is_the_optimum_of_both_sides():
     method = EoRA(rank=6, base=RTN(bits=3, group_size=32), output_side="fisher")
     [bare] = method.base.compress([w], stats)
     residual = w.double() - bare.dense().double()
-    [path] = method.paths([residual], stats)
+    [path] = method.corrections([residual], stats)
     gram = add_ridge_(shrink_(stats[Gram].mean_ii(), 0.1), 0.01)
     fisher = add_ridge_(seen.mean_oo(), 0.01)
 
@@ -272,7 +272,7 @@ def test_a_fisher_on_the_output_side_is_the_optimum_of_both_sides():
     left, right = (v @ e.sqrt().diag() @ v.T for e, v in map(torch.linalg.eigh, (fisher, gram)))
     tail = torch.linalg.svdvals(left @ residual @ right)[6:].square().sum()
     assert lost(residual - path.dense().double()) == pytest.approx(float(tail), rel=1e-3)
-    [plain] = EoRA(rank=6, base=method.base).paths([residual], stats)
+    [plain] = EoRA(rank=6, base=method.base).corrections([residual], stats)
     assert lost(residual - path.dense().double()) < lost(residual - plain.dense().double())
 
 

@@ -63,7 +63,7 @@ def missed(w, form, x, x_hat):
 def test_anchored_factors_come_nearer_to_the_originals_outputs(kind, shape):
     w, (x, x_hat) = weight(*shape), two_corrections(shape[1])
     stats = statistics(x, x_hat)
-    anchored, plain = (fitted(kind, w, stats, anchor) for anchor in ("dense", "none"))
+    anchored, plain = (fitted(kind, w, stats, target) for target in ("original", "layer"))
     assert missed(w, anchored, x, x_hat) < 0.9 * missed(w, plain, x, x_hat)
 
 
@@ -83,7 +83,7 @@ def test_anchored_svd_llm_is_reduced_rank_regression(shape, monkeypatch):
 def test_where_nothing_came_before_an_anchor_changes_nothing(kind):
     w, x = weight(48, 64), inputs(64)
     stats = statistics(x, x)
-    anchored, plain = (fitted(kind, w, stats, anchor) for anchor in ("dense", "none"))
+    anchored, plain = (fitted(kind, w, stats, target) for target in ("original", "layer"))
     torch.testing.assert_close(anchored.dense(), plain.dense(), rtol=1e-3, atol=1e-5)
 
 
@@ -197,24 +197,24 @@ def test_an_anchored_correction_reads_the_weight_where_nothing_came_before():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"base": LoRD(keep=0.5)}, r"method\.anchor: lord puts means of outputs back"),
-        ({"guard": "eighth"}, r"method\.guard: .* --target layer"),
+        ({"base": LoRD(keep=0.5)}, r"method\.target: lord puts means of outputs back"),
+        ({"holdout": "1/8"}, r"method\.holdout: .* --target layer"),
         (
             {"base": SVDLLM(keep=0.5, target="original")},
-            r"method\.base\.anchor: .* anchor the correction",
+            r"method\.base\.target: .* set method\.target: original",
         ),
     ],
 )
 def test_an_anchored_correction_is_refused_where_targets_would_contradict_each_other(options, said):
     with pytest.raises(RecipeError, match=said):
-        EoRA(**{"anchor": "dense"} | options)
+        EoRA(**{"target": "original"} | options)
 
 
 @pytest.mark.parametrize("method", [SVDLLM(target="original"), EoRA(target="original")])
 @pytest.mark.parametrize("propagate", ["none", "sublayer"])
 def test_an_anchor_without_a_compressed_correction_is_refused(workspace, propagate, method):
     job = recipe(workspace, method=method, propagate=propagate)
-    with pytest.raises(RecipeError, match=r"method\.anchor: .* use --propagate block"):
+    with pytest.raises(RecipeError, match=r"method\.target: .* use --propagate block"):
         prepare(job, no_progress)
 
 

@@ -78,8 +78,8 @@ def test_what_is_kept_aside_is_saved_with_the_rest(tmp_path):
 
 def test_a_correction_is_fitted_to_the_rest_alone():
     w, x, aside = weight(48, 64), inputs(64, 500), inputs(64, 100, seed=3)
-    [guarded] = EoRA(rank=4, base=ROUGH, holdout="1/8").paths([w.double()], parted(x, aside))
-    [plain] = EoRA(rank=4, base=ROUGH).paths([w.double()], Statistics({Gram: Gram.of(x, 7)}))
+    [guarded] = EoRA(rank=4, base=ROUGH, holdout="1/8").corrections([w.double()], parted(x, aside))
+    [plain] = EoRA(rank=4, base=ROUGH).corrections([w.double()], Statistics({Gram: Gram.of(x, 7)}))
     torch.testing.assert_close(guarded.dense(), plain.dense(), rtol=1e-2, atol=1e-5)
 
 
@@ -92,7 +92,7 @@ def test_a_correction_that_raises_the_error_on_what_is_kept_aside_is_dropped():
     method = EoRA(rank=16, base=ROUGH, holdout="1/8", adapter_bits="3", shrinkage=0)
     [bare] = ROUGH.compress([w], stats)
     residual, held = w.double() - bare.dense().double(), stats[HeldOut].mean_ii()
-    [path] = replace(method, guard="off").paths([residual], without_held_out(stats))
+    [path] = replace(method, holdout="off").corrections([residual], without_held_out(stats))
     assert output_energy(residual - path.dense(), held) > output_energy(residual, held)
     [form] = method.compress([w], stats)
     assert form.spec() == bare.spec()
@@ -102,14 +102,14 @@ def test_a_correction_that_raises_the_error_on_what_is_kept_aside_is_dropped():
 def test_a_correction_for_nothing_is_dropped():
     stats = parted(inputs(64, 100), inputs(64, 20, seed=3))
     method = EoRA(rank=4, base=ROUGH, holdout="1/8")
-    assert method.paths([torch.zeros(48, 64, dtype=torch.float64)], stats) == [None]
+    assert method.corrections([torch.zeros(48, 64, dtype=torch.float64)], stats) == [None]
 
 
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48)])
 def test_a_correction_of_16_bits_raises_the_error_on_no_input_whatever_it_was_fitted_to(shape):
     """It is a projection of the residual's outputs."""
     residual = weight(*shape).double()
-    [path] = EoRA(rank=4, base=ROUGH).paths(
+    [path] = EoRA(rank=4, base=ROUGH).corrections(
         [residual], Statistics({Gram: Gram.of(inputs(shape[1], 5), 1)})
     )
     others = torch.randn(500, shape[1], dtype=torch.float64)
@@ -119,7 +119,7 @@ def test_a_correction_of_16_bits_raises_the_error_on_no_input_whatever_it_was_fi
 
 def only(monkeypatch, n_kept):
     """Drops the path of all layers but the first few."""
-    paths, seen = Correction.paths, []
+    paths, seen = Correction.corrections, []
 
     def some(self, residuals, stats):
         found = paths(self, residuals, stats)
@@ -127,7 +127,7 @@ def only(monkeypatch, n_kept):
         seen.extend(found)
         return [path if start + k < n_kept else None for k, path in enumerate(found)]
 
-    monkeypatch.setattr(Correction, "paths", some)
+    monkeypatch.setattr(Correction, "corrections", some)
 
 
 def test_dropped_corrections_leave_the_bases_outputs_to_the_bit_and_are_listed(
@@ -142,7 +142,7 @@ def test_dropped_corrections_leave_the_bases_outputs_to_the_bit_and_are_listed(
     assert not kept.note
     assert kept.relative_error < kept.base_error
     for layer in dropped:
-        assert layer.note == "no path: it did not lower the error on the sequences kept aside"
+        assert layer.note == "no correction: it did not lower the error on the sequences kept aside"
         assert layer.relative_error == layer.base_error
     assert set(read_adapter(workspace / "out" / "adapter")) == {kept.name}
     native = load_export(workspace / "out" / "native")
@@ -190,5 +190,5 @@ def test_fewer_than_eight_sequences_leave_nothing_aside(workspace):
 
 
 def test_a_base_that_puts_means_back_has_no_guard():
-    with pytest.raises(RecipeError, match="guard: lord puts means of outputs back"):
+    with pytest.raises(RecipeError, match="holdout: lord puts means of outputs back"):
         EoRA(holdout="1/8", base=LoRD())

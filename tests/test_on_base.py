@@ -182,7 +182,7 @@ def test_layers_without_a_correction_stay_as_the_base_has_them(workspace, propag
     expected = open_base(workspace / "base").form(DOWN)
     assert torch.equal(layer.form.dense(), expected.dense())
     reasons = {tensor.reason for tensor in report.kept}
-    assert "packed in the base checkpoint, without a path" in reasons
+    assert "packed in the base checkpoint, without a correction" in reasons
     config = json.loads((workspace / "out" / "adapter" / "adapter_config.json").read_text())
     assert config["target_modules"] == ["k_proj"]
 
@@ -201,11 +201,11 @@ def test_each_option_of_propagation_gives_another_adapter(workspace):
 def test_anchored_corrections_differ_where_blocks_before_have_changed_the_inputs(workspace):
     base(workspace, "pruned")
     plain, anchored = {}, {}
-    for anchor, paths in (("none", plain), ("dense", anchored)):
-        method = EoRA(rank=4, anchor=anchor)
-        compress.run(on_base(workspace, method=method, out=workspace / anchor))
-        read = read_adapter(workspace / anchor / "adapter")
-        paths |= {name: path.dense() for name, path in read.items()}
+    for target, corrections in (("layer", plain), ("original", anchored)):
+        method = EoRA(rank=4, target=target)
+        compress.run(on_base(workspace, method=method, out=workspace / target))
+        read = read_adapter(workspace / target / "adapter")
+        corrections |= {name: correction.dense() for name, correction in read.items()}
     apart = {
         name: float((anchored[name] - plain[name]).norm() / plain[name].norm()) for name in plain
     }
@@ -436,14 +436,14 @@ def test_ranks_for_vllm_are_rounded_up(workspace):
 
 def test_a_layer_that_fails_stays_as_the_base_has_it(workspace, monkeypatch):
     base(workspace)
-    paths = EoRA.paths
+    paths = EoRA.corrections
 
     def fail(self, residuals, stats):
         if residuals[0].shape == (32, 64):
             raise LayerError("no")
         return paths(self, residuals, stats)
 
-    monkeypatch.setattr(EoRA, "paths", fail)
+    monkeypatch.setattr(EoRA, "corrections", fail)
     report = compress.run(on_base(workspace, on_failure="keep", export=("adapter", "native")))
     left = [layer for layer in report.layers if layer.form == "left as the base has it"]
     assert {layer.name.rpartition(".")[2] for layer in left} == {"down_proj"}

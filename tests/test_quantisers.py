@@ -6,7 +6,7 @@ from calibration.stats import Gram, Statistics
 from compress.errors import LayerError, RecipeError
 from compress.exports.gptq import gptq_tensors
 from compress.families.base import LayerShape
-from compress.methods.gptq import GPTQ, Order, sweep
+from compress.methods.gptq import GPTQ, ActOrder, sweep
 from compress.methods.rtn import RTN
 from compress.solvers.grid import Grid, ScaleSearch, Symmetry
 from compress.solvers.grid_refit import refit_scales
@@ -160,7 +160,7 @@ def test_a_group_of_zeros_stays_zero():
 
 
 @pytest.mark.parametrize("shape", [(32, 64), (96, 64), (40, 96)])
-@pytest.mark.parametrize("order", list(Order))
+@pytest.mark.parametrize("order", list(ActOrder))
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
 def test_every_combination_of_options_plans_the_bytes_that_it_stores(bits, symmetry, order, shape):

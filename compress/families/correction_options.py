@@ -197,7 +197,7 @@ class CorrectionOptions(Compressor, ABC):
         if self.holdout is not Holdout.NONE and self.base.shifts_outputs:
             raise RecipeError(
                 f"method.holdout: {self.base.name} puts means of outputs back, which the held-out part does not know; "
-                "use off"
+                "use none"
             )
         if self.target is not FitTarget.LAYER:
             self._refuse_target()
