@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from reports import make_report
 
-from compress.cli.main import COMMANDS, main
+from compress.cli.commands import COMMANDS
+from compress.cli.main import main
 from compress.config.flags import Flags, Parser
 from compress.config.options import build
 from compress.config.recipe import Recipe
@@ -28,14 +29,14 @@ class Saw(Tool):
     """Cuts."""
 
     teeth: int = field(default=24, metadata={"help": "how many (50 % is a share)"})
-    force: float = field(default=1.0, metadata={"help": "in newtons"})
+    force: float = field(default=1.0, metadata={"help": "in newtons", "metavar": "NEWTONS"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drill(Tool):
     """Bores."""
 
-    force: float = field(default=2.0, metadata={"help": "in newtons"})
+    force: float = field(default=2.0, metadata={"help": "in newtons", "metavar": "NEWTONS"})
     holder: Tool = field(default_factory=Saw, metadata={"help": "what holds it"})
 
 
@@ -119,8 +120,10 @@ def test_lists_take_spaces_and_commas(given: list[str]) -> None:
     assert job(["--wood", *given]).wood == ("a", "b", "c")
 
 
-def test_a_list_flag_alone_is_the_empty_list() -> None:
-    assert job(["--wood"]).wood == ()
+def test_none_is_the_empty_list_and_so_is_its_flag_alone() -> None:
+    assert job(["--wood", "none"]).wood == job(["--wood"]).wood == ()
+    assert job([], {"wood": "none"}).wood == job([], {"wood": ["none"]}).wood == ()
+    assert job(["--wood", "none", "oak"]).wood == ("none", "oak")
 
 
 @pytest.mark.parametrize(
@@ -142,14 +145,45 @@ def test_a_wrong_flag_is_refused(arguments: list[str], message: str) -> None:
 def test_help_shows_only_the_options_of_the_chosen_methods(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with_drill = help_of([], capsys)
-    assert "--teeth, --tool.holder.teeth N" in with_drill
-    assert "--tool.force X" in with_drill
+    with_drill = help_of(["--tool", "drill"], capsys)
+    assert "--teeth TEETH" in with_drill
+    assert "--tool.force NEWTONS" in with_drill
     with_saw = help_of(["--tool", "saw", "--teeth", "4"], capsys)
     assert "holder" not in with_saw
     assert "how many (50 % is a share) (default: 24)" in with_saw
     titles = re.findall(r"^(\S.*):$", with_saw, flags=re.MULTILINE)
     assert titles == ["options", "general", "tool: Saw, Cuts", "evaluation"]
+
+
+def test_help_without_a_method_shows_the_options_of_the_job_and_the_names_of_methods(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = help_of(["--wood", "fir"], capsys)
+    assert "--tool TOOL" in shown
+    assert "which: drill, saw" in shown
+    assert "--teeth" not in shown
+    titles = re.findall(r"^(\S.*):$", shown, flags=re.MULTILINE)
+    assert titles == ["options", "general", "method", "evaluation"]
+
+
+def test_a_flag_of_the_default_method_brings_that_methods_help(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "--tool.force NEWTONS" in help_of(["--teeth", "3"], capsys)
+
+
+class Uncalled(dict[str, type]):
+    """A registry whose classes must not be looked at."""
+
+    def __getitem__(self, name: str) -> type:
+        raise AssertionError(f"{name} was looked up")
+
+
+def test_flags_of_the_job_itself_look_no_method_up() -> None:
+    flags = Flags(Job, Uncalled(TOOLS))
+    arguments = ["--n-boards", "2", "--wood", "fir", "--score=low"]
+    mapping, _ = flags.parse({"n_boards": 1}, arguments, Parser("job", "", ""))
+    assert mapping == {"n_boards": "2", "wood": ("fir",), "score": "low"}
 
 
 def test_a_command_may_take_some_options_only() -> None:

@@ -1,103 +1,128 @@
-"""What a command is, and what several need: progress, tables, the exports in a folder and their recipe."""
+"""What a command is: a line about it, the arguments that it takes, and the function that is imported when it is called.
+
+Arguments are read here, before anything is imported that computes: help, completion and wrong flags do not wait.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import argparse
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from transformers.utils import logging
-
-from compress.cli.bars import show_progress
+from compress.cli.folders import recipe_of
+from compress.config.flags import HELP, Flags, Parser
+from compress.config.recipe import Recipe
 from compress.config.yaml_file import read_yaml
-from compress.errors import CheckpointError
-from compress.report.changes import changes, correction_text
-from compress.report.report import Comparison, Report
-from compress.report.summary import Row, lines, table
+from compress.errors import RecipeError
+from compress.families.base import METHODS
 
-RECIPE_NAME = "recipe.yaml"
+
+@dataclass(frozen=True, kw_only=True)
+class Argument:
+    """An argument of a command that is no option of a recipe, as argparse takes it."""
+
+    name: str
+    """With dashes, a flag; without, what stands alone."""
+    about: str
+    metavar: str | None = None
+    kind: type = str
+    choices: tuple[str, ...] = ()
+    default: object = None
+    nargs: str | None = None
+    const: object = None
+    """What a flag without a value stands for; None: it takes a value."""
+
+    def add_to(self, parser: Parser) -> None:
+        """Let a parser know it."""
+        if self.const is not None:
+            parser.add_argument(
+                self.name,
+                action="store_const",
+                const=self.const,
+                default=self.default,
+                help=self.about,
+            )
+            return
+        parser.add_argument(
+            self.name,
+            metavar=self.metavar,
+            type=self.kind,
+            choices=self.choices or None,
+            default=self.default,
+            nargs=self.nargs,
+            help=self.about,
+        )
 
 
 @dataclass(frozen=True)
+class Given:
+    """What a command was given."""
+
+    recipe: dict[str, Any]
+    """Options of a recipe: of its file, overlaid by flags."""
+    own: argparse.Namespace
+    """The command's own arguments."""
+    words: Sequence[str]
+
+
+def no_recipe(_: Command, __: Sequence[str]) -> Mapping[str, Any]:
+    """For commands that read none."""
+    return {}
+
+
+def of_file(_: Command, words: Sequence[str]) -> Mapping[str, Any]:
+    """The recipe in the YAML file that the first argument names, if it does."""
+    return read_yaml(Path(words[0])) if words and not words[0].startswith("-") else {}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command:
-    """A subcommand: what it does, and one line about it."""
+    """A subcommand."""
 
-    call: Callable[[list[str]], None]
+    name: str
     about: str
+    usage: str
+    """What follows its name."""
+    home: str
+    """Module of `compress.cli` and its function: "running.run"."""
+    arguments: tuple[Argument, ...] = ()
+    options: tuple[str, ...] | None = None
+    """The options of a recipe that it has flags for; empty: all. None: it takes no recipe."""
+    recipe: Callable[[Command, Sequence[str]], Mapping[str, Any]] = no_recipe
+    """The values that flags overlay, from its words."""
+    epilog: str = ""
+
+    @property
+    def own_flags(self) -> tuple[str, ...]:
+        """Flags that are no option of a recipe."""
+        return (*HELP, *(it.name for it in self.arguments if it.name.startswith("-")))
+
+    def call(self, words: Sequence[str]) -> None:
+        """Read the words after its name, then import the command and carry it out."""
+        given = self.given(words, self.recipe(self, words))
+        module, _, function = self.home.partition(".")
+        getattr(import_module(f"compress.cli.{module}"), function)(given)
+
+    def given(self, words: Sequence[str], recipe: Mapping[str, Any]) -> Given:
+        """What the words say. Raises RecipeError for what they cannot say, SystemExit after help."""
+        parser = Parser(f"compress {self.name}", self.about, self.usage)
+        parser.epilog = self.epilog
+        for argument in self.arguments:
+            argument.add_to(parser)
+        if self.options is None:
+            return Given({}, parser.parse_args(words), words)
+        flags = Flags(Recipe, METHODS, self.options)
+        options, own = flags.parse(recipe, words, parser, self.own_flags)
+        return Given(options, own, words)
 
 
-@contextmanager
-def shown_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Our progress on stderr, and no bars of transformers in between."""
-    logging.disable_progress_bar()
-    with show_progress(Console(stderr=True)) as progress:
-        yield progress
-
-
-def show(result: list[Row], title: str) -> None:
-    """A table of rows: drawn for a terminal, aligned text for a log."""
-    console = Console()
-    if console.is_terminal:
-        console.print(table(result, title))
-    else:
-        print("\n".join([title, *lines(result)]))
-
-
-def show_notes(report: Report) -> None:
-    """What was chosen or found on the way, and every fallback."""
-    for note in report.notes:
-        print(f"note: {note}")
-
-
-def show_cells(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table whose first column is text and the others figures: drawn for a terminal, aligned text for a log."""
-    console = Console()
-    if not console.is_terminal:
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        print(title)
-        for row in (head, *rows):
-            first, *others = (
-                f"{cell:<{width}}" if k == 0 else f"{cell:>{width}}"
-                for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            print("  ".join([first, *others]).rstrip())
-        return
-    console.print(title, markup=False, highlight=False)
-    drawn = Table(padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
-    for k, label in enumerate(head):
-        drawn.add_column(label, justify="right" if k else "left", overflow="fold")
-    for row in rows:
-        drawn.add_row(*map(escape, row))
-    console.print(drawn)
-
-
-def show_changes(scores: Comparison) -> None:
-    """What changed and how sure that is, and what both models write."""
-    for change in changes(scores):
-        interval = f" ({change.interval})" if change.interval else ""
-        print(f"change: {change.label}: {change.change}{interval}, {change.verdict}")
-    correction = correction_text(scores)
-    if correction:
-        print(f"note: {correction}")
-    for sample in scores.samples:
-        print(f"prompt: {sample.prompt}\n  before: {sample.before!r}\n  after:  {sample.after!r}")
-
-
-def recipe_of(folder: Path) -> Mapping[str, Any]:
-    """The recipe in an export's folder, or beside it; empty if there is none."""
-    files = [folder / RECIPE_NAME, folder.parent / RECIPE_NAME]
-    return next((read_yaml(file) for file in files if file.is_file()), {})
-
-
-def exports(folder: Path) -> list[Path]:
-    """`folder` itself if it is an export, or the exports in it."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
-    found = [path.parent for path in sorted(folder.glob("*/probe.safetensors"))]
-    return [folder] if (folder / "probe.safetensors").is_file() or not found else found
+def of_export(command: Command, words: Sequence[str]) -> Mapping[str, Any]:
+    """The recipe of the export that the words name, wherever among them; none while they are wrong."""
+    try:
+        known = command.given([word for word in words if word not in HELP], {})
+    except RecipeError:
+        return {}  # the same words are refused once more, by their own reading
+    return recipe_of(known.own.folder)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.cli.command import Command, show_cells, shown_progress
+from compress.cli.command import Given
+from compress.cli.showing import show_cells, shown_progress
 from compress.cli.writing import Written, refuse_place, write_whole
-from compress.config.flags import Parser
 from compress.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -31,16 +30,17 @@ MARK = "<!-- written by compress inspect -->"
 _PAGE = Written("page", "compress inspect", lambda text: text.rstrip().endswith(MARK))
 
 
-def _inspect(given: list[str]) -> None:
-    known = _parser().parse_args(given)
+def inspect(given: Given) -> None:
+    """Show what is in a checkpoint."""
+    known = given.own
     if known.html is not None:
         refuse_place("--html", known.html, _PAGE)
-    from compress.inspection.checkpoint import inspect
+    from compress.inspection import checkpoint
     from compress.inspection.possibilities import possibilities
     from compress.inspection.spectra import weight_spectra
 
     with shown_progress() as progress:
-        found = inspect(known.model, progress=progress)
+        found = checkpoint.inspect(known.model, progress=progress)
         if known.spectra and found.ordinary is None:
             raise RecipeError(
                 f"--spectra: {known.model} is compressed ({found.format}); spectra are of ordinary weights"
@@ -48,9 +48,9 @@ def _inspect(given: list[str]) -> None:
         wanted = found.ordinary if known.spectra else None
         spectra = dict(weight_spectra(wanted, progress=progress)) if wanted else {}
         possible = [] if found.ordinary is None else possibilities(found.ordinary)
-    _show_layers(found, known.layers)
+    _show_layers(found, Rows(known.layers))
     if spectra:
-        _show_spectra(spectra, known.layers)
+        _show_spectra(spectra, Rows(known.layers))
     if possible:
         _show_methods(found, possible)
     if known.html is not None:
@@ -60,27 +60,6 @@ def _inspect(given: list[str]) -> None:
         page = inspection_page(known.model, found, possible, spectra)
         write_whole(known.html, f"{page.rstrip()}\n{MARK}\n")
         print(f"the picture is {known.html}")
-
-
-def _parser() -> Parser:
-    parser = Parser("compress inspect", INSPECT.about, "MODEL [options]")
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a folder, a hub id, a .gguf file, or demo; compressed or not",
-    )
-    parser.add_argument(
-        "--layers",
-        action="store_const",
-        const=Rows.EACH,
-        default=Rows.KINDS,
-        help="a row for each layer",
-    )
-    parser.add_argument(
-        "--spectra", action="store_true", help="effective ranks of the weights; reads all of them"
-    )
-    parser.add_argument("--html", metavar="FILE", type=Path, help="the same as a page of pictures")
-    return parser
 
 
 def _show_layers(found: Inspection, rows: Rows) -> None:
@@ -117,6 +96,3 @@ def _show_methods(found: Inspection, possible: Sequence[Possibility]) -> None:
         print(f"refused: {line}")
     print(tables.group_line(found))
     print("rank <: two factors of a lower rank take fewer bytes than the weight")
-
-
-INSPECT = Command(_inspect, "Show what is in a checkpoint, and what methods could do to it.")

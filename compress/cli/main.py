@@ -1,8 +1,8 @@
 """The command line: reads a recipe from YAML and flags, calls the pipeline, prints what came of it.
 
 Errors that a user can cause are caught here and nowhere else: one message on stderr, exit code 2.
-Each command is in `compress.cli`; the pipeline is imported only by those that need it, so that help does not
-wait for lm-eval.
+What a command imports is imported when its words have been read, so that help, completion and wrong flags do not wait
+for torch.
 """
 
 import os
@@ -10,20 +10,11 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from calibration.errors import InputError
-from compress.cli import (
-    evaluating,
-    inspecting,
-    methods,
-    reporting,
-    running,
-    sweeping,
-    verifying,
-)
-from compress.cli.command import Command
+from compress.cli.commands import COMMANDS
 from compress.config.options import closest
 from compress.errors import (
     CheckpointError,
@@ -42,6 +33,10 @@ _EXPECTED = (
 )
 
 
+_COMPLETE = "_COMPRESS_COMPLETE"
+"""Set by the script that a shell completes with, which then runs the program."""
+
+
 class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM), which cleans up as Ctrl-C does."""
 
@@ -53,7 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [argument for argument in given if argument != "--traceback"]
     try:
         with _termination():
-            _dispatch(given)
+            if _COMPLETE in os.environ:
+                from compress.cli.completion import answer
+
+                print(answer(os.environ[_COMPLETE]))
+            else:
+                _dispatch(given)
     except _EXPECTED as error:
         if wants_traceback:
             traceback.print_exc()
@@ -97,6 +97,12 @@ def _dispatch(given: list[str]) -> None:
         print(_overview())
     elif name == "--version":
         print(f"compress-llm {toolkit_version()}")
+    elif name in ("--show-completion", "--install-completion"):
+        from compress.cli import completion
+
+        shell = completion.shell_of(rest)
+        show = completion.script if name == "--show-completion" else completion.install
+        print(show(shell))
     elif name in COMMANDS:
         COMMANDS[name].call(rest)
     else:
@@ -105,31 +111,30 @@ def _dispatch(given: list[str]) -> None:
 
 
 def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    commands = [f"  {name:<{width}}  {command.about}" for name, command in COMMANDS.items()]
+    commands = {name: command.about for name, command in COMMANDS.items()}
     return "\n".join(
         [
             "usage: compress COMMAND [options]",
             "",
-            "Compresses language models after training: calibrate, compress, correction, export,",
-            "verify, evaluate, report. A first try: compress run --method eora --bits 4",
+            "Compresses language models: calibrate, compress, correct, export, verify, evaluate and report.",
+            "A first try: compress run --method eora --bits 4",
             "",
-            *commands,
+            *_columns(commands),
             "",
-            "compress COMMAND --help lists the options; compress --version tells the version;",
-            "--traceback shows where an error came from.",
+            *_columns(
+                {
+                    "--version": "Tell the version.",
+                    "--install-completion [SHELL]": "Complete commands and flags in bash, zsh or fish.",
+                    "--show-completion [SHELL]": "Print the script that does so.",
+                    "--traceback": "Show where an error came from.",
+                }
+            ),
+            "",
+            "compress COMMAND --help lists the options of a command.",
         ]
     )
 
 
-COMMANDS: dict[str, Command] = {
-    "run": running.RUN,
-    "plan": running.PLAN,
-    "sweep": sweeping.SWEEP,
-    "inspect": inspecting.INSPECT,
-    "methods": methods.COMMAND,
-    "calibrate": running.CALIBRATE,
-    "verify": verifying.VERIFY,
-    "eval": evaluating.EVAL,
-    "report": reporting.REPORT,
-}
+def _columns(about: Mapping[str, str]) -> list[str]:
+    width = max(map(len, about))
+    return [f"  {name:<{width}}  {text}" for name, text in about.items()]

@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from compress.cli.command import Command, show, show_changes, show_notes
+from compress.cli.command import Given
+from compress.cli.showing import show, show_changes, show_notes
 from compress.cli.writing import Written, refuse_place, write_whole
-from compress.config.flags import Parser
 from compress.errors import RecipeError
 from compress.report.comparison import Differences, Run, RunComparison, compare_runs, load_runs
 from compress.report.formats import (
@@ -39,30 +39,10 @@ class Format(Enum):
     CSV = "csv"
 
 
-def _report(given: list[str]) -> None:
-    parser = Parser("compress report", REPORT.about, "DIR [DIR ...] [options]")
-    parser.add_argument(
-        "folders",
-        metavar="DIR",
-        type=Path,
-        nargs="+",
-        help="a folder that `run` wrote, or the report.json in it; several are compared",
-    )
-    parser.add_argument(
-        "--format",
-        choices=[each.value for each in Format],
-        help="default: what --out ends in, else a table",
-    )
-    parser.add_argument("--out", metavar="FILE", type=Path, help="write it there (default: print)")
-    parser.add_argument(
-        "--allow-mismatch",
-        action="store_const",
-        const=Differences.TELL,
-        default=Differences.REFUSE,
-        dest="differences",
-        help="compare runs that were measured differently too, and tell in what",
-    )
-    known = parser.parse_args(given)
+def report(given: Given) -> None:
+    """Show, write or compare reports."""
+    known = given.own
+    differences = Differences(known.allow_mismatch)
     chosen = _format(known.format, known.out)
     if known.out is not None and chosen is not None:
         refuse_place("--out", known.out, _written(chosen))
@@ -70,9 +50,9 @@ def _report(given: list[str]) -> None:
     if known.out is not None:
         _refuse_runs_own(known.out, runs)
     if chosen is None:
-        _show(runs, known.differences)
+        _show(runs, differences)
         return
-    text = _text(runs, known.differences, chosen)
+    text = _text(runs, differences, chosen)
     if known.out is None:
         print(text, end="")
     else:
@@ -135,11 +115,11 @@ def _show(runs: Sequence[Run], differences: Differences) -> None:
     if len(runs) > 1:
         _show_comparison(compare_runs(runs, differences))
         return
-    report = runs[0].report
-    show(rows(report), str(runs[0].folder))
-    if report.scores is not None:
-        show_changes(report.scores)
-    show_notes(report)
+    only = runs[0].report
+    show(rows(only), str(runs[0].folder))
+    if only.scores is not None:
+        show_changes(only.scores)
+    show_notes(only)
 
 
 def _show_comparison(comparison: RunComparison) -> None:
@@ -162,6 +142,3 @@ def _written(chosen: Format) -> Written:
     """A report of ours can be made again."""
     ending = chosen.value
     return Written(f"{ending} file", "compress report", lambda text: is_ours(text, ending))
-
-
-REPORT = Command(_report, "Show the report in a folder that run wrote, or compare several.")

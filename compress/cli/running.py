@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from compress.cli.command import RECIPE_NAME, Command, show, show_notes, shown_progress
-from compress.config.flags import Flags, Parser
+from compress.cli.command import Given
+from compress.cli.showing import show, show_notes, shown_progress
 from compress.config.recipe import Recipe
-from compress.config.yaml_file import read_yaml
 from compress.errors import RecipeError
-from compress.families.base import METHODS
 from compress.report.summary import rows
 
 
-def _run(given: list[str]) -> None:
-    recipe = _recipe("run", given, RUN.about)
+def run(given: Given) -> None:
+    """Compress a model."""
+    recipe = _recipe("run", given)
     from compress.pipeline import main as pipeline
 
     with shown_progress() as progress:
@@ -24,8 +21,9 @@ def _run(given: list[str]) -> None:
     print(f"written to {recipe.folder}; README.md there is the model card")
 
 
-def _plan(given: list[str]) -> None:
-    recipe = _recipe("plan", given, PLAN.about)
+def plan(given: Given) -> None:
+    """Show what a run would do."""
+    recipe = _recipe("plan", given)
     from compress.pipeline import main as pipeline
 
     with shown_progress() as progress:
@@ -33,8 +31,9 @@ def _plan(given: list[str]) -> None:
     print("\n".join(planned.lines()))
 
 
-def _calibrate(given: list[str]) -> None:
-    recipe = _recipe("calibrate", given, CALIBRATE.about)
+def calibrate(given: Given) -> None:
+    """Save the statistics that a run would use."""
+    recipe = _recipe("calibrate", given)
     from compress.pipeline import main as pipeline
 
     with shown_progress() as progress:
@@ -42,24 +41,9 @@ def _calibrate(given: list[str]) -> None:
     print(f"statistics are in {folder}; a run on equal model, text and settings uses them")
 
 
-def _recipe(command: str, given: list[str], about: str) -> Recipe:
+def _recipe(command: str, given: Given) -> Recipe:
     """Defaults, overlaid by the YAML file if the first argument names one, overlaid by flags."""
-    has_file = bool(given) and not given[0].startswith("-")
-    values = read_yaml(Path(given[0])) if has_file else {}
-    parser = Parser(f"compress {command}", about, f"[{RECIPE_NAME}] [options]")
-    parser.add_argument(
-        "recipe", nargs="?", metavar=RECIPE_NAME, help="a recipe, which flags then override"
-    )
-    mapping, known = Flags(Recipe, METHODS).parse(values, given, parser)
-    if known.recipe is not None and not has_file:
-        raise RecipeError(f"{known.recipe}: a recipe goes first: compress {command} {known.recipe}")
-    return Recipe.from_mapping(mapping)
-
-
-RUN = Command(_run, "Compress a model, verify, evaluate and describe the result.")
-
-
-PLAN = Command(_plan, "Refuse or describe a run, with its sizes, without doing it.")
-
-
-CALIBRATE = Command(_calibrate, "Collect and save the statistics that a run would use.")
+    file = given.own.recipe
+    if file is not None and given.words[0] != file:
+        raise RecipeError(f"{file}: a recipe goes first: compress {command} {file}")
+    return Recipe.from_mapping(given.recipe)

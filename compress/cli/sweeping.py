@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from compress.cli.command import Command, show_cells, shown_progress
-from compress.config.flags import Flags, Parser
-from compress.config.recipe import Recipe
+from compress.cli.command import Given
+from compress.cli.commands import COMMANDS, SWEEP_NAME
+from compress.cli.showing import show_cells, shown_progress
 from compress.config.yaml_file import read_yaml
 from compress.errors import RecipeError, SweepError
-from compress.families.base import METHODS
 from compress.report.summary import counted, megabytes
 from compress.sweep.file import Point, budgets_of, points_of, set_by_points, sizes_of
 
@@ -25,13 +22,12 @@ if TYPE_CHECKING:
     from compress.sweep.results import Aim
     from compress.sweep.run import SweepPlan
 
-_FILE, _PAGE = "sweep.yaml", "report.html"
-_COMMON = tuple(it.name for it in fields(Recipe) if it.name not in ("method", "out"))
-"""Options that flags may give for all points."""
+_PAGE = "report.html"
 
 
-def _sweep(given: list[str]) -> None:
-    values, known = _read(given)
+def sweep(given: Given) -> None:
+    """Plan the points of a sweep, carry them out and compare them."""
+    values, known = _file(given), given.own
     out: Path = known.out or Path(Path(known.sweep).stem)
     points = points_of(values, out)
     from compress.sweep.results import Aim, refuse_unmeasured
@@ -52,7 +48,7 @@ def _carry_out(plan: SweepPlan, values: Mapping[str, Any], aim: Aim) -> None:
     from compress.sweep.run import State, run_sweep, write_whole
 
     plan.out.mkdir(parents=True, exist_ok=True)
-    write_whole(plan.out / _FILE, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    write_whole(plan.out / SWEEP_NAME, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     failed: dict[str, str] = {}
     try:
         for outcome in run_sweep(plan, _watching(plan)):
@@ -129,26 +125,22 @@ def _watching(plan: SweepPlan) -> Callable[[Point], Any]:
     return watching
 
 
-def _read(given: list[str]) -> tuple[dict[str, Any], argparse.Namespace]:
-    """The file's mapping with the flags in its recipe, and what else was given."""
-    has_file = bool(given) and not given[0].startswith("-")
-    values = dict(read_yaml(Path(given[0]))) if has_file else {}
-    base = values.get("recipe") or {}
-    if not isinstance(base, Mapping):
-        raise RecipeError(f"recipe: {base!r} is not a mapping of options such as `model: demo`")
-    recipe, known = Flags(Recipe, METHODS, _COMMON).parse(base, given, _parser())
-    if not has_file:
+def _file(given: Given) -> dict[str, Any]:
+    """The file's mapping with the flags in its recipe."""
+    known = given.own
+    if known.sweep is None or given.words[0] != known.sweep:
         raise RecipeError("a sweep's file goes first: compress sweep sweep.yaml [options]")
+    values = dict(read_yaml(Path(known.sweep)))
     places = set_by_points(values)
-    for name in vars(known):
-        if name in places and name in _COMMON:
+    for name in COMMANDS["sweep"].options or ():
+        if name in places and name in vars(known):
             raise RecipeError(
-                f"--{name.replace('_', '-')}: {places[name]} in {given[0]} sets it too; take one away"
+                f"--{name.replace('_', '-')}: {places[name]} in {known.sweep} sets it too; take one away"
             )
-    values["recipe"] = recipe
+    values["recipe"] = given.recipe
     if known.budget is not None:
         values["budgets"] = list(_sizes(known.budget))
-    return values, known
+    return values
 
 
 def _sizes(text: str) -> tuple[str, ...]:
@@ -157,26 +149,3 @@ def _sizes(text: str) -> tuple[str, ...]:
     if not all(parts):
         raise RecipeError(f"--budget: {text!r} leaves out a size; write 120MB or 120MB,80MB")
     return sizes_of(parts, "--budget")
-
-
-def _parser() -> Parser:
-    parser = Parser("compress sweep", SWEEP.about, f"{_FILE} [options]")
-    parser.add_argument("sweep", metavar=_FILE, nargs="?", help="a base recipe, points and axes")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where (default: the file's name)")
-    parser.add_argument(
-        "--budget",
-        metavar="SIZES",
-        help="sizes of whole checkpoints (120MB,80MB): tells the best point at each, and makes points of just these "
-        "sizes for methods that have a budget",
-    )
-    parser.add_argument(
-        "--by",
-        choices=("kl", "perplexity", "accuracy"),
-        default="kl",
-        help="what the best point is best in (default: kl)",
-    )
-    parser.add_argument("--plan", action="store_true", help="plan and refuse; do nothing")
-    return parser
-
-
-SWEEP = Command(_sweep, "Run many recipes, planned together, and compare what they reach.")

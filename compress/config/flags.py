@@ -1,16 +1,16 @@
 """Command-line flags made from a tree of options.
 
-A flag is the full path of its option (--method.base.bits) or any unique ending of it (--bits,
---base.bits). Which options there are depends on the methods chosen, so these are read first; help
-then shows the options of those methods only.
+A flag is the path of its option (--method.base.bits), which may be shortened to any unique suffix (--bits).
+Which options there are depends on the methods chosen, so these are read first, and only if a flag or the recipe names
+one: the options of a recipe itself need no method, and methods need torch.
 """
 
 import argparse
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
+from functools import partial
 from typing import Any, NoReturn, get_args, get_origin
 
 from compress.config.options import (
@@ -18,11 +18,14 @@ from compress.config.options import (
     Registry,
     build,
     closest,
+    own_options,
     plain,
     split_list,
     walk_options,
 )
 from compress.errors import RecipeError
+
+HELP = ("-h", "--help")
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,22 +39,12 @@ class Parser(argparse.ArgumentParser):
             usage=f"{prog} {usage}",
             description=description,
             allow_abbrev=False,
-            formatter_class=lambda prog: _Formatter(prog, max_help_position=34, width=width),
+            formatter_class=partial(argparse.HelpFormatter, max_help_position=28, width=width),
         )
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of printing the usage."""
         raise RecipeError(f"{message}; {self.prog} --help lists the options")
-
-
-class _Formatter(argparse.HelpFormatter):
-    """Help that names the value of an option once, after all its spellings."""
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings or action.nargs == 0:
-            return super()._format_action_invocation(action)
-        value = self._format_args(action, self._get_default_metavar_for_optional(action))
-        return f"{', '.join(action.option_strings)} {value}"
 
 
 @dataclass(frozen=True)
@@ -80,20 +73,37 @@ class Flags:
     def options(self, values: Mapping[str, Any]) -> list[Option]:
         """Every option that the methods in `values` have, with its value there or its default."""
         start: Any = build(self.kind, values, self.kind.__name__.lower(), self.registry)
-        every = walk_options(start, self.registry)
-        return [option for option in every if not self.only or option.path[0] in self.only]
+        return [option for option in walk_options(start, self.registry) if self._takes(option)]
+
+    def known(
+        self, values: Mapping[str, Any], arguments: Sequence[str], own: Collection[str] = HELP
+    ) -> tuple[dict[str, Any], list[Option]]:
+        """`values` with the methods that flags name, and the options that flags can be of.
+
+        Methods stay closed, unless `values` or a flag names one or a flag is none of the recipe's `own` options.
+        """
+        closed = [it for it in own_options(self.kind, self.registry) if self._takes(it)]
+        flags = {argument.partition("=")[0] for argument in arguments if argument[:2] == "--"}
+        leaves = {flag_of(option) for option in closed if not option.choices}
+        opened = any(option.path[0] in values for option in closed if option.choices)
+        if not opened and all(_dashed(flag) in leaves or flag in own for flag in flags):
+            return dict(values), closed
+        chosen = self.choose(values, arguments)
+        return chosen, self.options(chosen)
 
     def parse(
-        self, values: Mapping[str, Any], arguments: Sequence[str], parser: Parser
+        self,
+        values: Mapping[str, Any],
+        arguments: Sequence[str],
+        parser: Parser,
+        own: Collection[str] = HELP,
     ) -> tuple[dict[str, Any], argparse.Namespace]:
-        """`values` overlaid by the flags in `arguments`, and what else `parser` knows.
+        """`values` overlaid by the flags in `arguments`, and what else `parser` knows, of which `own` are the flags.
 
         Raises:
             RecipeError: an unknown or ambiguous flag (naming the candidates), or a missing value.
         """
-        chosen = self.choose(values, arguments)
-        options = self.options(chosen)
-        own = set(parser._option_string_actions)  # argparse has no public list of its flags
+        chosen, options = self.known(values, arguments, own)
         add_options(parser, options)
         # A base checkpoint takes the place of the base, whose options then mean nothing.
         on_top = chosen.get("base_checkpoint") or any(
@@ -106,6 +116,9 @@ class Flags:
             if hasattr(known, name) and not option.choices:
                 chosen = with_value(chosen, option.path, _joined(getattr(known, name)))
         return chosen, known
+
+    def _takes(self, option: Option) -> bool:
+        return not self.only or option.path[0] in self.only
 
     def _changes(
         self, options: Sequence[Option], arguments: Sequence[str]
@@ -142,32 +155,31 @@ def with_value(values: Mapping[str, Any], path: tuple[str, ...], value: object) 
 
 
 def add_options(parser: argparse.ArgumentParser, options: Sequence[Option]) -> None:
-    """Adds a flag for every option, in groups, with its help and default."""
-    groups: dict[str, argparse._ArgumentGroup] = {}
+    """Adds the shortest flag of every option, in groups, with its help and default."""
+    groups: dict[str, list[Option]] = {}
     for option in options:
-        title = _group_title(option, options)
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        short = _shortest(option, options)
-        flags = [flag_of(option)] if short == flag_of(option) else [short, flag_of(option)]
-        arguments: dict[str, Any] = {"nargs": "*"} if get_origin(option.hint) is tuple else {}
-        groups[title].add_argument(
-            *flags,
-            dest=".".join(option.path),
-            default=argparse.SUPPRESS,
-            metavar=_metavar(option),
-            help=_help(option),
-            **arguments,
-        )
+        groups.setdefault(_group_title(option, options), []).append(option)
+    for title, members in groups.items():
+        group = parser.add_argument_group(title)
+        for option in members:
+            arguments: dict[str, Any] = {"nargs": "*"} if is_list(option) else {}
+            group.add_argument(
+                shortest(option, options),
+                dest=".".join(option.path),
+                default=argparse.SUPPRESS,
+                metavar=metavar(option),
+                help=_help(option),
+                **arguments,
+            )
 
 
 def spelled_out(
     arguments: Iterable[str],
     options: Sequence[Option],
-    own: set[str],
+    own: Collection[str],
     idle: tuple[str, ...] | None = None,
 ) -> Iterator[str]:
-    """`arguments` with every flag as its full path, except the parser's `own` ones.
+    """`arguments` with every flag as the one that the parser has, except the parser's `own` ones.
 
     `idle`: the path below which an option is meant only where no other has its ending.
 
@@ -183,13 +195,13 @@ def spelled_out(
         if idle is not None and len(matches) > 1:
             matches = [it for it in matches if it.path[: len(idle)] != idle] or matches
         if not matches:
-            names = {_shortest(option, options) for option in options} | own
+            names = {shortest(option, options) for option in options} | {*own}
             raise RecipeError(f"{flag}: no such option{closest(flag, names)}; --help lists them")
         if len(matches) > 1:
             raise RecipeError(
                 f"{flag}: could be {' or '.join(map(flag_of, matches))}; write one of these"
             )
-        yield flag_of(matches[0]) + equals + value
+        yield shortest(matches[0], options) + equals + value
 
 
 def _joined(value: str | list[str]) -> str | tuple[str, ...]:
@@ -215,13 +227,38 @@ def matching(flag: str, options: Sequence[Option]) -> list[Option]:
     return exact or outer or ending
 
 
-def _shortest(option: Option, options: Sequence[Option]) -> str:
+def shortest(option: Option, options: Sequence[Option]) -> str:
+    """The shortest flag that means this option and no other: --bits."""
     endings = (_flag(option.path[start:]) for start in reversed(range(len(option.path))))
     return next(ending for ending in endings if matching(ending, options) == [option])
 
 
+def is_list(option: Option) -> bool:
+    """Whether its flag takes any number of values."""
+    return get_origin(option.hint) is tuple
+
+
+def named_values(option: Option) -> tuple[str, ...]:
+    """The values there are, where they have names: the choices, or the members of an enum."""
+    kinds = (option.hint, *get_args(option.hint))
+    enums = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum)]
+    return option.choices or tuple(str(member.value) for kind in enums for member in kind)
+
+
+def metavar(option: Option) -> str:
+    """What its value is called in help: {auto,float32}, or MODEL; of itself the last word of the option's name."""
+    named = named_values(option)
+    if named and not option.choices:
+        return "{" + ",".join(named) + "}"
+    return str(option.field.metadata.get("metavar", option.path[-1].rpartition("_")[2].upper()))
+
+
 def _flag(path: tuple[str, ...]) -> str:
-    return "--" + ".".join(path).replace("_", "-")
+    return _dashed("--" + ".".join(path))
+
+
+def _dashed(flag: str) -> str:
+    return flag.replace("_", "-")
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -232,6 +269,9 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _group_title(option: Option, options: Sequence[Option]) -> str:
+    general: str = option.field.metadata.get("group", "general")
+    if option.closed:
+        return general
     if option.choices:
         name = ".".join(option.path)
         if option.value is None:
@@ -239,30 +279,17 @@ def _group_title(option: Option, options: Sequence[Option]) -> str:
         return f"{name}: {type(option.value).__name__}, {_summary(option.value)}"
     parents = {each.path: each for each in options if each.choices}
     parent = parents.get(option.path[:-1])
-    return (
-        _group_title(parent, options) if parent else option.field.metadata.get("group", "general")
-    )
+    return _group_title(parent, options) if parent else general
 
 
 def _summary(options: object) -> str:
     return (type(options).__doc__ or "").strip().partition("\n")[0].rstrip(".")
 
 
-def _metavar(option: Option) -> str:
-    if option.choices:
-        return "{" + ",".join(option.choices) + "}"
-    kinds = (option.hint, *get_args(option.hint))
-    for kind in kinds:
-        if isinstance(kind, type) and issubclass(kind, Enum):
-            return "{" + ",".join(str(member.value) for member in kind) + "}"
-    names = {int: "N", float: "X", Path: "PATH"}
-    return next((names[kind] for kind in kinds if kind in names), "TEXT")
-
-
 def _help(option: Option) -> str:
     text = str(option.field.metadata.get("help", "")).replace("%", "%%")
     if option.choices:
-        return text
+        return f"{text}: {', '.join(option.choices)}"
     value = plain(option.value)
     shown = " ".join(map(str, value)) or "empty" if isinstance(value, list) else value
     return f"{text} (default: {str(shown).lower() if value is None else shown})".strip()

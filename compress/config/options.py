@@ -9,7 +9,7 @@ option, says the bad value and what would be right.
 import difflib
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
@@ -45,6 +45,8 @@ class Option:
     field: Field[Any]
     choices: tuple[str, ...]
     """Names that a choice may have; empty for a leaf."""
+    closed: bool = False
+    """Whether this is a choice whose value was not looked at."""
 
 
 def option_hints(kind: type) -> dict[str, Any]:
@@ -83,8 +85,8 @@ def describe(hint: Any) -> str:
 def parse_leaf(hint: Any, value: object, path: str) -> Any:
     """`value` (of YAML, or the text of a flag) as the leaf type `hint`.
 
-    Lists may be written as one comma-separated text. A boolean is never read as a number, a number
-    is as a choice of that name. A path may begin with ~, the user's home.
+    Lists may be written as one comma-separated text; `none` is the empty list. A boolean is never read as a number, a
+    number is as a choice of that name. A path may begin with ~, the user's home.
 
     Raises:
         RecipeError: `value` is nothing that the type can hold.
@@ -92,6 +94,8 @@ def parse_leaf(hint: Any, value: object, path: str) -> Any:
     given = value
     if isinstance(value, str) and get_origin(hint) is tuple:
         value = split_list(value)
+    if get_origin(hint) is tuple and isinstance(value, Sequence) and list(value) == [NONE]:
+        value = ()
     if isinstance(value, str) and types.NoneType in get_args(hint) and value.lower() == "none":
         return None
     if isinstance(hint, type) and issubclass(hint, Enum) and type(value) is int:
@@ -210,6 +214,19 @@ def walk_options(
         yield Option(here, hint, value, field, names)
         if names and value is not None:
             yield from walk_options(value, registry, here)
+
+
+def own_options(kind: type, registry: Registry) -> Iterator[Option]:
+    """The options of a class itself with its defaults: of a choice the names that there are, none imported."""
+    hints = option_hints(kind)
+    for field in fields(kind):
+        if field.name not in hints:
+            continue
+        hint = hints[field.name]
+        if is_leaf(hint):
+            yield Option((field.name,), hint, _default(kind, field.name), field, ())
+        else:
+            yield Option((field.name,), hint, None, field, tuple(sorted(registry)), closed=True)
 
 
 def choices(hint: Any, registry: Registry) -> dict[str, type]:

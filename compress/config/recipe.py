@@ -45,8 +45,9 @@ _ENUMS: Mapping[str, type[StrEnum]] = {
 }
 
 
-def _about(group: str, text: str) -> dict[str, str]:
-    return {"group": group, "help": text}
+def _about(group: str, text: str, metavar: str = "") -> dict[str, str]:
+    """`metavar`: what help calls the value, where the option's own name does not say it."""
+    return {"group": group, "help": text, **({"metavar": metavar} if metavar else {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +69,16 @@ class Recipe:
     out: Path | None = field(
         default=None,
         metadata=_about(
-            "general", "folder to write, which must not exist; none: MODEL-METHOD-Nbit right here"
+            "general",
+            "folder to write, which must not exist; none: MODEL-METHOD-Nbit right here",
+            "DIR",
         ),
     )
     method: Compressor = field(
         default_factory=lambda: METHODS["eora"](),
-        metadata=_about("method", "how layers are compressed; `compress methods` lists them"),
+        metadata=_about(
+            "method", "how layers are compressed (default: eora; `compress methods` tells of each)"
+        ),
     )
     base_checkpoint: str | None = field(
         default=None,
@@ -81,20 +86,25 @@ class Recipe:
             "method",
             "a compressed checkpoint of the model, a folder or a hub id, whoever wrote it, that a correction (eora, "
             "lqer, svd_residual) is added to: gptq, awq, compressed-tensors, bitsandbytes, native, or changed weights",
+            "CHECKPOINT",
         ),
     )
     include: tuple[str, ...] = field(
         default=(),
-        metadata=_about("general", "patterns of layer names to compress; empty: all in the blocks"),
+        metadata=_about(
+            "general", "patterns of layer names to compress; empty: all in the blocks", "LAYERS"
+        ),
     )
     exclude: tuple[str, ...] = field(
-        default=(), metadata=_about("general", "patterns of layer names to leave as they are")
+        default=(),
+        metadata=_about("general", "patterns of layer names to leave as they are", "LAYERS"),
     )
     export: tuple[str, ...] = field(
         default=(AUTO,),
         metadata=_about(
             "general",
             "formats to write: native, gptq (with a PEFT adapter), dense; on a base checkpoint adapter, native",
+            "FORMAT",
         ),
     )
     device: str = field(
@@ -105,7 +115,7 @@ class Recipe:
         default=Dtype.AUTO,
         metadata=_about("general", "number format to compute in; auto: the checkpoint's own"),
     )
-    seed: int = field(default=0, metadata=_about("general", "of everything random"))
+    seed: int = field(default=0, metadata=_about("general", "seed of everything random"))
     on_failure: OnFailure = field(
         default=OnFailure.RAISE,
         metadata=_about(
@@ -117,13 +127,17 @@ class Recipe:
         metadata=_about(
             "calibration",
             "texts: python-docs (built in), .txt, .jsonl and .parquet paths, hub data sets; "
-            "TEXT:0.3 gives one a weight",
+            "DATASET:0.3 gives one a weight",
+            "DATASET",
         ),
     )
-    samples: int = field(default=64, metadata=_about("calibration", "number of sequences"))
-    seq_len: int = field(default=512, metadata=_about("calibration", "tokens in a sequence"))
+    samples: int = field(default=64, metadata=_about("calibration", "number of sequences", "N"))
+    seq_len: int = field(
+        default=512, metadata=_about("calibration", "tokens in a sequence", "TOKENS")
+    )
     batch_size: int = field(
-        default=8, metadata=_about("calibration", "sequences that a model reads at once")
+        default=8,
+        metadata=_about("calibration", "sequences that a model reads at once", "SEQUENCES"),
     )
     propagate: Propagate = field(
         default=Propagate.BLOCK,
@@ -131,6 +145,7 @@ class Recipe:
             "calibration",
             "calibrate on what the original model computes (none), or what the compressed blocks "
             "before (block), and layers before within the block (sublayer), compute",
+            "SEQUENCES",
         ),
     )
     statistics: StatisticsMode = field(
@@ -139,21 +154,24 @@ class Recipe:
     )
     eval_text: str = field(
         default="python-docs",
-        metadata=_about("evaluation", "held-out text for perplexity, KL and top-1 agreement"),
+        metadata=_about(
+            "evaluation", "held-out text for perplexity, KL and top-1 agreement", "DATASET"
+        ),
     )
     eval_windows: int = field(
         default=16,
-        metadata=_about("evaluation", "windows of that text, seq-len tokens each; 0: none"),
+        metadata=_about("evaluation", "windows of that text, seq-len tokens each; 0: none", "N"),
     )
     tasks: tuple[str, ...] = field(
         default=("offline_hellaswag", "offline_piqa", "offline_arc_easy"),
-        metadata=_about("evaluation", "lm-eval tasks for both models; --tasks alone: no tasks"),
+        metadata=_about("evaluation", "lm-eval tasks for both models; none: no tasks", "TASK"),
     )
     limit: int = field(
-        default=40, metadata=_about("evaluation", "items of each task, the same for both models")
+        default=40,
+        metadata=_about("evaluation", "items of each task, the same for both models", "ITEMS"),
     )
     include_path: Path | None = field(
-        default=None, metadata=_about("evaluation", "a folder of further lm-eval tasks")
+        default=None, metadata=_about("evaluation", "a folder of further lm-eval tasks", "DIR")
     )
 
     def __post_init__(self) -> None:

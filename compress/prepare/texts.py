@@ -71,7 +71,7 @@ def settled_for(recipe: Recipe, config: PretrainedConfig) -> Recipe:
     if recipe.tasks not in ((), Recipe().tasks):
         raise RecipeError(
             f"tasks: {', '.join(recipe.tasks)} are for models that write text; this one is compared with its original "
-            "on --eval-text, so give --tasks alone, without a name"
+            "on --eval-text, so give --tasks none"
         )
     return replace(recipe, tasks=())
 

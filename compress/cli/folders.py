@@ -1,0 +1,26 @@
+"""Folders that runs wrote: the exports in one, and their recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compress.config.yaml_file import read_yaml
+from compress.errors import CheckpointError
+
+RECIPE_NAME = "recipe.yaml"
+
+
+def recipe_of(folder: Path) -> Mapping[str, Any]:
+    """The recipe in an export's folder, or beside it; empty if there is none."""
+    files = [folder / RECIPE_NAME, folder.parent / RECIPE_NAME]
+    return next((read_yaml(file) for file in files if file.is_file()), {})
+
+
+def exports(folder: Path) -> list[Path]:
+    """`folder` itself if it is an export, or the exports in it."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    found = [path.parent for path in sorted(folder.glob("*/probe.safetensors"))]
+    return [folder] if (folder / "probe.safetensors").is_file() or not found else found
