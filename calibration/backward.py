@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from calibration.errors import InputError
-from calibration.gradients import GradientStatistic
 from calibration.heads import Head
 from calibration.memory import trim
 from calibration.outputs import head_of
 from calibration.skeleton import PartLoader, decoder_blocks
-from calibration.stats import Statistics
+from calibration.statistics.base import GradientStatistic
+from calibration.statistics.collection import Statistics
 from calibration.stream import HiddenStates, Stream
 from calibration.text.data import Tokens
 from calibration.walk import is_linear, tokens_of

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import fields
@@ -25,20 +24,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from calibration.errors import InputError
-from calibration.gradients import GRADIENTS
-from calibration.held_out import HeldOut
-from calibration.stats import STATISTICS, CrossGram, Statistic, Statistics
+from calibration.statistics import load_statistics
+from calibration.statistics.base import SYMMETRIC, Statistic
+from calibration.statistics.collection import Statistics
 from calibration.walk import SharedInput
 
 FORMAT = 2
 MANIFEST = "manifest.json"
 PARTIAL, LOCK = ".partial", "writer.lock"
-KINDS: Mapping[str, type[Statistic]] = {
-    **STATISTICS,
-    **GRADIENTS,
-    **{kind.name: kind for kind in (CrossGram, HeldOut)},
-}
-SYMMETRIC = ("sum_ii", "sum_oo")
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -162,14 +155,7 @@ def _size(path: Path) -> int | None:
 
 def stored_bytes(shape: tuple[int, int], kinds: Collection[type[Statistic]]) -> int:
     """Bytes that these statistics of a layer (o, i) take, if it shares them with none."""
-    sides = dict(zip("oi", shape, strict=True))
-    numbers = 0
-    for name in (field.name for kind in kinds for field in fields(kind)):
-        if name in SYMMETRIC:
-            numbers += sides[name[-1]] * (sides[name[-1]] + 1) // 2
-        elif name.startswith("sum_"):
-            numbers += math.prod(sides["i" if side == "j" else side] for side in name[4:])
-    return 8 * numbers
+    return 8 * sum(kind.n_numbers(shape) for kind in kinds)
 
 
 def _file(folder: Path, block: int) -> Path:
@@ -179,17 +165,22 @@ def _file(folder: Path, block: int) -> Path:
 def _encode(tensors: dict[str, Tensor], key: str, shared: SharedInput) -> dict[str, Any]:
     kinds = {}
     for kind, statistic in shared.stats.items():
-        kinds[kind.name] = {"n_tokens": statistic.n_tokens, "n_sequences": statistic.n_sequences}
+        kinds[kind.name] = statistic.counts()
         for name, tensor in statistic.tensors().items():
-            value = tensor[_lower(tensor.shape[0])] if name in SYMMETRIC else tensor
+            value = _packed(tensor, f"{kind.name}.{name}") if name in SYMMETRIC else tensor
             tensors[f"{key}.{kind.name}.{name}"] = value.cpu().contiguous()
     return {"names": list(shared.names), "statistics": kinds}
 
 
 def _decode(read: Any, key: str, entry: Mapping[str, Any]) -> Statistics:
-    stats = Statistics()
+    stats, known = Statistics(), load_statistics()
     for kind_name, counts in entry["statistics"].items():
-        kind = KINDS[kind_name]
+        kind = known.get(kind_name)
+        if kind is None:
+            raise InputError(
+                f"statistics: saved sums are called {kind_name!r}, and no statistic is; there are "
+                f"{', '.join(sorted(known))}; import the module that defines it"
+            )
         tensors = {
             name: read(f"{key}.{kind_name}.{name}")
             for name in (field.name for field in fields(kind))
@@ -202,6 +193,13 @@ def _decode(read: Any, key: str, entry: Mapping[str, Any]) -> Statistics:
         }
         stats[kind] = kind(**counts, **whole)  # type: ignore[arg-type]  # its fields, by name
     return stats
+
+
+def _packed(tensor: Tensor, name: str) -> Tensor:
+    """The lower triangle, row after row. Raises TypeError for a matrix that this would change."""
+    if not torch.equal(tensor, tensor.T):
+        raise TypeError(f"statistic {name} is not symmetric, as its name says; call it sum_ij")
+    return tensor[_lower(tensor.shape[0])]
 
 
 def _lower(n: int) -> Tensor:

@@ -11,20 +11,26 @@ loaded before it is yielded and freed after, so memory holds one block and the a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from calibration.errors import InputError
-from calibration.held_out import HeldOut, kept_aside
+from calibration.held_out import kept_aside
 from calibration.memory import trim
 from calibration.propagation import Propagate
 from calibration.skeleton import PartLoader, decoder_blocks
-from calibration.stats import CrossGram, Statistic, Statistics
+from calibration.statistics.base import (
+    HeldOutStatistic,
+    Observation,
+    PairStatistic,
+    Statistic,
+)
+from calibration.statistics.collection import Statistics
 from calibration.stream import Stream
 from calibration.text.data import Tokens
 
@@ -81,7 +87,7 @@ class Block:
         try:
             for batch, tokens in enumerate(self.stream.batches):
                 watch.begin(tokens)
-                if CrossGram in needs:
+                if PairStatistic.among(needs):
                     self._run_original(batch, watch)
                 with torch.no_grad():
                     before = self.stream.hidden[batch].to(self._device)
@@ -130,7 +136,7 @@ class _Watch:
     def begin(self, tokens: Tokens) -> None:
         """A new batch."""
         self._seen, self._mask = [], tokens.attention_mask
-        if HeldOut in self.needs:
+        if HeldOutStatistic.among(self.needs):
             self._aside = kept_aside(tokens, self._n_sequences)
         self._n_sequences += len(tokens.input_ids)
 
@@ -158,35 +164,21 @@ class _Watch:
             self._seen.append((x, name))
             self._follow(name, name)
             rows, n_sequences = tokens_of(x, self._mask, name)
-            others: dict[type[Statistic], Statistic] = {}
-            if CrossGram in self.needs:
-                others[CrossGram] = CrossGram.between(self._originals[name], rows, n_sequences)
+            seen = Observation(rows, n_sequences, original_ti=self._originals.get(name))
             if self._aside is not None:
-                n_aside = int(self._aside.any(1).sum())
-                others[HeldOut] = HeldOut.of(tokens_of(x, self._aside, name)[0], n_aside)
-            self._add(name, rows, n_sequences, others)
+                held_out_ti = tokens_of(x, self._aside, name)[0]
+                n_held_out = int(self._aside.any(1).sum())
+                seen = replace(seen, held_out_ti=held_out_ti, n_held_out=n_held_out)
+            self._add(name, seen)
 
         return observe
 
-    def _add(
-        self,
-        name: str,
-        x_ti: Tensor,
-        n_sequences: int,
-        others: Mapping[type[Statistic], Statistic],
-    ) -> None:
-        """`others`: what is not of these tokens alone. Raises InputError naming the layer if sums are not finite."""
-        if name not in self.sums:
-            self.sums[name] = Statistics.of(x_ti, n_sequences, self.needs)
-            self.sums[name].update(others)
+    def _add(self, name: str, seen: Observation) -> None:
+        """Raises InputError naming the layer if sums are not finite."""
+        if name in self.sums:
+            self.sums[name].observe(seen)
         else:
-            so_far = self.sums[name]
-            for kind, value in so_far.items():
-                so_far[kind] = (
-                    value.absorb(others[kind])
-                    if kind in others
-                    else value.with_tokens(x_ti, n_sequences)
-                )
+            self.sums[name] = Statistics.observed(seen, self.needs)
         _refuse_not_finite(self.sums[name], name)
 
     def _follow(self, name: str, leader: str) -> None:

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-from calibration.gradients import Fisher
-from calibration.stats import STATISTICS, Statistics
+from calibration.statistics import always_collected
+from calibration.statistics.base import InputStatistic
+from calibration.statistics.collection import Statistics
+from calibration.statistics.fisher import Fisher
 from compress.solvers.linalg import output_energy
 
 
@@ -28,7 +30,7 @@ def weight(n_outputs: int, n_inputs: int, seed: int = 0) -> Tensor:
 
 def statistics(x: Tensor) -> Statistics:
     """All statistics of the inputs, and the Fisher of a layer that got gradients of no pattern."""
-    stats = Statistics.of(x, 4, frozenset(STATISTICS.values()))
+    stats = Statistics.of(x, 4, InputStatistic.among(always_collected()))
     return stats.joined(Statistics({Fisher: Fisher.of(x, gradients(x.shape[0], 24))}))
 
 

@@ -11,7 +11,8 @@ from test_rescaling import awq_base
 from workspaces import recipe
 
 import compress
-from calibration.stats import Gram, Statistics
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gram import Gram
 from compress.errors import RecipeError
 from compress.exports.adapter import read_adapter
 from compress.exports.load import load_export

@@ -8,8 +8,9 @@ from problems import inputs, relative_output_error, statistics, weight
 from workspaces import recipe
 
 import compress
-from calibration.gradients import GradientEnergy
-from calibration.stats import Gram, Statistics
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gradient_energy import GradientEnergy
+from calibration.statistics.gram import Gram
 from compress.errors import LayerError, RecipeError
 from compress.families.base import LayerShape, Survey
 from compress.methods.cospadi.curves import curves, lost_at, trials

@@ -8,10 +8,12 @@ from torch.nn import functional as F
 
 from calibration.backward import Backward
 from calibration.errors import InputError
-from calibration.gradients import GRADIENTS, Fisher, GradientEnergy, OutputGradients
+from calibration.statistics.fisher import Fisher
+from calibration.statistics.gradient_energy import GradientEnergy
+from calibration.statistics.output_gradients import OutputGradients
 from calibration.walk import is_linear
 
-KINDS = frozenset(GRADIENTS.values())
+KINDS = frozenset({Fisher, GradientEnergy, OutputGradients})
 
 
 def keeper(written, name):

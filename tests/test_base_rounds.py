@@ -4,7 +4,7 @@ import pytest
 import torch
 from problems import inputs, statistics, weight
 
-from calibration.stats import Gram
+from calibration.statistics.gram import Gram
 from compress.config.recipe import Recipe
 from compress.errors import RecipeError
 from compress.families.base import LayerShape, Survey

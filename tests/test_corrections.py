@@ -2,8 +2,9 @@ import pytest
 import torch
 from problems import gradients, inputs, statistics, weight
 
-from calibration.gradients import OutputGradients
-from calibration.stats import Gram, Statistics
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gram import Gram
+from calibration.statistics.output_gradients import OutputGradients
 from compress.errors import LayerError, RecipeError
 from compress.families.base import LayerShape
 from compress.forms.factorised import LowRank, Sum

@@ -4,7 +4,8 @@ import pytest
 import torch
 from problems import inputs, relative_output_error, statistics, weight
 
-from calibration.stats import Gram, Pooled
+from calibration.statistics.collection import Pooled
+from calibration.statistics.gram import Gram
 from compress.errors import LayerError, RecipeError
 from compress.families.base import LayerShape, Survey
 from compress.families.sparse_storage import CodeBits

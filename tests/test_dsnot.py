@@ -5,7 +5,8 @@ import torch
 from problems import inputs, statistics, weight
 from test_masks import PATTERNS, PRUNERS, error_of, planned, pruned, with_gram
 
-from calibration.stats import Gram, Mean
+from calibration.statistics.gram import Gram
+from calibration.statistics.mean import Mean
 from compress.errors import RecipeError
 from compress.methods.dsnot import Criterion, DSnoT
 from compress.methods.eora import EoRA

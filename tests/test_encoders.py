@@ -17,9 +17,9 @@ from transformers import (
 
 import compress
 from calibration.errors import InputError
-from calibration.gradients import Fisher
 from calibration.heads import Head
 from calibration.outputs import head_of
+from calibration.statistics.fisher import Fisher
 from calibration.text.data import Framing, Split, load_tokens, load_windows, parse_source
 from compress.config.recipe import Recipe
 from compress.errors import RecipeError

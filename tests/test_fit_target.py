@@ -12,7 +12,11 @@ from workspaces import recipe
 
 import compress
 from calibration.propagation import Propagate
-from calibration.stats import STATISTICS, CrossGram, Gram, Statistics
+from calibration.statistics import always_collected
+from calibration.statistics.base import InputStatistic
+from calibration.statistics.collection import Statistics
+from calibration.statistics.cross_gram import CrossGram
+from calibration.statistics.gram import Gram
 from calibration.store import Store
 from calibration.walk import SharedInput, walk
 from compress.errors import RecipeError
@@ -41,7 +45,7 @@ def two_corrections(n_inputs):
 
 
 def statistics(x, x_hat):
-    stats = Statistics.of(x_hat, 4, frozenset(STATISTICS.values()))
+    stats = Statistics.of(x_hat, 4, InputStatistic.among(always_collected()))
     return Statistics({**stats, CrossGram: CrossGram.between(x, x_hat, 4)})
 
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 from problems import gradients, inputs, statistics, weight
 
-from calibration.gradients import Fisher, OutputGradients
-from calibration.stats import Gram, Statistics
+from calibration.statistics.collection import Statistics
+from calibration.statistics.fisher import Fisher
+from calibration.statistics.gram import Gram
+from calibration.statistics.output_gradients import OutputGradients
 from compress.errors import LayerError
 from compress.families.base import LayerShape
 from compress.methods.fwsvd import FWSVD

@@ -11,9 +11,10 @@ from test_walk import CPU, walker
 from workspaces import recipe
 
 import compress
-from calibration.held_out import HeldOut, without_held_out
 from calibration.propagation import Propagate
-from calibration.stats import Gram, Statistics
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gram import Gram
+from calibration.statistics.held_out import HeldOut, without_held_out
 from calibration.store import Store
 from calibration.walk import SharedInput, walk
 from compress.errors import RecipeError

@@ -5,7 +5,7 @@ import torch
 from problems import inputs, relative_output_error, statistics, weight
 from sklearn.linear_model import orthogonal_mp
 
-from calibration.stats import Gram
+from calibration.statistics.gram import Gram
 from compress.families.base import LayerShape
 from compress.methods.cospadi.method import CoSpaDi
 from compress.solvers.dictionary_learning import unit

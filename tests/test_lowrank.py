@@ -6,7 +6,8 @@ import pytest
 import torch
 from problems import inputs, statistics, weight
 
-from calibration.stats import Gram, Mean
+from calibration.statistics.gram import Gram
+from calibration.statistics.mean import Mean
 from compress.errors import RecipeError
 from compress.exports import EXPORTS
 from compress.families.base import LayerShape, Survey

@@ -4,7 +4,8 @@ import pytest
 import torch
 from problems import inputs, relative_output_error, statistics, weight
 
-from calibration.stats import Gram, Statistics
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gram import Gram
 from compress.errors import LayerError
 from compress.families.base import METHODS, LayerShape
 from compress.families.pruner import Pruner

@@ -6,7 +6,7 @@ import pytest
 import torch
 from problems import inputs, relative_output_error, statistics, weight
 
-from calibration.stats import Gram
+from calibration.statistics.gram import Gram
 from compress.families.base import METHODS, LayerShape
 from compress.forms.factorised import Form
 

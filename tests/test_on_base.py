@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from workspaces import recipe
 
 import compress
-from calibration.stats import Gram
+from calibration.statistics.gram import Gram
 from compress.bases import open_base
 from compress.cli.main import main
 from compress.config.recipe import Recipe

@@ -8,7 +8,7 @@ from problems import inputs, relative_output_error, statistics, weight
 from workspaces import recipe
 
 import compress
-from calibration.stats import Gram
+from calibration.statistics.gram import Gram
 from compress.errors import RecipeError
 from compress.exports.verify import check
 from compress.families.base import LayerShape

@@ -2,7 +2,8 @@ import pytest
 import torch
 from problems import inputs, relative_output_error, statistics, weight
 
-from calibration.stats import Gram, Statistics
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gram import Gram
 from compress.errors import LayerError, RecipeError
 from compress.exports.gptq import gptq_tensors
 from compress.families.base import LayerShape

@@ -5,7 +5,7 @@ import torch
 from problems import inputs, statistics, weight
 from test_masks import PATTERNS, error_of, kept_by, planned, pruned
 
-from calibration.stats import Gram
+from calibration.statistics.gram import Gram
 from compress.errors import LayerError, RecipeError
 from compress.methods.magnitude import Magnitude
 from compress.methods.sparsegpt import SparseGPT, scale_groups

@@ -9,7 +9,7 @@ import torch
 from problems import inputs, relative_output_error, statistics, weight
 from reports import make_report
 
-from calibration.stats import Gram
+from calibration.statistics.gram import Gram
 from compress.families.base import LayerShape
 from compress.methods.cospadi.method import CoSpaDi
 from compress.methods.eora import EoRA

@@ -5,16 +5,23 @@ from hypothesis import strategies as st
 
 from calibration.errors import InputError
 from calibration.precision import cuda_products
-from calibration.stats import STATISTICS, AbsMean, Gram, Mean, Statistics
+from calibration.statistics import always_collected
+from calibration.statistics.abs_mean import AbsMean
+from calibration.statistics.base import InputStatistic
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gram import Gram
+from calibration.statistics.mean import Mean
 from calibration.store import Store
 from calibration.walk import SharedInput
+
+KINDS = (AbsMean, Gram, Mean)
 
 
 def tokens(n, seed=0, width=7):
     return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("kind", STATISTICS.values())
+@pytest.mark.parametrize("kind", KINDS)
 @given(cut=st.integers(0, 50))
 @settings(deadline=None, derandomize=True, max_examples=20)
 def test_the_statistic_of_two_parts_is_the_sum_of_theirs(kind, cut):
@@ -25,7 +32,7 @@ def test_the_statistic_of_two_parts_is_the_sum_of_theirs(kind, cut):
         torch.testing.assert_close(tensor, parts.tensors()[name], rtol=1e-6, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", STATISTICS.values())
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_order_of_samples_does_not_matter(kind):
     parts = [kind.of(tokens(10, seed), 1) for seed in range(5)]
     forward, backward = parts[0], parts[-1]
@@ -37,7 +44,7 @@ def test_the_order_of_samples_does_not_matter(kind):
         torch.testing.assert_close(tensor, backward.tensors()[name], rtol=1e-13, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", STATISTICS.values())
+@pytest.mark.parametrize("kind", KINDS)
 def test_absorbing_equals_adding(kind):
     a, b = kind.of(tokens(9, 1), 1), kind.of(tokens(4, 2), 1)
     expected = a + b
@@ -72,7 +79,7 @@ def test_statistics_equal_their_definitions():
 
 @pytest.mark.parametrize("width", [1, 2, 7, 33])
 def test_statistics_come_back_from_the_store_exactly(tmp_path, width):
-    stats = Statistics.of(tokens(40, width=width), 2, frozenset(STATISTICS.values()))
+    stats = Statistics.of(tokens(40, width=width), 2, InputStatistic.among(always_collected()))
     store = Store(tmp_path, {"model": "m"})
     assert not store.complete
     store.save(0, [SharedInput(("a", "b"), stats)])

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from workspaces import recipe
 
 import compress
-from calibration.stats import Gram
+from calibration.statistics.gram import Gram
 from compress.errors import RecipeError
 from compress.exports.load import load_export
 from compress.forms.factorised import LowRank

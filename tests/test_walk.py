@@ -7,7 +7,7 @@ from families import FAMILIES, tiny_ids, tiny_model
 from calibration.errors import InputError
 from calibration.propagation import Propagate
 from calibration.skeleton import PartLoader, build_skeleton, decoder_blocks
-from calibration.stats import Gram
+from calibration.statistics.gram import Gram
 from calibration.stream import Stream
 from calibration.text.data import Tokens
 from calibration.walk import walk

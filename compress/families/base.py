@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from calibration.stats import Statistic, Statistics
+    from calibration.statistics.base import Statistic
+    from calibration.statistics.collection import Statistics
     from compress.forms.factorised import Form
 
 METHODS: Registry[Compressor] = Registry("compress.methods", "method")
@@ -118,7 +119,7 @@ class Compressor(ABC):
     @property
     def needs(self) -> frozenset[type[Statistic]]:
         """Statistics of the inputs that `compress` reads. The Gram is always there: errors are measured with it."""
-        from calibration.stats import Gram
+        from calibration.statistics.gram import Gram
 
         return frozenset({Gram})
 

@@ -12,9 +12,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from calibration.gradients import GradientEnergy
-from calibration.held_out import HeldOut, without_held_out
-from calibration.stats import CrossGram, Gram, Mean, Statistic, Statistics
+from calibration.statistics.base import Statistic
+from calibration.statistics.collection import Statistics
+from calibration.statistics.cross_gram import CrossGram
+from calibration.statistics.gradient_energy import GradientEnergy
+from calibration.statistics.gram import Gram
+from calibration.statistics.held_out import HeldOut, without_held_out
+from calibration.statistics.mean import Mean
 from compress.families.base import Compressor, LayerShape, Survey, Trial
 from compress.families.correction_options import (
     AdapterBits,

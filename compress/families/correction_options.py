@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from calibration.stats import CrossGram
+from calibration.statistics.cross_gram import CrossGram
 from compress.errors import RecipeError
 from compress.families.base import Compressor
 from compress.families.quantiser import Quantiser

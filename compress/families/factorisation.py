@@ -12,8 +12,11 @@ from typing import Self
 
 from torch import Tensor
 
-from calibration.gradients import GradientEnergy
-from calibration.stats import CrossGram, Gram, Statistic, Statistics
+from calibration.statistics.base import Statistic
+from calibration.statistics.collection import Statistics
+from calibration.statistics.cross_gram import CrossGram
+from calibration.statistics.gradient_energy import GradientEnergy
+from calibration.statistics.gram import Gram
 from compress.errors import LayerError, RecipeError
 from compress.families.base import Compressor, LayerShape, Survey, Trial
 from compress.families.factorisation_options import FLOOR, FactorisationOptions

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from calibration.stats import Statistics
+from calibration.statistics.collection import Statistics
 from compress.families.base import Compressor, LayerShape
 from compress.forms.factorised import Form
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from calibration.gradients import GradientEnergy
-from calibration.stats import Statistics
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gradient_energy import GradientEnergy
 from compress.errors import LayerError
 from compress.families.base import Survey
 from compress.solvers.rank_allocation import Importance

@@ -13,7 +13,9 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
-from calibration.stats import Gram, Mean, Statistics
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gram import Gram
+from calibration.statistics.mean import Mean
 from compress.errors import RecipeError
 from compress.families.quantiser import Quantiser
 from compress.forms.factorised import Form, LowRank, Product

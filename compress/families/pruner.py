@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from calibration.stats import Statistics
+from calibration.statistics.collection import Statistics
 from compress.errors import RecipeError
 from compress.families.base import Compressor, LayerShape
 from compress.families.budget import refuse_share

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calibration.stats import Gram, Statistics
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gram import Gram
 from compress.families.quantiser import Quantiser, stacked
 from compress.forms.factorised import Form
 

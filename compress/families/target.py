@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 from torch import Tensor
 
-from calibration.stats import Statistics
+from calibration.statistics.collection import Statistics
 from compress.solvers.linalg import carried
 
 TARGET_DAMPING = 0.01

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from calibration.stats import Statistics
+from calibration.statistics.collection import Statistics
 from compress.families.base import refuse_damping
 from compress.families.pruner import Pruner
 from compress.methods.cospadi.stacking import damped

@@ -17,7 +17,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from calibration.stats import AbsMean, Statistic, Statistics
+from calibration.statistics.abs_mean import AbsMean
+from calibration.statistics.base import Statistic
+from calibration.statistics.collection import Statistics
 from compress.errors import RecipeError
 from compress.families.factorisation import Factorisation
 from compress.families.low_rank import Metric

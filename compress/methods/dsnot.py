@@ -22,7 +22,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from calibration.stats import Gram, Mean, Statistic, Statistics
+from calibration.statistics.base import Statistic
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gram import Gram
+from calibration.statistics.mean import Mean
 from compress.errors import RecipeError
 from compress.families.base import Compressor, LayerShape
 from compress.families.pruner import Pruner

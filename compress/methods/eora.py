@@ -21,8 +21,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from calibration.gradients import OutputGradients
-from calibration.stats import Statistic, Statistics
+from calibration.statistics.base import Statistic
+from calibration.statistics.collection import Statistics
+from calibration.statistics.output_gradients import OutputGradients
 from compress.errors import LayerError
 from compress.families.base import Compressor, refuse_damping, refuse_shrinkage
 from compress.families.correction import Correction

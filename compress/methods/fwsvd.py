@@ -23,8 +23,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from calibration.gradients import Fisher, OutputGradients
-from calibration.stats import Gram, Statistic, Statistics
+from calibration.statistics.base import Statistic
+from calibration.statistics.collection import Statistics
+from calibration.statistics.fisher import Fisher
+from calibration.statistics.gram import Gram
+from calibration.statistics.output_gradients import OutputGradients
 from compress.errors import LayerError
 from compress.families.base import refuse_damping
 from compress.families.factorisation import Factorisation

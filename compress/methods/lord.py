@@ -21,7 +21,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from calibration.stats import CrossGram, Gram, Mean, Statistic, Statistics
+from calibration.statistics.base import Statistic
+from calibration.statistics.collection import Statistics
+from calibration.statistics.cross_gram import CrossGram
+from calibration.statistics.gram import Gram
+from calibration.statistics.mean import Mean
 from compress.families.base import refuse_damping
 from compress.families.factorisation import Factorisation
 from compress.families.low_rank import Metric, covariance

@@ -18,7 +18,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from calibration.stats import AbsMean, Statistic, Statistics
+from calibration.statistics.abs_mean import AbsMean
+from calibration.statistics.base import Statistic
+from calibration.statistics.collection import Statistics
 from compress.families.base import Compressor
 from compress.families.correction import Correction
 from compress.families.low_rank import Metric

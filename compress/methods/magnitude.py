@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from calibration.stats import Statistics
+from calibration.statistics.collection import Statistics
 from compress.families.pruner import Pruner
 from compress.solvers.masks import largest
 

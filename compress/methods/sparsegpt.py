@@ -29,7 +29,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from calibration.stats import Gram, Statistics
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gram import Gram
 from compress.families.base import refuse_damping, refuse_shrinkage
 from compress.families.pruner import Pruner
 from compress.families.sparse_storage import GROUP, CodeBits, layout_of

@@ -12,7 +12,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from calibration.stats import Statistic, Statistics
+from calibration.statistics.base import Statistic
+from calibration.statistics.collection import Statistics
 from compress.families.factorisation import Factorisation
 from compress.families.low_rank import Metric
 

@@ -18,7 +18,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from calibration.stats import Gram, Statistics
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gram import Gram
 from compress.families.base import refuse_damping
 from compress.families.factorisation import Factorisation
 from compress.families.low_rank import Metric

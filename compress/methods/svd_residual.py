@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from calibration.stats import Statistics
+from calibration.statistics.collection import Statistics
 from compress.families.base import Compressor
 from compress.families.correction import Correction
 from compress.families.low_rank import Metric

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from calibration.stats import Gram, Statistics
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gram import Gram
 from compress.families.pruner import Pruner
 from compress.solvers.linalg import refuse_dead
 from compress.solvers.masks import largest

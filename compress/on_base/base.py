@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.skeleton import PartLoader, decoder_blocks
-from calibration.stats import Statistics
+from calibration.statistics.collection import Statistics
 from calibration.walk import Block, is_linear
 from compress.bases import AsDense
 from compress.exports import LayerExport

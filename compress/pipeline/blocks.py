@@ -16,7 +16,10 @@ from torch import Tensor
 from calibration.memory import trim
 from calibration.propagation import Propagate
 from calibration.skeleton import PartLoader
-from calibration.stats import Gram, Mean, Statistic, Statistics
+from calibration.statistics.base import Statistic
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gram import Gram
+from calibration.statistics.mean import Mean
 from calibration.store import Store
 from calibration.stream import Stream
 from calibration.walk import Block, SharedInput, walk

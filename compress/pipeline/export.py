@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from calibration.skeleton import decoder_blocks
-from calibration.stats import CrossGram
+from calibration.statistics.base import PairStatistic
 from calibration.store import Store
 from calibration.stream import Stream
 from compress.callbacks import Progress
@@ -105,7 +105,7 @@ def _job(prepared: Prepared, stores: tuple[Store | None, Store | None], watch: S
         wanted = saved is None
         batches = list(prepared.tokens.batches(prepared.recipe.batch_size)) if wanted else []
         stream = Stream(prepared.model, blocks, batches)
-        if CrossGram in prepared.needs:
+        if PairStatistic.among(prepared.needs):
             stream.keep_original()
         if prepared.on_base is not None:
             prepared.on_base.load_outside(prepared.device)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from calibration.stats import Gram, Statistics
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gram import Gram
 from compress.families.low_rank import covariance
 from compress.forms.factorised import Form, LowRank, Product, Sum
 from compress.forms.sparse import Sparse

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from calibration.gradients import of_gradients
-from calibration.stats import Pooled, Statistics
+from calibration.statistics.base import GradientStatistic
+from calibration.statistics.collection import Pooled, Statistics
 from calibration.walk import SharedInput
 from compress.families.base import Compressor
 from compress.forms.factorised import Form, Shared
@@ -67,7 +67,7 @@ def groups_of(
     for key, members in alike.items():
         members.sort(key=lambda member: member[0].compressor != key)
         layers, own = [layer for layer, _ in members], [stats for _, stats in members]
-        if not of_gradients(key.needs):
+        if not GradientStatistic.among(key.needs):
             yield Group(layers, _pooled(own), own)
             continue
         for layer, stats in members:

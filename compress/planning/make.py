@@ -13,9 +13,9 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from calibration.gradients import CHEAP, of_gradients
 from calibration.skeleton import PartLoader, decoder_blocks
-from calibration.stats import STATISTICS
+from calibration.statistics import always_collected
+from calibration.statistics.base import GradientStatistic, ObservedStatistic
 from calibration.store import stored_bytes
 from calibration.walk import is_linear
 from compress.bases import AsDense
@@ -121,14 +121,15 @@ def block_linears(prefix: str, blocks: nn.ModuleList) -> dict[str, nn.Module]:
 def _statistics_bytes(method: Compressor, shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """What the statistics of inputs and of gradients take at most: as if no layers shared an input."""
     asked = method.needs | (method.surveys or frozenset())
-    gradients = of_gradients(asked)
-    inputs = frozenset(STATISTICS.values()) | (asked - gradients)
+    gradients = GradientStatistic.among(asked)
+    inputs = ObservedStatistic.among(always_collected()) | (asked - gradients)
     n_stores = (
         2 if method.surveys else 1
     )  # those of the original model, and those through compressed blocks
+    cheap = GradientStatistic.among(always_collected())
     return (
         n_stores * sum(stored_bytes(shape, inputs) for shape in shapes),
-        sum(stored_bytes(shape, gradients | CHEAP) for shape in shapes) if gradients else 0,
+        sum(stored_bytes(shape, gradients | cheap) for shape in shapes) if gradients else 0,
     )
 
 

@@ -17,11 +17,18 @@ import torch
 import transformers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from calibration.gradients import GradientStatistic
-from calibration.held_out import EVERY, HeldOut
+from calibration.held_out import EVERY
 from calibration.propagation import Propagate
 from calibration.skeleton import PartLoader, build_skeleton
-from calibration.stats import STATISTICS, CrossGram, Gram, Statistic
+from calibration.statistics import always_collected
+from calibration.statistics.base import (
+    GradientStatistic,
+    HeldOutStatistic,
+    ObservedStatistic,
+    PairStatistic,
+    Statistic,
+)
+from calibration.statistics.gram import Gram
 from calibration.store import Store
 from calibration.text.data import Tokens
 from compress.callbacks import Progress
@@ -127,7 +134,7 @@ class Prepared:
             "tokens": self.tokens.fingerprint(),
             "dtype": str(self.dtype),
             "device": self.device.type,
-            "statistics": sorted(kind.name for kind in kinds),
+            "statistics": sorted(kind.identity() for kind in kinds),
             "layers": list(self.plan.selected),
             "torch": torch.__version__,
         }
@@ -225,7 +232,7 @@ def refuse_early(recipe: Recipe) -> None:
         raise RecipeError(
             f"export: {unknown[0]!r} is no format{which}; there are {', '.join(there)}"
         )
-    if CrossGram in recipe.method.needs and recipe.propagate is not Propagate.BLOCK:
+    if PairStatistic.among(recipe.method.needs) and recipe.propagate is not Propagate.BLOCK:
         raise RecipeError(
             "method.target: original fits layers to the original's outputs on inputs from the compressed blocks before "
             f"them, and with propagate {recipe.propagate} there are none of its kind; use --propagate block"
@@ -235,7 +242,7 @@ def refuse_early(recipe: Recipe) -> None:
             f"method.share: {recipe.method.blocks_at_once} blocks are compressed together, so none of their layers can "
             f"see what the layers before it became, as propagate sublayer wants; use --propagate block"
         )
-    if HeldOut in recipe.method.needs and recipe.samples < EVERY:
+    if HeldOutStatistic.among(recipe.method.needs) and recipe.samples < EVERY:
         raise RecipeError(
             f"method.holdout: every {EVERY}th sequence is kept aside, and samples {recipe.samples} are fewer; take "
             f"--samples {EVERY} or more, or --holdout none"
@@ -282,9 +289,8 @@ def refuse_small_statistics_disk(prepared: Prepared) -> None:
 
 
 def _needs(recipe: Recipe) -> frozenset[type[Statistic]]:
-    """The original model's statistics serve any method, so all are kept; others serve this method only."""
+    """What the method needs, and of the original model what methods of later runs may need."""
+    inputs = ObservedStatistic.among(recipe.method.needs) | {Gram}
     if recipe.propagate is Propagate.NONE:
-        aside = {HeldOut} & recipe.method.needs
-        return frozenset(STATISTICS.values()) | aside
-    inputs = {kind for kind in recipe.method.needs if not issubclass(kind, GradientStatistic)}
-    return frozenset(inputs | {Gram})
+        return inputs | ObservedStatistic.among(always_collected())
+    return inputs

@@ -8,9 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from calibration.backward import Backward
-from calibration.gradients import CHEAP, EVERY, GradientStatistic, of_gradients
 from calibration.skeleton import decoder_blocks
-from calibration.stats import Statistics
+from calibration.statistics import always_collected, load_statistics
+from calibration.statistics.base import GradientStatistic
+from calibration.statistics.collection import Statistics
 from calibration.store import Store
 from calibration.stream import Stream
 from calibration.walk import SharedInput
@@ -26,15 +27,17 @@ def with_gradients(prepared: Prepared, progress: Progress) -> Prepared:
     Raises InputError or OSError; what an unfinished pass left is removed.
     """
     method = prepared.recipe.method
-    asked = of_gradients(method.needs) | of_gradients(method.surveys)
+    asked = GradientStatistic.among(method.needs) | GradientStatistic.among(method.surveys)
     if not asked or prepared.gradients is not None:
         return prepared
     scratch = None
     if prepared.recipe.statistics is StatisticsMode.OFF:
         scratch = TemporaryDirectory(prefix="compress-gradients-")
     root = Path(scratch.name) if scratch else cache_root() / "statistics"
-    kinds = asked | CHEAP
-    stores = [prepared.gradient_store(each, root) for each in (kinds, EVERY)]
+    kinds = asked | GradientStatistic.among(always_collected())
+    every = GradientStatistic.among(load_statistics().values())
+    larger = [kinds | {kind} for kind in sorted(every - kinds, key=lambda kind: kind.name)]
+    stores = [prepared.gradient_store(each, root) for each in (kinds, *larger)]
     store = next((each for each in stores if each.complete), stores[0])
     if not store.complete:
         _collect(prepared, kinds, store, progress)

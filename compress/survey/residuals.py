@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from calibration.stats import Statistics
+from calibration.statistics.collection import Statistics
 from calibration.walk import Block, SharedInput
 from compress.errors import LayerError
 from compress.families.base import Survey, Trial

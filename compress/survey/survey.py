@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from calibration.gradients import of_gradients
-from calibration.stats import Statistic, Statistics
+from calibration.statistics.base import GradientStatistic, Statistic
+from calibration.statistics.collection import Statistics
 from calibration.walk import Block, SharedInput
 from compress.callbacks import Progress
 from compress.errors import LayerError
@@ -31,14 +31,14 @@ def surveyed(prepared: Prepared, progress: Progress) -> Prepared:
     wanted = prepared.recipe.method.surveys
     if wanted is None:
         return prepared
-    if of_gradients(wanted):
+    if GradientStatistic.among(wanted):
         prepared = with_gradients(prepared, progress)
     method = prepared.recipe.method
     divergences = Divergences(prepared) if method.weighs_by_divergence else None
     surveys: dict[str, Survey] = {}
     lost: dict[str, float] = {}
     n_blocks = prepared.plan.n_blocks
-    for block, groups in _blocks(prepared, wanted - of_gradients(wanted)):
+    for block, groups in _blocks(prepared, wanted - GradientStatistic.among(wanted)):
         progress("survey", block.index, n_blocks)
         refuse_not_finite(block.module, block.name)
         corrections = isinstance(method, Correction) and method.surveys_residuals

@@ -15,7 +15,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from calibration.stats import Statistics
+from calibration.statistics.collection import Statistics
 from compress.errors import LayerError
 from compress.families.base import Survey, Trial
 from compress.families.importance import fisher_cost

@@ -20,8 +20,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from calibration.gradients import GradientEnergy
-from calibration.stats import Gram, Statistic, Statistics
+from calibration.statistics.base import Statistic
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gradient_energy import GradientEnergy
+from calibration.statistics.gram import Gram
 from compress.errors import LayerError
 from compress.families.base import Compressor, LayerShape, Survey, Trial
 from compress.families.sparse_storage import joined

@@ -18,7 +18,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from calibration.stats import Gram, Statistics
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gram import Gram
 from compress.forms.factorised import Along
 from compress.solvers.dictionary_learning import lengths_of
 from compress.solvers.linalg import add_ridge_, cholesky, output_energy

@@ -1,0 +1,34 @@
+"""Statistics of what layers read and write during calibration: one file for each, found by walking this folder.
+
+A new statistic is one file, here or anywhere: see `calibration.statistics.base`. Outside packages announce theirs as
+entry points of the group `compress.statistics`, whose values are modules.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+
+from calibration.statistics.base import STATISTICS, Collected, Statistic
+
+ENTRY_POINTS = "compress.statistics"
+
+
+def load_statistics() -> Mapping[str, type[Statistic]]:
+    """Import every statistic there is, of this package and of others, and return the registry."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            entry.load()
+        except BaseException as error:
+            error.add_note(f"while loading {entry.value}, an entry point of {ENTRY_POINTS}")
+            raise
+    return STATISTICS
+
+
+def always_collected() -> frozenset[type[Statistic]]:
+    """The statistics that are collected whatever the method needs."""
+    return frozenset(
+        kind for kind in load_statistics().values() if kind.collected is Collected.ALWAYS
+    )
