@@ -165,6 +165,7 @@ def _file(folder: Path, block: int) -> Path:
 def _encode(tensors: dict[str, Tensor], key: str, shared: SharedInput) -> dict[str, Any]:
     kinds = {}
     for kind, statistic in shared.stats.items():
+        kind.refuse_unregistered()
         kinds[kind.name] = statistic.counts()
         for name, tensor in statistic.tensors().items():
             value = _packed(tensor, f"{kind.name}.{name}") if name in SYMMETRIC else tensor

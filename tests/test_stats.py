@@ -1,7 +1,5 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from calibration.errors import InputError
 from calibration.precision import cuda_products
@@ -14,44 +12,9 @@ from calibration.statistics.mean import Mean
 from calibration.store import Store
 from calibration.walk import SharedInput
 
-KINDS = (AbsMean, Gram, Mean)
-
 
 def tokens(n, seed=0, width=7):
     return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@given(cut=st.integers(0, 50))
-@settings(deadline=None, derandomize=True, max_examples=20)
-def test_the_statistic_of_two_parts_is_the_sum_of_theirs(kind, cut):
-    x = tokens(50)
-    whole, parts = kind.of(x, 2), kind.of(x[:cut], 1) + kind.of(x[cut:], 1)
-    assert (whole.n_tokens, whole.n_sequences) == (parts.n_tokens, parts.n_sequences)
-    for name, tensor in whole.tensors().items():
-        torch.testing.assert_close(tensor, parts.tensors()[name], rtol=1e-6, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_order_of_samples_does_not_matter(kind):
-    parts = [kind.of(tokens(10, seed), 1) for seed in range(5)]
-    forward, backward = parts[0], parts[-1]
-    for part in parts[1:]:
-        forward = forward + part
-    for part in parts[-2::-1]:
-        backward = backward + part
-    for name, tensor in forward.tensors().items():
-        torch.testing.assert_close(tensor, backward.tensors()[name], rtol=1e-13, atol=1e-12)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_absorbing_equals_adding(kind):
-    a, b = kind.of(tokens(9, 1), 1), kind.of(tokens(4, 2), 1)
-    expected = a + b
-    absorbed = a.absorb(b)
-    assert absorbed.n_tokens == expected.n_tokens == 13
-    for name, tensor in expected.tensors().items():
-        assert torch.equal(tensor, absorbed.tensors()[name])
 
 
 @pytest.mark.parametrize("wanted", ["highest", "high", "medium"])

@@ -92,10 +92,7 @@ class Statistic(ABC):
         A statistic of this package changes together with the toolkit's version. Raises TypeError for a class without
         a name of its own, InputError for one that is defined in no file.
         """
-        if STATISTICS.get(cls.__dict__.get("name", "")) is not cls:
-            raise TypeError(
-                f"{_place(cls)} is not registered; define it as `class {cls.__name__}(..., name=...)`"
-            )
+        cls.refuse_unregistered()
         if cls.__module__.startswith(OURS):
             return cls.name
         try:
@@ -106,6 +103,14 @@ class Statistic(ABC):
                 "another version; define it in a file, or run with --statistics off"
             ) from error
         return f"{cls.name} {hashlib.sha256(source).hexdigest()[:16]}"
+
+    @classmethod
+    def refuse_unregistered(cls) -> None:
+        """Raises TypeError for a class that its name does not lead back to."""
+        if STATISTICS.get(cls.__dict__.get("name", "")) is not cls:
+            raise TypeError(
+                f"{_place(cls)} is not registered; define it as `class {cls.__name__}(..., name=...)`"
+            )
 
     @classmethod
     def n_numbers(cls, shape: tuple[int, int]) -> int:
