@@ -93,7 +93,7 @@ def test_a_correction_that_raises_the_error_on_what_is_kept_aside_is_dropped():
     method = EoRA(rank=16, base=ROUGH, holdout="1/8", adapter_bits="3", shrinkage=0)
     [bare] = ROUGH.compress([w], stats)
     residual, held = w.double() - bare.dense().double(), stats[HeldOut].mean_ii()
-    [path] = replace(method, holdout="off").corrections([residual], without_held_out(stats))
+    [path] = replace(method, holdout="none").corrections([residual], without_held_out(stats))
     assert output_energy(residual - path.dense(), held) > output_energy(residual, held)
     [form] = method.compress([w], stats)
     assert form.spec() == bare.spec()

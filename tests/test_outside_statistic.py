@@ -85,9 +85,10 @@ def outside(tmp_path, monkeypatch):
 
     known = set(load_statistics()), set(METHODS)
     yield load
-    for registry, before in zip((STATISTICS, METHODS), known, strict=True):
-        for name in set(registry) - before:
-            registry.pop(name)
+    for name in set(STATISTICS) - known[0]:
+        del STATISTICS[name]
+    for name in set(METHODS) - known[1]:
+        METHODS.forget(name)
 
 
 def statistics_folders(workspace):
