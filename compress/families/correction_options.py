@@ -80,8 +80,9 @@ class CorrectionOptions(Compressor, ABC):
     adapter_budget: str | None = field(
         default=None,
         metadata={
+            "metavar": "BYTES",
             "help": "bytes for all corrections together (20MB, 0.5GiB), or their share of what the base takes in these "
-            "layers (5%); takes the place of the rank"
+            "layers (5%); takes the place of the rank",
         },
     )
     allocation: CorrectionAllocation = field(

@@ -31,12 +31,16 @@ class FactorisationOptions(Compressor, ABC):
     keep: float = field(
         default=0.8,
         metadata={
-            "help": "share of the compressed layers' bytes that is kept, above 0 and below 1"
+            "metavar": "SHARE",
+            "help": "share of the compressed layers' bytes that is kept, above 0 and below 1",
         },
     )
     budget: str | None = field(
         default=None,
-        metadata={"help": "bytes of the whole checkpoint (120MB); takes the place of --keep"},
+        metadata={
+            "metavar": "BYTES",
+            "help": "bytes of the whole checkpoint (120MB); takes the place of --keep",
+        },
     )
     rank: int | None = field(
         default=None, metadata={"help": "rank of every layer; takes the place of --keep"}
@@ -44,7 +48,8 @@ class FactorisationOptions(Compressor, ABC):
     ranks: tuple[str, ...] = field(
         default=(),
         metadata={
-            "help": "ranks of some layers, which the plan then leaves: PATTERN=96, PATTERN=dense; the last match counts"
+            "metavar": "LAYERS=RANK",
+            "help": "ranks of some layers, which the plan then leaves: LAYERS=96, LAYERS=dense; the last match counts",
         },
     )
     allocation: Allocation = field(

@@ -30,10 +30,14 @@ class Pruner(Compressor, ABC):
     )
     keep: float | None = field(
         default=None,
-        metadata={"help": "share of the layers' bytes that is kept; takes the place of --sparsity"},
+        metadata={
+            "metavar": "SHARE",
+            "help": "share of the layers' bytes that is kept; takes the place of --sparsity",
+        },
     )
     per_row: int | None = field(
-        default=None, metadata={"help": "weights kept in a row; takes the place of --sparsity"}
+        default=None,
+        metadata={"metavar": "N", "help": "weights kept in a row; takes the place of --sparsity"},
     )
     pattern: Pattern = field(
         default=Pattern.FREE,

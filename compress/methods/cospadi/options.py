@@ -68,15 +68,21 @@ class CoSpaDiOptions(Compressor, ABC):
 
     keep: float = field(
         default=0.8,
-        metadata={"help": "share of the layers' bytes that is kept, above 0 and below 1"},
+        metadata={
+            "metavar": "SHARE",
+            "help": "share of the layers' bytes that is kept, above 0 and below 1",
+        },
     )
     budget: str | None = field(
         default=None,
-        metadata={"help": "bytes of the whole checkpoint (120MB); takes the place of --keep"},
+        metadata={
+            "metavar": "BYTES",
+            "help": "bytes of the whole checkpoint (120MB); takes the place of --keep",
+        },
     )
     atoms: int | None = field(
         default=None,
-        metadata={"help": "atoms of every dictionary; takes the place of --keep"},
+        metadata={"metavar": "N", "help": "atoms of every dictionary; takes the place of --keep"},
     )
     ratio: float = field(
         default=2.5, metadata={"help": "atoms for each nonzero of a code (k / s), 1 or more"}
@@ -94,7 +100,10 @@ class CoSpaDiOptions(Compressor, ABC):
     )
     depth: int = field(
         default=DEPTH,
-        metadata={"help": "blocks in a row that have dictionaries together, with --share depth"},
+        metadata={
+            "metavar": "BLOCKS",
+            "help": "blocks in a row that have dictionaries together, with --share depth",
+        },
     )
     allocation: AtomAllocation = field(
         default=AtomAllocation.UNIFORM, metadata={"help": "how atoms are spread over the layers"}
