@@ -12,6 +12,8 @@ from eval.errors import EvalError
 
 MOST_NATS = 700.0
 """Nats a token whose perplexity a double can hold; a guess among 100,000 tokens costs 12."""
+ACCURACY = "accuracy"
+"""The task under which the accuracy of a classifier of whole sequences is told."""
 LATER = "not in the scores of earlier versions, which had what is its default"
 
 

@@ -16,11 +16,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from eval.errors import EvalError
-from eval.scores import TaskScore, mean_and_stderr, no_progress
+from eval.scores import ACCURACY, TaskScore, mean_and_stderr, no_progress
 
 Progress = Callable[[str, int, int], None]
 VERSION = "1"
-ACCURACY = "accuracy"
 NAMES = {
     "cosine": "cosine with the original",
     "kl": "KL divergence of the classes, nats",

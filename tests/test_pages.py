@@ -17,6 +17,7 @@ from reports import layer, make_report
 
 from compress.report.card.card import model_card
 from compress.report.comparison import Differences, Run, compare_runs
+from compress.report.metrics import METRICS, Shown, shown_in
 from compress.report.pages import (
     comparison_page,
     run_page,
@@ -32,18 +33,19 @@ from compress.report.pages.charts import (
 )
 from compress.report.pages.comparison import recipe_differences
 from compress.report.pages.figures import Figure
-from compress.report.pages.frames import GOALS, Frame, Point
+from compress.report.pages.frames import Frame, Point
+from compress.report.pages.headline import headline
 from compress.report.pages.labels import LETTER, LINE, RADIUS, placed
 from compress.report.pages.making import remarks
 from compress.report.pages.marks import marks_of
 from compress.report.pages.pareto import front, pareto_pictures
 from compress.report.pages.places import MOST_PROJECTIONS, NO_BLOCK, Place, bytes_by_part, places_of
 from compress.report.pages.spectra import share_at, spectra_figures
-from compress.report.pages.tasks import perplexity_text
 from compress.report.pages.theme import PAGE, PICTURE
 from compress.report.report import KeptTensor, LayerReport, Report, Spectrum
-from compress.sweep.results import Aim, best_at, best_table
+from compress.sweep.results import best_at, best_table
 
+KL = METRICS["kl"]
 PROJECTIONS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- \u2028 {{ 7 * 7 }} & 'quoted' \"twice\""
 
@@ -302,9 +304,8 @@ def test_cuts_at_different_ranks_are_points_on_the_lines(report: Report) -> None
     assert [figure.told for figure in figures] == ["ranks 8 to 16 of 32"] + ["rank 8 of 32"] * 2
 
 
-@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.name)
-def test_the_front_is_what_no_other_beats(goal) -> None:
-    sign = 1 if goal.is_loss else -1
+@pytest.mark.parametrize(("key", "sign"), [("kl", 1), ("perplexity", 1), ("accuracy", -1)])
+def test_the_front_is_what_no_other_beats(key: str, sign: int) -> None:
     points = [
         Point(n, str(n), "m", float(7 * n % 11), float(5 * n % 13), None) for n in range(1, 11)
     ]
@@ -315,7 +316,7 @@ def test_the_front_is_what_no_other_beats(goal) -> None:
         and sign * other.value <= sign * one.value
         and (other.megabytes, other.value) != (one.megabytes, one.value)
     }
-    found = front(points, goal)
+    found = front(points, METRICS[key])
     assert {it.number for it in found} == {it.number for it in points} - beaten
     assert [it.megabytes for it in found] == sorted(it.megabytes for it in found)
 
@@ -345,12 +346,12 @@ def test_a_comparison_has_gaps_for_what_was_not_measured(report: Report) -> None
 def test_the_best_at_each_size_is_a_table_of_a_sweeps_page(report: Report) -> None:
     comparison = compare_runs(compared(report), Differences.REFUSE)
     budgets = ["200MB", "95MB", "1MB"]
-    table = best_table(best_at(budgets, comparison.figures, Aim.KL), comparison, Aim.KL)
+    table = best_table(best_at(budgets, comparison.figures, KL), comparison, KL)
     text = Read(comparison_page(comparison, table)).text
     none = "none that was evaluated fits; the smallest of all is b, 90.0 MB - -"
-    assert "at most no. run size KL 200MB 1 a 101.3 MB 0.0600 ± 0.0010" in text
+    assert "at most no. run size KL, nats/token 200MB 1 a 101.3 MB 0.0600 ± 0.0010" in text
     assert f"95MB {none} 1MB {none}" in text
-    assert best_table([], comparison, Aim.KL) is None
+    assert best_table([], comparison, KL) is None
     assert "Best at each size" not in Read(comparison_page(comparison)).text
 
 
@@ -406,32 +407,24 @@ def test_a_run_that_ran_away_is_told_and_squeezes_no_plot(report: Report) -> Non
 
 def test_divergences_of_every_size_are_drawn() -> None:
     """That of a model in 16 bits is a hundred-thousandth of one in 2 bits, and both are what a plot is for."""
-    goal = GOALS[0]
     points = [Point(n, str(n), "m", 1.0 + n, value, None) for n, value in enumerate((5e-5, 14.0))]
-    ticks = Frame.around(points, None, goal).y("value", "").to_dict()["axis"]["values"]
+    ticks = Frame.around(points, None, KL).y("value", "").to_dict()["axis"]["values"]
     assert ticks == [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]
-    assert [goal.name for goal in GOALS if math.isfinite(goal.far)] == ["perplexity"]
+    assert [it.key for it in METRICS.values() if math.isfinite(it.far)] == ["perplexity"]
 
 
 @pytest.mark.parametrize(("low", "high", "last"), [(0.02, 7.0, 5.0), (12.0, 9e6, 1e7)])
 def test_a_wide_plot_has_ticks_up_to_its_end(low: float, high: float, last: float) -> None:
-    goal = GOALS[0]
     points = [Point(n, str(n), "m", 1.0 + n, value, None) for n, value in enumerate((low, high))]
-    axis = Frame.around(points, None, goal).y("value", "").to_dict()["axis"]
+    axis = Frame.around(points, None, KL).y("value", "").to_dict()["axis"]
     assert axis["values"][-1] == last
     assert axis["values"] == sorted(set(axis["values"]))
 
 
-def test_a_perplexity_that_ran_away_is_told_in_times(report: Report) -> None:
-    assert report.scores is not None
-    before = report.scores.before.fidelity
-    assert before is not None
-    bare = replace(before, windows=())
-    assert perplexity_text(bare, replace(bare, perplexity=1.05 * bare.perplexity)) == "+5.0%"
-    assert perplexity_text(bare, replace(bare, perplexity=30 * bare.perplexity)) == "30.0 times"
-    assert (
-        perplexity_text(bare, replace(bare, perplexity=3e7 * bare.perplexity)) == "3.00e+07 times"
-    )
+def test_the_page_tells_how_sure_a_change_of_the_perplexity_is(report: Report) -> None:
+    (found,) = [it for it in headline(report) if it.label == "Perplexity"]
+    assert (found.value, found.was) == ("29.10", "27.80")
+    assert found.change == "x 1.047 (1.046 to 1.047)"
 
 
 def test_a_mark_in_the_table_is_that_of_the_plots(report: Report) -> None:
@@ -503,7 +496,7 @@ def test_the_card_shows_the_pictures_that_are_drawn(report: Report, tmp_path: Pa
 def test_a_comparison_has_a_picture_for_each_measure(report: Report, tmp_path: Path) -> None:
     comparison = compare_runs(compared(report), Differences.REFUSE)
     written = write_comparison_pictures(comparison, tmp_path)
-    assert {path.stem for path in written} == {f"pareto-{goal.name}" for goal in GOALS}
+    assert {path.stem for path in written} == {f"pareto-{it.key}" for it in shown_in(Shown.PARETO)}
     unmeasured = compare_runs(compared(report)[1:], Differences.REFUSE)
     assert write_comparison_pictures(unmeasured, tmp_path) == []
 
@@ -526,7 +519,7 @@ def test_the_readmes_pictures_are_drawn_of_a_finished_sweep(
     out = tmp_path / "pictures"
     monkeypatch.setattr("sys.argv", [script, str(tmp_path / "sweep"), "--out", str(out)])
     runpy.run_path(script, run_name="__main__")
-    names = {"bytes", "errors", "spectra", *(f"pareto-{goal.name}" for goal in GOALS)}
+    names = {"bytes", "errors", "spectra", *(f"pareto-{it.key}" for it in shown_in(Shown.PARETO))}
     assert {path.name for path in out.iterdir()} == {f"{name}.svg" for name in names}
     assert len(capsys.readouterr().out.splitlines()) == len(names)
     for path in out.iterdir():

@@ -12,11 +12,13 @@ from compress.config.recipe import Recipe
 from compress.errors import CheckpointError, LayerError, RecipeError
 from compress.evaluation import original_scores
 from compress.pipeline.main import no_progress
-from compress.report.comparison import Figures, Measured
+from compress.report.comparison import Figures
+from compress.report.metrics import METRICS
+from compress.report.numbers import Measured
 from compress.report.report import Report
 from compress.sweep import run as sweeping
 from compress.sweep.file import points_of
-from compress.sweep.results import Aim, best_at, best_lines, compare_points, refuse_unmeasured
+from compress.sweep.results import best_at, best_lines, compare_points, refuse_unmeasured
 from compress.sweep.run import State, plan_sweep, run_sweep
 
 pytestmark = pytest.mark.usefixtures("quick_verification")
@@ -236,14 +238,8 @@ def test_points_that_ask_for_different_evaluations_are_compared_and_told(workspa
 
 
 def figures(label, n_bytes, **measured):
-    names = (
-        *("layer_bits_per_weight", "bits_per_weight", "perplexity", "kl", "top1_agreement"),
-        *("accuracy", "prefill_tokens_per_s", "decode_tokens_per_s"),
-    )
-    nothing = dict.fromkeys(names)
-    values = {name: Measured(value, None) for name, value in measured.items()}
-    given = {**nothing, "label": label, "method": "rtn", "n_bytes": n_bytes, "n_tasks": 0, **values}
-    return Figures(**given)
+    values = {name: Measured(value) for name, value in measured.items()}
+    return Figures(label=label, method="rtn", values={"n_bytes": Measured(n_bytes), **values})
 
 
 def test_the_best_at_a_size_is_the_best_that_is_not_larger() -> None:
@@ -254,20 +250,20 @@ def test_the_best_at_a_size_is_the_best_that_is_not_larger() -> None:
         figures("unmeasured", 80_000_000),
     ]
     budgets = ["120MB", "119MB", "100MB", "95MB", "85MB"]
-    by_kl = [it.figures and it.figures.label for it in best_at(budgets, found, Aim.KL)]
+    by_kl = [it.figures and it.figures.label for it in best_at(budgets, found, METRICS["kl"])]
     assert by_kl == ["large", "middle", "middle", "bad", None]
-    by_accuracy = best_at(["120MB"], found, Aim.ACCURACY)
+    by_accuracy = best_at(["120MB"], found, METRICS["accuracy"])
     assert by_accuracy[0].figures.label == "middle"
-    lines = best_lines(best_at(["1MB", "120MB"], found, Aim.KL), found, Aim.KL)
+    lines = best_lines(best_at(["1MB", "120MB"], found, METRICS["kl"]), found, METRICS["kl"])
     assert lines == [
         "1MB: none that was evaluated fits; the smallest of all is unmeasured, 80.0 MB",
-        "120MB: large, 120.0 MB, kl 0.1000 (best of 3 points)",
+        "120MB: large, 120.0 MB, KL 0.1000 (best of 3 points)",
     ]
 
 
 def test_the_best_by_what_no_point_measures_is_refused(workspace):
     found = points(workspace, RTN)
     with pytest.raises(RecipeError, match="rtn-group_size32 has eval_windows none"):
-        refuse_unmeasured(found, Aim.KL)
+        refuse_unmeasured(found, METRICS["kl"])
     with pytest.raises(RecipeError, match="has tasks none"):
-        refuse_unmeasured(found, Aim.ACCURACY)
+        refuse_unmeasured(found, METRICS["accuracy"])

@@ -29,7 +29,8 @@ class Argument:
     about: str
     metavar: str | None = None
     kind: type = str
-    choices: tuple[str, ...] = ()
+    choices: Callable[[], Sequence[str]] = tuple
+    """Asked when it is needed, for a program may add some; empty: any value."""
     default: object = None
     nargs: str | None = None
     const: object = None
@@ -50,7 +51,7 @@ class Argument:
             self.name,
             metavar=self.metavar,
             type=self.kind,
-            choices=self.choices or None,
+            choices=self.choices() or None,
             default=self.default,
             nargs=self.nargs,
             help=self.about,

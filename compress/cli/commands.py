@@ -12,6 +12,7 @@ from compress.cli.folders import RECIPE_NAME
 from compress.config.recipe import Recipe
 from compress.config.yaml_file import read_yaml
 from compress.errors import RecipeError
+from compress.report.metrics import Shown, shown_in
 
 SWEEP_NAME = "sweep.yaml"
 METHOD_HELP = (
@@ -70,7 +71,7 @@ _ALL = (
             ),
             Argument(
                 name="--by",
-                choices=("kl", "perplexity", "accuracy"),
+                choices=lambda: [metric.key for metric in shown_in(Shown.PARETO)],
                 default="kl",
                 about="what the best point is best in (default: kl)",
             ),
@@ -159,7 +160,7 @@ _ALL = (
             ),
             Argument(
                 name="--format",
-                choices=("md", "json", "html", "csv"),
+                choices=lambda: ("md", "json", "html", "csv"),
                 about="default: what --out ends in, else a table",
             ),
             Argument(

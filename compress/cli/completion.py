@@ -190,7 +190,7 @@ class _Place:
     def _values(self, flag: str, incomplete: str, head: str = "") -> Iterator[Item[str]]:
         found = self._of(flag)
         if isinstance(found, Argument):
-            values, kind = found.choices, PATHS.get(found.metavar or "")
+            values, kind = found.choices(), PATHS.get(found.metavar or "")
         elif found is not None:
             values, kind = named_values(found), PATHS.get(metavar(found))
         else:

@@ -15,12 +15,12 @@ from compress.cli.writing import Written, refuse_place, write_whole
 from compress.errors import RecipeError
 from compress.report.comparison import Differences, Run, RunComparison, compare_runs, load_runs
 from compress.report.formats import (
-    HEADINGS,
     MARK,
     cells,
     comparison_csv,
     comparison_json,
     comparison_markdown,
+    headings,
     is_ours,
     report_markdown,
 )
@@ -127,13 +127,13 @@ def _show_comparison(comparison: RunComparison) -> None:
     lines = cells(comparison)
     if console.is_terminal:
         table = Table()
-        for index, heading in enumerate(HEADINGS):
+        for index, heading in enumerate(headings()):
             table.add_column(heading, justify="left" if index < 2 else "right")
         for line in lines:
             table.add_row(*line)
         console.print(table)
     else:
-        print("\n".join("\t".join(line) for line in (HEADINGS, *lines)))
+        print("\n".join("\t".join(line) for line in (headings(), *lines)))
     for difference in comparison.differences:
         print(f"measured differently: {difference.text}")
 

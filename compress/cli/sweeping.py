@@ -15,11 +15,11 @@ from compress.cli.commands import COMMANDS, SWEEP_NAME
 from compress.cli.showing import show_cells, shown_progress
 from compress.config.yaml_file import read_yaml
 from compress.errors import RecipeError, SweepError
-from compress.report.summary import counted, megabytes
+from compress.report.metrics import METRICS, Metric
+from compress.report.numbers import counted, megabytes
 from compress.sweep.file import Point, budgets_of, points_of, set_by_points, sizes_of
 
 if TYPE_CHECKING:
-    from compress.sweep.results import Aim
     from compress.sweep.run import SweepPlan
 
 _PAGE = "report.html"
@@ -30,20 +30,20 @@ def sweep(given: Given) -> None:
     values, known = _file(given), given.own
     out: Path = known.out or Path(Path(known.sweep).stem)
     points = points_of(values, out)
-    from compress.sweep.results import Aim, refuse_unmeasured
+    from compress.sweep.results import refuse_unmeasured
     from compress.sweep.run import plan_sweep
 
-    aim = Aim(known.by)
+    by = METRICS[known.by]
     if budgets_of(values):
-        refuse_unmeasured(points, aim)
+        refuse_unmeasured(points, by)
     with shown_progress() as progress:
         plan = plan_sweep(points, out, progress=progress)
     _show_plan(plan)
     if not known.plan:
-        _carry_out(plan, values, aim)
+        _carry_out(plan, values, by)
 
 
-def _carry_out(plan: SweepPlan, values: Mapping[str, Any], aim: Aim) -> None:
+def _carry_out(plan: SweepPlan, values: Mapping[str, Any], by: Metric) -> None:
     """Run what waits, then show what there is. Raises SweepError if points failed."""
     from compress.sweep.run import State, run_sweep, write_whole
 
@@ -58,9 +58,7 @@ def _carry_out(plan: SweepPlan, values: Mapping[str, Any], aim: Aim) -> None:
     except KeyboardInterrupt as error:
         error.add_note(f"points that are done stay in {plan.out}; the same command goes on")
         raise
-    _show_results(
-        plan, [it.point for it in plan.points if it.point.name not in failed], values, aim
-    )
+    _show_results(plan, [it.point for it in plan.points if it.point.name not in failed], values, by)
     if failed:
         lines = [f"  {name}: {error.splitlines()[0]}" for name, error in failed.items()]
         count = counted(len(failed), "point")
@@ -68,29 +66,29 @@ def _carry_out(plan: SweepPlan, values: Mapping[str, Any], aim: Aim) -> None:
 
 
 def _show_results(
-    plan: SweepPlan, points: list[Point], values: Mapping[str, Any], aim: Aim
+    plan: SweepPlan, points: list[Point], values: Mapping[str, Any], by: Metric
 ) -> None:
     if not points:
         return
     from compress.report.pages import comparison_page
     from compress.sweep.results import (
-        HEAD,
         best_at,
         best_lines,
         best_table,
         compare_points,
         comparison_cells,
+        comparison_head,
     )
     from compress.sweep.run import write_whole
 
     comparison = compare_points(points, [plan.out / point.name for point in points])
-    best = best_at(budgets_of(values), comparison.figures, aim)
-    page = comparison_page(comparison, best_table(best, comparison, aim))
+    best = best_at(budgets_of(values), comparison.figures, by)
+    page = comparison_page(comparison, best_table(best, comparison, by))
     write_whole(plan.out / _PAGE, page)
-    show_cells(str(plan.out), HEAD, comparison_cells(comparison))
+    show_cells(str(plan.out), comparison_head(), comparison_cells(comparison))
     for difference in comparison.differences:
         print(f"note: measured differently: {difference.text}")
-    print("\n".join(best_lines(best, comparison.figures, aim)), end="\n" if best else "")
+    print("\n".join(best_lines(best, comparison.figures, by)), end="\n" if best else "")
     print(f"the comparison is {plan.out / _PAGE}")
 
 

@@ -24,6 +24,7 @@ from compress.inspection.tables import (
     refused_lines,
     spectra_cells,
 )
+from compress.report.numbers import counted, megabytes
 from compress.report.pages.charts import bits_figure, cells_of
 from compress.report.pages.figures import Bar, Figure, bars, heat_map
 from compress.report.pages.headline import Stat
@@ -31,7 +32,6 @@ from compress.report.pages.places import part_of, places_of
 from compress.report.pages.rendering import render
 from compress.report.pages.run import MOST_LAYERS
 from compress.report.pages.theme import PAGE
-from compress.report.summary import counted, megabytes
 
 _HUNDRED = 100.0
 

@@ -11,7 +11,7 @@ from compress.inspection.checkpoint import InspectedTensor, Inspection
 from compress.inspection.possibilities import Possibility, dividing_groups, saving_rank
 from compress.inspection.spectra import EffectiveRanks
 from compress.models.names import block_and_place
-from compress.report.summary import NOTHING, counted, megabytes
+from compress.report.numbers import NOTHING, counted, megabytes
 
 Cells = tuple[str, ...]
 LAYER_HEAD = ("layer", "n", "out x in", "stored as", "bytes", "share", "rank <")

@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from compress.report.metrics import Shown, difference_changed, shown_in
 from compress.report.report import Comparison
-from eval.paired import (
-    LEAST_VALUES,
-    LEVEL,
-    Interval,
-    PairedChange,
-    corrected,
-    perplexity_ratio,
-    task_change,
-)
+from compress.report.sides import sides_of_scores
+from eval.paired import LEAST_VALUES, LEVEL, PairedChange, corrected, task_change
 from eval.scores import TaskScore, primary
 
 INTERVAL_NAME = f"{LEVEL:.0%} interval"
@@ -32,12 +26,12 @@ class Change:
 
 
 def changes(scores: Comparison) -> list[Change]:
-    """The changes of the perplexity and of the metric that each task shows first.
+    """The changes of the summary's metrics and of the metric that each task shows first.
 
     A score that is no mean over items is left out, as are those of reports that kept no parts of them: nothing can be
     paired.
     """
-    return [*_perplexity(scores), *_tasks(scores)]
+    return [*_metrics(scores), *_tasks(scores)]
 
 
 def task_changes(scores: Comparison) -> list[tuple[TaskScore, PairedChange]]:
@@ -69,13 +63,12 @@ def _paired(scores: Comparison) -> list[tuple[TaskScore, TaskScore]]:
     ]
 
 
-def _perplexity(scores: Comparison) -> Iterator[Change]:
-    before, after = scores.before.fidelity, scores.after.fidelity
-    if before is None or after is None or not before.windows or not after.windows:
-        return
-    found = perplexity_ratio(before, after)
-    text = f"x {found.ratio:.3f}"
-    yield Change("perplexity", text, _text(found.interval, ".3f"), found.verdict)
+def _metrics(scores: Comparison) -> Iterator[Change]:
+    sides = sides_of_scores(scores)
+    for metric in shown_in(Shown.SUMMARY):
+        found = metric.changed(sides)
+        if found is not None:
+            yield Change(metric.label, found.text, found.interval_text, found.verdict)
 
 
 def _tasks(scores: Comparison) -> Iterator[Change]:
@@ -83,12 +76,9 @@ def _tasks(scores: Comparison) -> Iterator[Change]:
         verdict = found.verdict
         if found.tested_p is not None:
             verdict += f" ({_tested(found)})"
+        changed = difference_changed(found)
         label = f"{score.task}, {score.metric}"
-        yield Change(label, f"{found.change:+.3f}", _text(found.interval, "+.3f"), verdict)
-
-
-def _text(interval: Interval | None, spec: str) -> str:
-    return "" if interval is None else f"{interval.low:{spec}} to {interval.high:{spec}}"
+        yield Change(label, changed.text, changed.interval_text, verdict)
 
 
 def _tested(found: PairedChange) -> str:

@@ -6,21 +6,19 @@ a score, unless it is told to say so instead.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
 from compress.errors import ComparisonError
 from compress.report.comparable import Difference, differences_between
-from compress.report.report import Comparison, Report
-from compress.report.summary import method_text
-from eval.paired import PairedChange, mean_change
-from eval.scores import Scores, TaskScore, primary
-from eval.whole import ACCURACY
-
-_ACCURACIES = {"acc", "acc_norm", "exact_match"}
+from compress.report.metrics import METRICS, Changed
+from compress.report.numbers import Measured
+from compress.report.recorded_recipe import method_text
+from compress.report.report import Report
+from compress.report.sides import Side, sides_of
+from eval.accuracy import accuracies
 
 
 class Differences(Enum):
@@ -40,39 +38,24 @@ class Run:
     report: Report
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A value and its standard error; None where that is not known."""
-
-    value: float
-    stderr: float | None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What one model costs and how good it is; None for what was not measured."""
+    """What one model costs and how good it is, by the keys of METRICS."""
 
     label: str
     method: str
     """"eora on gptq"; "original" for the model that was compressed."""
-    n_bytes: int
-    """Of the whole checkpoint's tensors."""
-    layer_bits_per_weight: float | None = None
-    """In the compressed layers; None for the original."""
-    bits_per_weight: float | None = None
-    """Of the whole checkpoint, a parameter of the original."""
-    perplexity: Measured | None = None
-    kl: Measured | None = None
-    """KL(original || model), nats a token."""
-    top1_agreement: Measured | None = None
-    accuracy: Measured | None = None
-    """The mean over tasks of the metric that is shown first, where that is an accuracy; in [0, 1]."""
-    accuracy_change: PairedChange | None = None
-    """Of `accuracy` against the original on the same items, much sharper than the two errors; None for the original."""
+    values: Mapping[str, Measured]
+    """Without what was not measured."""
+    changes: Mapping[str, Changed] = field(default_factory=dict)
+    """Against the original on the same items, much sharper than the two errors; none for the original."""
     n_tasks: int = 0
-    """Tasks that `accuracy` is the mean of."""
-    prefill_tokens_per_s: float | None = None
-    decode_tokens_per_s: float | None = None
+    """Tasks that the mean accuracy is the mean of."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the whole checkpoint's tensors."""
+        return int(self.values["n_bytes"].value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,17 +134,16 @@ def _labels(places: Sequence[Path]) -> list[str]:
 
 
 def _figures(run: Run) -> Figures:
-    report = run.report
-    alone = Figures(
+    sides = sides_of(run.report)
+    values = {key: metric.after(sides) for key, metric in METRICS.items()}
+    changes = {key: metric.changed(sides) for key, metric in METRICS.items()}
+    return Figures(
         label=run.label,
-        method=method_text(report.recipe["method"]),
-        n_bytes=report.totals.tensor_bytes_after,
-        layer_bits_per_weight=report.totals.layer_bits_per_weight,
+        method=method_text(run.report.recipe["method"]),
+        values={key: value for key, value in values.items() if value is not None},
+        changes={key: change for key, change in changes.items() if change is not None},
+        n_tasks=_n_tasks(sides.after),
     )
-    scores, asked = report.scores, report.recipe["tasks"]
-    if scores is None:
-        return alone
-    return replace(_measured(alone, scores.after, asked), accuracy_change=_change(scores, asked))
 
 
 def _originals(runs: Sequence[Run], found: Sequence[Difference]) -> tuple[Figures, ...]:
@@ -173,57 +155,15 @@ def _originals(runs: Sequence[Run], found: Sequence[Difference]) -> tuple[Figure
 
 
 def _original(run: Run, label: str) -> Figures:
-    report = run.report
-    n_bytes = report.totals.tensor_bytes_before
-    alone = Figures(label=label, method="original", n_bytes=n_bytes)
-    scores = report.scores
-    return alone if scores is None else _measured(alone, scores.before, report.recipe["tasks"])
+    sides = sides_of(run.report)
+    values = {key: metric.before(sides) for key, metric in METRICS.items()}
+    return Figures(
+        label=label,
+        method="original",
+        values={key: value for key, value in values.items() if value is not None},
+        n_tasks=_n_tasks(sides.before),
+    )
 
 
-def _measured(figures: Figures, scores: Scores, asked: Sequence[str]) -> Figures:
-    fidelity, footprint = scores.fidelity, scores.footprint
-    if fidelity is not None:
-        figures = replace(
-            figures,
-            perplexity=Measured(fidelity.perplexity, fidelity.perplexity_stderr),
-            kl=Measured(fidelity.kl, fidelity.kl_stderr),
-            top1_agreement=Measured(fidelity.top1_agreement, fidelity.top1_stderr),
-        )
-    if footprint is not None:
-        figures = replace(
-            figures,
-            bits_per_weight=footprint.bits_per_weight,
-            prefill_tokens_per_s=footprint.prefill_tokens_per_s,
-            decode_tokens_per_s=footprint.decode_tokens_per_s,
-        )
-    tasks = _accuracies(scores, asked)
-    return replace(figures, accuracy=_mean(tasks), n_tasks=len(tasks))
-
-
-def _accuracies(scores: Scores, asked: Sequence[str]) -> tuple[TaskScore, ...]:
-    """The accuracy of each task; of those that the recipe names, where it names them: a group's members are in it."""
-    found = {
-        name: score
-        for name, score in primary(scores.tasks).items()
-        if score.metric.partition(",")[0] in _ACCURACIES or name == ACCURACY
-    }
-    named = tuple(found[name] for name in asked if name in found)
-    return named if named else tuple(found.values())
-
-
-def _change(scores: Comparison, asked: Sequence[str]) -> PairedChange | None:
-    """Where every task kept its items."""
-    before, after = (_accuracies(each, asked) for each in (scores.before, scores.after))
-    if not after or not all(task.per_item for task in (*before, *after)):
-        return None
-    return mean_change(before, after)
-
-
-def _mean(tasks: Sequence[TaskScore]) -> Measured | None:
-    """The mean of tasks, each weighing the same; they have no item in common, so their errors add in squares."""
-    if not tasks:
-        return None
-    value = math.fsum(task.value for task in tasks) / len(tasks)
-    errors = [task.stderr for task in tasks if task.stderr is not None]
-    known = len(errors) == len(tasks)
-    return Measured(value, math.hypot(*errors) / len(tasks) if known else None)
+def _n_tasks(side: Side) -> int:
+    return 0 if side.scores is None else len(accuracies(side.scores, side.tasks))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -11,46 +12,48 @@ from typing import Any
 
 from compress.errors import CheckpointError
 from compress.report.changes import INTERVAL_NAME, changes, correction_text
-from compress.report.comparison import Figures, Measured, RunComparison
+from compress.report.comparison import Figures, RunComparison
+from compress.report.metrics import METRICS, Changed, Metric, Shown, shown_in
+from compress.report.numbers import NOTHING
 from compress.report.report import Report
-from compress.report.summary import NOTHING, megabytes, rows, with_error
-from eval.paired import TOO_FEW, PairedChange
+from compress.report.summary import rows
+from eval.paired import TOO_FEW
 from eval.scores import Sample
 
 MARK = "<!-- written by compress report -->"
 """Ends what people read, so that it is known again before it is replaced."""
 _KIND = "compress comparison"
-_MEASURED = ("perplexity", "kl", "top1_agreement", "accuracy")
-_PLAIN = ("layer_bits_per_weight", "bits_per_weight", "prefill_tokens_per_s", "decode_tokens_per_s")
-_CHANGE = ("accuracy_change", "accuracy_change_low", "accuracy_change_high")
-HEADINGS = (
-    *("run", "method", "size", "bits per weight: layers", "all"),
-    *("perplexity", "KL, nats/token", "top-1 agreement", "mean accuracy", "its change"),
-    "decode, tokens/s",
-)
-
-
 _COLUMNS = (
-    "± is one standard error. The mean accuracy's change is against the original on the same items, with its "
+    "± is one standard error. A change is against the original on the same items and windows, with its "
     f"{INTERVAL_NAME}."
 )
 
 
+def headings() -> tuple[str, ...]:
+    """The heads of a comparison's columns."""
+    found = ["run", "method"]
+    for metric in shown_in(Shown.TABLE):
+        found.append(metric.heading)
+        if metric.paired is not None:
+            found.append(f"{metric.short or metric.label}, change")
+    return tuple(found)
+
+
 def cells(comparison: RunComparison) -> list[tuple[str, ...]]:
-    """A row of text for each model, originals first, under `HEADINGS`; - where nothing was measured."""
+    """A row of text for each model, originals first, under `headings`; - where nothing was measured."""
     return [_cells(figures) for figures in (*comparison.originals, *comparison.figures)]
 
 
 def comparison_markdown(comparison: RunComparison) -> str:
     """The table, what its columns are, and what was measured differently."""
-    parts = [_table(HEADINGS, cells(comparison), n_words=2), "", _COLUMNS]
+    parts = [_table(headings(), cells(comparison), n_words=2), "", _COLUMNS]
     parts += [""] if comparison.differences else []
     parts += [f"- measured differently: {each.text}" for each in comparison.differences]
     return "\n".join([*parts, "", MARK, ""])
 
 
 def comparison_csv(comparison: RunComparison) -> str:
-    """A line for each model, in bytes and full precision; empty where nothing was measured."""
+    """A line for each model, all metrics in full precision; empty where nothing was measured."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, csv_columns(), lineterminator="\n")
     writer.writeheader()
@@ -64,8 +67,8 @@ def comparison_json(comparison: RunComparison) -> str:
     content = {
         "kind": _KIND,
         "runs": [{"label": run.label, "folder": str(run.folder)} for run in comparison.runs],
-        "figures": [asdict(each) for each in comparison.figures],
-        "originals": [asdict(each) for each in comparison.originals],
+        "figures": [_plain(each) for each in comparison.figures],
+        "originals": [_plain(each) for each in comparison.originals],
         "differences": [asdict(each) for each in comparison.differences],
     }
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -104,7 +107,7 @@ def samples_text(samples: Sequence[Sample]) -> Iterator[str]:
 def is_ours(text: str, suffix: str) -> bool:
     """Whether a file of this suffix ("md", "html", "csv", "json") was written by `compress report`."""
     if suffix == "csv":
-        return text.splitlines()[:1] == [",".join(csv_columns())]
+        return set(text.partition("\n")[0].split(",")) >= {"label", "method", "n_bytes", "n_tasks"}
     if suffix != "json":
         return text.rstrip().endswith(MARK)
     try:
@@ -116,8 +119,24 @@ def is_ours(text: str, suffix: str) -> bool:
 
 def csv_columns() -> list[str]:
     """The columns of the CSV."""
-    measured = [name for each in _MEASURED for name in (each, f"{each}_stderr")]
-    return ["label", "method", "n_bytes", *_PLAIN, *measured, *_CHANGE, "n_tasks"]
+    return [
+        "label",
+        "method",
+        *itertools.chain.from_iterable(map(_columns, METRICS.values())),
+        "n_tasks",
+    ]
+
+
+def _columns(metric: Metric) -> list[str]:
+    """The columns of one metric: value, standard error, change with the ends of its interval."""
+    key = metric.key
+    error = [] if metric.is_exact else [f"{key}_stderr"]
+    change = (
+        []
+        if metric.paired is None
+        else [f"{key}_change", f"{key}_change_low", f"{key}_change_high"]
+    )
+    return [key, *error, *change]
 
 
 def _is_comparison(text: str) -> bool:
@@ -128,49 +147,50 @@ def _is_comparison(text: str) -> bool:
     return isinstance(data, dict) and data.get("kind") == _KIND
 
 
+def _plain(figures: Figures) -> dict[str, Any]:
+    """For JSON: counted metrics as numbers, the others with their standard errors."""
+    values: dict[str, Any] = {"label": figures.label, "method": figures.method}
+    for key, metric in METRICS.items():
+        measured = figures.values.get(key)
+        values[key] = None if measured is None else asdict(measured)
+        if measured is not None and metric.is_exact:
+            values[key] = measured.value
+        if metric.paired is not None:
+            change = figures.changes.get(key)
+            values[f"{key}_change"] = None if change is None else asdict(change)
+    return values | {"n_tasks": figures.n_tasks}
+
+
 def _values(figures: Figures) -> dict[str, Any]:
-    columns = ("label", "method", "n_bytes", "n_tasks", *_PLAIN)
-    values = {name: getattr(figures, name) for name in columns}
-    for name in _MEASURED:
-        measured: Measured | None = getattr(figures, name)
-        values[name] = None if measured is None else measured.value
-        values[f"{name}_stderr"] = None if measured is None else measured.stderr
-    change = figures.accuracy_change
-    interval = None if change is None else change.interval
-    ends = (None, None) if interval is None else (interval.low, interval.high)
-    return values | dict(zip(_CHANGE, (change and change.change, *ends), strict=True))
+    """For CSV, by column; what is not there stays empty."""
+    values: dict[str, Any] = {
+        "label": figures.label,
+        "method": figures.method,
+        "n_tasks": figures.n_tasks,
+    }
+    for key, measured in figures.values.items():
+        values[key] = measured.value
+        if not METRICS[key].is_exact:
+            values[f"{key}_stderr"] = measured.stderr
+    for key, change in figures.changes.items():
+        values[f"{key}_change"] = change.value
+        if change.interval is not None:
+            values[f"{key}_change_low"] = change.interval.low
+            values[f"{key}_change_high"] = change.interval.high
+    return values
 
 
 def _cells(figures: Figures) -> tuple[str, ...]:
-    return (
-        figures.label,
-        figures.method,
-        megabytes(figures.n_bytes),
-        _number(figures.layer_bits_per_weight, 2),
-        _number(figures.bits_per_weight, 2),
-        _measured(figures.perplexity, 3),
-        _measured(figures.kl, 4),
-        _measured(figures.top1_agreement, 4),
-        _measured(figures.accuracy, 3),
-        _changed(figures.accuracy_change),
-        _number(figures.decode_tokens_per_s, 1),
-    )
+    found = [figures.label, figures.method]
+    for metric in shown_in(Shown.TABLE):
+        found.append(metric.text(figures.values.get(metric.key)))
+        if metric.paired is not None:
+            found.append(_changed(figures.changes.get(metric.key)))
+    return tuple(found)
 
 
-def _number(value: float | None, digits: int) -> str:
-    return with_error(value, None, digits)
-
-
-def _measured(measured: Measured | None, digits: int) -> str:
-    return NOTHING if measured is None else with_error(measured.value, measured.stderr, digits)
-
-
-def _changed(change: PairedChange | None) -> str:
-    if change is None:
-        return NOTHING
-    interval = change.interval
-    text = TOO_FEW if interval is None else f"{interval.low:+.3f} to {interval.high:+.3f}"
-    return f"{change.change:+.3f} ({text})"
+def _changed(change: Changed | None) -> str:
+    return NOTHING if change is None else f"{change.text} ({change.interval_text or TOO_FEW})"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]], n_words: int) -> str:

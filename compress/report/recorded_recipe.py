@@ -42,3 +42,10 @@ def _refuse_others(names: Sequence[Any], path: str) -> None:
     other = next((name for name in names if not isinstance(name, str)), None)
     if other is not None:
         raise CheckpointError(f"{path}: {other!r} is no name of a task")
+
+
+def method_text(method: Mapping[str, Any]) -> str:
+    """A method and its base by name: "eora on gptq"."""
+    base = method.get("base")
+    name = str(method["name"])
+    return f"{name} on {method_text(base)}" if isinstance(base, Mapping) else name

@@ -16,6 +16,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter
 
+from compress.report.metrics import METRICS
 from compress.report.report import SCHEMA, Report
 
 FILE = Path(__file__).parent.parent / "report.schema.json"
@@ -30,7 +31,26 @@ def report_schema() -> dict[str, Any]:
     report["properties"]["schema"]["const"] = SCHEMA
     # Its number is read before anything else, so it must be there.
     report["required"] = ["schema", *(name for name in report["required"] if name != "schema")]
-    return {"$schema": DIALECT, "title": "report.json", **report, "$defs": definitions}
+    return {
+        "$schema": DIALECT,
+        "title": "report.json",
+        **report,
+        "$defs": definitions,
+        "x-metrics": _metrics(),
+    }
+
+
+def _metrics() -> dict[str, dict[str, str]]:
+    """What comparisons and summaries tell of a report, for those who read the figures by a program."""
+    return {
+        key: {
+            "label": metric.label,
+            "unit": metric.unit,
+            "better": metric.direction.value,
+            "description": metric.help,
+        }
+        for key, metric in METRICS.items()
+    }
 
 
 def _schema(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from compress.config.recipe import Recipe
@@ -13,26 +12,17 @@ from compress.families.quantities import parse_bytes
 from compress.report.comparison import (
     Differences,
     Figures,
-    Measured,
     RunComparison,
     compare_runs,
     load_runs,
 )
+from compress.report.metrics import Metric, Shown, shown_in
+from compress.report.numbers import NOTHING, Measured, counted, megabytes
 from compress.report.pages import BestRow, BestTable
-from compress.report.summary import NOTHING, counted, decimal, megabytes, with_error
 from compress.sweep.file import Point
 
-HEAD = ("", "bytes", "bits", "perplexity", "KL", "top-1", "accuracy")
 _MEASURED_BY = ("model", "eval_text", "eval_windows", "seq_len", "tasks", "limit", "seed")
 """Options that decide what figures compare with."""
-
-
-class Aim(StrEnum):
-    """What the best of several models is best in."""
-
-    KL = "kl"
-    PERPLEXITY = "perplexity"
-    ACCURACY = "accuracy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +35,15 @@ class Best:
     n_fitting: int
 
 
-def refuse_unmeasured(points: Sequence[Point], aim: Aim) -> None:
+def refuse_unmeasured(points: Sequence[Point], by: Metric) -> None:
     """Raises RecipeError naming a point whose evaluation does not tell what the best is to be best in."""
-    option = "tasks" if aim is Aim.ACCURACY else "eval_windows"
+    option = by.option
+    if option is None:
+        return
     bare = next((point for point in points if not getattr(point.recipe, option)), None)
     if bare is not None:
         raise RecipeError(
-            f"budgets: the best by {aim} is asked for, and {bare.name} has {option} "
+            f"budgets: the best by {by.key} is asked for, and {bare.name} has {option} "
             f"{getattr(bare.recipe, option) or 'none'}; give it some, or choose by another figure (--by)"
         )
 
@@ -69,43 +61,39 @@ def _differences(recipes: Sequence[Recipe]) -> Differences:
     return Differences.TELL if asked else Differences.REFUSE
 
 
-def best_at(budgets: Sequence[str], figures: Sequence[Figures], aim: Aim) -> list[Best]:
+def best_at(budgets: Sequence[str], figures: Sequence[Figures], by: Metric) -> list[Best]:
     """For each size of the whole checkpoint the best model that is not larger; of equals the smaller."""
     found = []
     for budget in budgets:
         most = parse_bytes(budget, "budgets")
-        fitting = [it for it in figures if it.n_bytes <= most and _value(it, aim) is not None]
-        best = min(fitting, key=lambda it: (_loss(it, aim), it.n_bytes), default=None)
+        fitting = [it for it in figures if it.n_bytes <= most and by.key in it.values]
+        best = min(
+            fitting, key=lambda it: (by.loss(it.values[by.key].value), it.n_bytes), default=None
+        )
         found.append(Best(budget=budget, figures=best, n_fitting=len(fitting)))
     return found
 
 
-def _loss(figures: Figures, aim: Aim) -> float:
-    measured = _value(figures, aim)
-    assert measured is not None  # those without are not among the fitting
-    return -measured.value if aim is Aim.ACCURACY else measured.value
-
-
-def _value(figures: Figures, aim: Aim) -> Measured | None:
-    measured: Measured | None = getattr(figures, aim.value)
-    return measured
+def comparison_head() -> tuple[str, ...]:
+    """The heads of the columns of `comparison_cells`."""
+    return ("", *(metric.heading for metric in shown_in(Shown.TABLE)))
 
 
 def comparison_cells(comparison: RunComparison) -> list[tuple[str, ...]]:
-    """Rows for `HEAD`: the original, then the runs in their order."""
+    """Rows for `comparison_head`: the original, then the runs in their order; without standard errors."""
     return [_cells(it) for it in (*comparison.originals, *comparison.figures)]
 
 
-def best_lines(best: Sequence[Best], figures: Sequence[Figures], aim: Aim) -> list[str]:
+def best_lines(best: Sequence[Best], figures: Sequence[Figures], by: Metric) -> list[str]:
     """A line for each size."""
     lines = []
     for one in best:
         if one.figures is None:
             text = _none_fits(figures)
         else:
-            value = with_error(getattr(_value(one.figures, aim), "value", None), None, 4)
+            value = by.text(Measured(one.figures.values[by.key].value))
             text = (
-                f"{one.figures.label}, {megabytes(one.figures.n_bytes)}, {aim} {value} "
+                f"{one.figures.label}, {megabytes(one.figures.n_bytes)}, {by.short or by.label} {value} "
                 f"(best of {counted(one.n_fitting, 'point')})"
             )
         lines.append(f"{one.budget}: {text}")
@@ -117,7 +105,7 @@ def _none_fits(figures: Sequence[Figures]) -> str:
     return f"none that was evaluated fits; the smallest of all is {smallest.label}, {megabytes(smallest.n_bytes)}"
 
 
-def best_table(best: Sequence[Best], comparison: RunComparison, aim: Aim) -> BestTable | None:
+def best_table(best: Sequence[Best], comparison: RunComparison, by: Metric) -> BestTable | None:
     """The same for the page; None where no size was asked for."""
     if not best:
         return None
@@ -127,25 +115,16 @@ def best_table(best: Sequence[Best], comparison: RunComparison, aim: Aim) -> Bes
         if one.figures is None:
             rows.append(BestRow(one.budget, "", _none_fits(comparison.figures), NOTHING, NOTHING))
             continue
-        value = _value(one.figures, aim)
-        text = NOTHING if value is None else with_error(value.value, value.stderr, 4)
+        text = by.text(one.figures.values[by.key])
         label, size = one.figures.label, megabytes(one.figures.n_bytes)
         rows.append(BestRow(one.budget, numbers[label], label, size, text))
-    return BestTable(by="KL" if aim is Aim.KL else aim.value, rows=tuple(rows))
+    return BestTable(by=by.heading, rows=tuple(rows))
 
 
 def _cells(it: Figures) -> tuple[str, ...]:
-    bits = it.bits_per_weight
-    return (
-        it.label,
-        megabytes(it.n_bytes),
-        NOTHING if bits is None else f"{bits:.2f}",
-        _text(it.perplexity, 3),
-        _text(it.kl, 4),
-        _text(it.top1_agreement, 3),
-        _text(it.accuracy, 3),
-    )
+    return (it.label, *(_text(metric, it) for metric in shown_in(Shown.TABLE)))
 
 
-def _text(measured: Measured | None, digits: int) -> str:
-    return NOTHING if measured is None else decimal(measured.value, digits)
+def _text(metric: Metric, figures: Figures) -> str:
+    measured = figures.values.get(metric.key)
+    return metric.text(None if measured is None else Measured(measured.value))

@@ -21,8 +21,11 @@ from compress.report.card.metadata import (
 from compress.report.card.pictures import pictures
 from compress.report.changes import INTERVAL_NAME, correction_text
 from compress.report.formats import changes_table, samples_text
+from compress.report.numbers import counted, megabytes
+from compress.report.recorded_recipe import method_text
 from compress.report.report import BaseReport, ExportReport, LayerReport, Report
-from compress.report.summary import counted, evaluated, megabytes, method_text, rows
+from compress.report.sides import evaluated
+from compress.report.summary import rows
 from eval.paired import NO_CHANGE
 from eval.samples import NEW_TOKENS
 

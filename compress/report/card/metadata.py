@@ -13,10 +13,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from calibration.heads import Head
+from compress.report.metrics import METRICS
+from compress.report.recorded_recipe import method_text
 from compress.report.report import BaseReport, ExportReport, Report
-from compress.report.summary import evaluated, method_text
-from eval.scores import TaskScore
-from eval.whole import ACCURACY
+from compress.report.sides import evaluated, sides_of
+from eval.scores import ACCURACY, TaskScore
 
 _DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -153,18 +154,23 @@ def _followed(link: str, base: str | None) -> str:
 def _results(report: Report) -> Iterator[EvalResult]:
     if report.scores is None:
         return
-    fidelity, text = report.scores.after.fidelity, str(report.recipe["eval_text"])
+    fidelity, sides = report.scores.after.fidelity, sides_of(report)
+    arguments = {"windows": report.recipe["eval_windows"]}
     if fidelity is not None:
-        yield EvalResult(
-            task_type=PIPELINES[report.head],
-            # The name of the loader of plain text: it has no id of the hub.
-            dataset_type="text",
-            dataset_name=Path(text).name,
-            dataset_args={"windows": report.recipe["eval_windows"], "tokens": fidelity.n_tokens},
-            metric_type="perplexity",
-            metric_value=fidelity.perplexity,
-            metric_name="perplexity",
-        )
+        arguments["tokens"] = fidelity.n_tokens
+    for metric in METRICS.values():
+        measured = metric.after(sides)
+        if metric.hub is not None and measured is not None:
+            yield EvalResult(
+                task_type=PIPELINES[report.head],
+                # The name of the loader of plain text: it has no id of the hub.
+                dataset_type="text",
+                dataset_name=Path(str(report.recipe["eval_text"])).name,
+                dataset_args=arguments,
+                metric_type=metric.hub,
+                metric_value=measured.value,
+                metric_name=metric.label,
+            )
     for score in report.scores.after.tasks:
         yield from _of_task(report, score)
 

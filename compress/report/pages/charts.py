@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from compress.report.numbers import megabytes
 from compress.report.pages.figures import Bar, Cell, Figure, bars, heat_map
 from compress.report.pages.places import bytes_by_part, places_of
 from compress.report.pages.theme import Palette
 from compress.report.report import Report
-from compress.report.summary import megabytes
 
 _ALIKE = 0.02
 _SHORT, _MINUTE = 0.1, 60

@@ -7,23 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.report.card.metadata import source_name
-from compress.report.comparison import Figures, Measured, RunComparison
+from compress.report.comparison import Figures, RunComparison
+from compress.report.metrics import Metric, Shown, shown_in
+from compress.report.numbers import NOTHING, Written, counted
 from compress.report.pages.marks import Mark, marks_of
 from compress.report.pages.pareto import pareto_figures
 from compress.report.pages.rendering import render
 from compress.report.pages.theme import PAGE
-from compress.report.summary import NOTHING, counted, decimal, megabytes
 
 _ABSENT = "none"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A figure as text, and its standard error."""
-
-    value: str
-    """"-" for what was not measured."""
-    stderr: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,8 +28,8 @@ class RunRow:
     method: str
     mark: Mark | None
     """As on the plots; None for the original."""
-    cells: tuple[tuple[str, Cell], ...]
-    """Each with the name of its column."""
+    cells: tuple[tuple[str, Written], ...]
+    """Each with the head of its column."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +50,7 @@ class BestTable:
     """The best run at each size."""
 
     by: str
-    """What they are best in: "KL", "perplexity", "accuracy"."""
+    """The metric that they are best in, as the head of a column."""
     rows: tuple[BestRow, ...]
 
 
@@ -84,6 +76,7 @@ def comparison_page(comparison: RunComparison, best: BestTable | None = None) ->
                 for number, one in enumerate(comparison.figures, 1)
             ),
         ],
+        metrics=shown_in(Shown.TABLE),
         n_tasks=max((one.n_tasks for one in comparison.figures), default=0),
         differences=[difference.text for difference in comparison.differences],
         figures=pareto_figures(comparison, PAGE),
@@ -119,40 +112,10 @@ def _options(value: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
 
 
 def _row(number: str, figures: Figures, mark: Mark | None) -> RunRow:
-    cells = {
-        "size": Cell(megabytes(figures.n_bytes)),
-        "bits, layers": _number(figures.layer_bits_per_weight, 2),
-        "bits, all": _number(figures.bits_per_weight, 2),
-        "writing": _number(figures.decode_tokens_per_s, 1),
-        "reading": _number(figures.prefill_tokens_per_s, 0),
-        "KL": _measured(figures.kl, 4),
-        "perplexity": _measured(figures.perplexity, _perplexity_digits(figures)),
-        "agreement": _percent(figures.top1_agreement),
-        "accuracy": _measured(figures.accuracy, 3),
-    }
-    return RunRow(number, figures.label, figures.method, mark, tuple(cells.items()))
+    cells = ((it.heading, _written(it, figures)) for it in shown_in(Shown.TABLE))
+    return RunRow(number, figures.label, figures.method, mark, tuple(cells))
 
 
-def _measured(value: Measured | None, digits: int) -> Cell:
-    if value is None:
-        return Cell(NOTHING)
-    # The original's divergence from itself has an error of zero, which says nothing.
-    error = f"± {decimal(value.stderr, digits)}" if value.stderr else ""
-    return Cell(decimal(value.value, digits), error)
-
-
-def _perplexity_digits(figures: Figures) -> int:
-    """Fewer of those that ran away."""
-    value = 0.0 if figures.perplexity is None else figures.perplexity.value
-    return 2 if value < 100 else 1 if value < 1000 else 0
-
-
-def _percent(value: Measured | None) -> Cell:
-    if value is None:
-        return Cell(NOTHING)
-    stderr = f"± {100 * value.stderr:.1f}" if value.stderr else ""
-    return Cell(f"{100 * value.value:.1f} %", stderr)
-
-
-def _number(value: float | None, digits: int) -> Cell:
-    return Cell(NOTHING if value is None else f"{value:.{digits}f}")
+def _written(metric: Metric, figures: Figures) -> Written:
+    measured = figures.values.get(metric.key)
+    return Written(NOTHING) if measured is None else metric.format(measured)

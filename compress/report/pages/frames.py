@@ -1,59 +1,19 @@
-"""Measures of quality, runs as points in size and quality, and what a plot shows of them."""
+"""Runs as points in size and a metric, and what a plot shows of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
 
-from compress.report.comparison import Figures, Measured
+from compress.report.metrics import Direction, Metric
 
 _WIDE_RANGE = 4.0
 _ROOM = 0.06
 _FEW_DECADES = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Goal:
-    """A measure of quality, and which end of it is good."""
-
-    name: str
-    title: str
-    of: Callable[[Figures], Measured | None]
-    is_loss: bool
-    number: str
-    """How a tooltip writes it."""
-    far: float = math.inf
-    """So many times the best is beyond a plot, which would show nothing else."""
-
-
-GOALS = (
-    Goal(
-        name="kl",
-        title="KL divergence, nats a token",
-        of=lambda it: it.kl,
-        is_loss=True,
-        number=".4f",
-    ),
-    Goal(
-        name="perplexity",
-        title="perplexity",
-        of=lambda it: it.perplexity,
-        is_loss=True,
-        number=".2f",
-        far=1000.0,
-    ),
-    Goal(
-        name="accuracy",
-        title="mean accuracy of the tasks",
-        of=lambda it: it.accuracy,
-        is_loss=False,
-        number=".3f",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -77,7 +37,7 @@ class Frame:
     is_log: bool
 
     @classmethod
-    def around(cls, points: Sequence[Point], reference: float | None, goal: Goal) -> Frame:
+    def around(cls, points: Sequence[Point], reference: float | None, metric: Metric) -> Frame:
         """The points with their errors, and the reference."""
         sizes = [it.megabytes for it in points]
         room = _ROOM * ((max(sizes) - min(sizes)) or max(sizes))
@@ -85,19 +45,20 @@ class Frame:
         values = [it.value for it in points] + ([] if reference is None else [reference])
         low = min([it.value - (it.stderr or 0) for it in points] + values)
         high = max([it.value + (it.stderr or 0) for it in points] + values)
-        if goal.is_loss and max(values) > _WIDE_RANGE * min(values) > 0:
+        is_loss = metric.direction is Direction.LOWER
+        if is_loss and max(values) > _WIDE_RANGE * min(values) > 0:
             return cls(spread, (min(values) / 1.4, high * 1.2), is_log=True)
         room = _ROOM * ((high - low) or abs(high) or 1.0)
         return cls(spread, (low - room, high + room), is_log=False)
 
     def x(self) -> alt.X:
-        """Of sizes."""
+        """The axis of sizes."""
         scale = alt.Scale(domain=list(self.sizes), nice=False, zero=False)
         axis = alt.Axis(tickCount=6, grid=False)
         return alt.X("megabytes:Q", title="size of the checkpoint, MB", scale=scale, axis=axis)
 
     def y(self, field: str, title: str) -> alt.Y:
-        """Of a measure of quality."""
+        """The axis of the metric."""
         kind: dict[str, Any] = {"type": "log"} if self.is_log else {"zero": False}
         scale = alt.Scale(domain=list(self.values), nice=False, **kind)
         axis = alt.Axis(values=self._ticks()) if self.is_log else alt.Axis(tickCount=5)

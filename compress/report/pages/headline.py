@@ -1,16 +1,13 @@
-"""What a reader wants to know first: a handful of figures, each with what it was before."""
+"""The figures that a reader wants to know first, each with what it was before."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from compress.report.pages.tasks import perplexity_text
+from compress.report.metrics import METRICS, Metric, Shown, shown_in
+from compress.report.numbers import Measured, Written
 from compress.report.report import Report
-from compress.report.summary import decimal, megabytes
-from eval.scores import Fidelity, Footprint
-
-_HUNDRED = 100.0
+from compress.report.sides import Sides, sides_of
 
 
 @dataclass(frozen=True)
@@ -25,83 +22,52 @@ class Stat:
 
 
 def headline(report: Report) -> list[Stat]:
-    """Size first, then what it costs in quality, then speed; only what was measured."""
-    scores = report.scores
-    stats = [_size(report)]
-    if scores is None:
-        return [*stats, _layer_bits(report), *_layer_error(report)]
-    stats.append(_bits(report))
-    if scores.before.fidelity is not None and scores.after.fidelity is not None:
-        stats.extend(_fidelity(scores.before.fidelity, scores.after.fidelity))
-    if scores.before.footprint is not None and scores.after.footprint is not None:
-        stats.extend(_speed(scores.before.footprint, scores.after.footprint))
-    return [*stats, *_layer_error(report)]
+    """The figures that were measured, in the order of METRICS."""
+    sides = sides_of(report)
+    stats = []
+    for metric in shown_in(Shown.HEADLINE):
+        after = metric.after(sides)
+        if after is not None:
+            stats.append(_stat(metric, after, sides))
+    return stats
 
 
 def lead(report: Report) -> str:
-    """The result in a sentence."""
-    totals = report.totals
-    sizes = f"{megabytes(totals.tensor_bytes_before)} became {megabytes(totals.tensor_bytes_after)}"
-    scores = report.scores
-    if scores is None or scores.before.fidelity is None or scores.after.fidelity is None:
-        return sizes
-    before, after = scores.before.fidelity.perplexity, scores.after.fidelity.perplexity
-    return f"{sizes}, perplexity {decimal(before, 2)} became {decimal(after, 2)}"
+    """The result in a sentence: size, and perplexity if it was measured."""
+    sides = sides_of(report)
+    parts = [_became(METRICS["n_bytes"], sides), _became(METRICS["perplexity"], sides)]
+    return ", perplexity ".join(part for part in parts if part)
 
 
-def _size(report: Report) -> Stat:
-    totals = report.totals
-    value, _, unit = megabytes(totals.tensor_bytes_after).partition(" ")
-    smaller = totals.tensor_bytes_before / totals.tensor_bytes_after
-    times = f"{smaller:.2f}× smaller" if smaller > 1 else f"{1 / smaller:.2f}× larger"
-    return Stat("Size", value, unit, megabytes(totals.tensor_bytes_before), times)
-
-
-def _layer_bits(report: Report) -> Stat:
-    totals = report.totals
-    bits = totals.layer_bits_per_weight
-    was = bits * totals.layer_bytes_before / totals.layer_bytes_after
-    return Stat("Bits per weight", f"{bits:.2f}", "", f"{was:.0f}", "in the compressed layers")
-
-
-def _layer_error(report: Report) -> Iterator[Stat]:
-    error = report.totals.relative_error
-    if error is not None:
-        percent = f"{error * _HUNDRED:.1f}"
-        yield Stat("Output error", percent, "%", change="of all layers, relative")
-
-
-def _bits(report: Report) -> Stat:
-    scores = report.scores
-    if scores is None or scores.after.footprint is None:
-        return _layer_bits(report)
-    was = (
-        f"{scores.before.footprint.bits_per_weight:.2f}"
-        if scores.before.footprint is not None
-        else ""
+def _stat(metric: Metric, after: Measured, sides: Sides) -> Stat:
+    written, before = metric.format(after), metric.before(sides)
+    return Stat(
+        label=metric.label[0].upper() + metric.label[1:],
+        value=written.number,
+        unit=metric.unit or written.suffix,
+        was="" if before is None else _plain(metric, before),
+        change=_beside(metric, sides, written),
     )
-    bits = scores.after.footprint.bits_per_weight
-    layers = f"{report.totals.layer_bits_per_weight:.2f} in the layers"
-    return Stat("Bits per weight", f"{bits:.2f}", "", was, layers)
 
 
-def _fidelity(before: Fidelity, after: Fidelity) -> Iterator[Stat]:
-    was, change = decimal(before.perplexity, 2), perplexity_text(before, after)
-    yield Stat("Perplexity", decimal(after.perplexity, 2), "", was, change)
-    spread = "" if after.kl_stderr is None else f" ± {after.kl_stderr:.4f}"
-    yield Stat("KL divergence", f"{after.kl:.4f}", "nats", change=f"a token{spread}")
-    agreement = f"{after.top1_agreement * _HUNDRED:.1f}"
-    yield Stat("Top-1 agreement", agreement, "%", change="same likeliest token")
+def _beside(metric: Metric, sides: Sides, written: Written) -> str:
+    """What the metric says of itself, its paired change, or its standard error."""
+    if metric.beside is not None:
+        return metric.beside(sides)
+    changed = metric.changed(sides)
+    if changed is None:
+        return f"± {written.error}" if written.error else ""
+    interval = f" ({changed.interval_text})" if changed.interval_text else ""
+    return f"{changed.text}{interval}"
 
 
-def _speed(before: Footprint, after: Footprint) -> Iterator[Stat]:
-    known = (before.decode_tokens_per_s, after.decode_tokens_per_s)
-    if known[0] is not None and known[1] is not None:
-        yield _tokens("Writing", known[0], known[1])
-    yield _tokens("Reading", before.prefill_tokens_per_s, after.prefill_tokens_per_s)
+def _became(metric: Metric, sides: Sides) -> str:
+    before, after = metric.before(sides), metric.after(sides)
+    if before is None or after is None:
+        return ""
+    return f"{_plain(metric, before)} became {_plain(metric, after)}"
 
 
-def _tokens(label: str, before: float, after: float) -> Stat:
-    digits = 1 if after < _HUNDRED else 0
-    times = f"{after / before:.2f}× as fast"
-    return Stat(label, f"{after:.{digits}f}", "tokens/s", f"{before:.{digits}f}", times)
+def _plain(metric: Metric, measured: Measured) -> str:
+    """The value without its error."""
+    return metric.text(Measured(measured.value))

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from compress.report.numbers import counted, megabytes
 from compress.report.report import Report
-from compress.report.summary import counted, megabytes
 
 MOST_NAMES = 4
 

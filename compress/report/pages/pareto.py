@@ -9,13 +9,14 @@ from typing import Any
 import altair as alt
 
 from compress.report.comparison import RunComparison
+from compress.report.metrics import Direction, Metric, Shown, shown_in
+from compress.report.numbers import Measured
 from compress.report.pages.figures import Chart, Figure
-from compress.report.pages.frames import GOALS, Frame, Goal, Point
+from compress.report.pages.frames import Frame, Point
 from compress.report.pages.keys import run_key
 from compress.report.pages.labels import LETTER, LINE, Box, Placed, placed
 from compress.report.pages.marks import Mark, marks_of
 from compress.report.pages.theme import Palette
-from compress.report.summary import decimal
 
 Picture = Chart | alt.VConcatChart
 HEIGHT = 340
@@ -27,7 +28,7 @@ _TOO_FAR = "Too far above to be drawn:"
 
 def pareto_figures(comparison: RunComparison, palette: Palette) -> list[Figure]:
     """Size against each measure of quality, runs by their numbers; a sentence where no run was measured so."""
-    return [_figure(comparison, goal, palette) for goal in GOALS]
+    return [_figure(comparison, metric, palette) for metric in shown_in(Shown.PARETO)]
 
 
 def pareto_pictures(
@@ -39,8 +40,8 @@ def pareto_pictures(
     """
     marks = marks_of([one.method for one in comparison.figures], palette)
     found: dict[str, Picture] = {}
-    for goal in GOALS:
-        plot = Plot.of(comparison, goal)
+    for metric in shown_in(Shown.PARETO):
+        plot = Plot.of(comparison, metric)
         if plot is None:
             continue
         names = plot.placed("label", size)
@@ -49,43 +50,44 @@ def pareto_pictures(
         layers = alt.layer(*_layers(plot, Look(palette, marks)), *texts)
         chart = layers.properties(width=size[0], height=size[1], title=_titled(plot))
         key = run_key(plot.runs, marks, size[0], palette)
-        found[f"pareto-{goal.name}"] = (
+        found[f"pareto-{metric.key}"] = (
             alt.vconcat(chart, key, spacing=24) if names.covered else chart
         )
     return found
 
 
-def front(points: Sequence[Point], goal: Goal) -> list[Point]:
+def front(points: Sequence[Point], metric: Metric) -> list[Point]:
     """The points that no other beats in size without being worse in quality, or the other way round; smallest first."""
-    sign = 1.0 if goal.is_loss else -1.0
     kept: list[Point] = []
-    for point in sorted(points, key=lambda it: (it.megabytes, sign * it.value)):
-        if not kept or sign * point.value < sign * kept[-1].value:
+    for point in sorted(points, key=lambda it: (it.megabytes, metric.loss(it.value))):
+        if not kept or metric.loss(point.value) < metric.loss(kept[-1].value):
             kept.append(point)
     return kept
 
 
-def _title(goal: Goal) -> str:
-    return f"Size against {goal.title}"
+def _title(metric: Metric) -> str:
+    return f"Size against {metric.title}"
 
 
 def _titled(plot: Plot) -> alt.TitleParams:
     """With those that are too far above to be drawn."""
-    under = [_TOO_FAR, *_told(plot.beyond, "label")] if plot.beyond else []
-    return alt.TitleParams(_title(plot.goal), subtitle=under)
+    under = [_TOO_FAR, *_told(plot, "label")] if plot.beyond else []
+    return alt.TitleParams(_title(plot.metric), subtitle=under)
 
 
-def _told(points: Sequence[Point], field: str) -> list[str]:
-    return [f"{getattr(it, field)} ({decimal(it.value, 1)})" for it in points]
+def _told(plot: Plot, field: str) -> list[str]:
+    """The runs beyond the plot with their values."""
+    texts = [plot.metric.text(Measured(it.value)) for it in plot.beyond]
+    return [f"{getattr(it, field)} ({text})" for it, text in zip(plot.beyond, texts, strict=True)]
 
 
-def _figure(comparison: RunComparison, goal: Goal, palette: Palette) -> Figure:
-    plot = Plot.of(comparison, goal)
+def _figure(comparison: RunComparison, metric: Metric, palette: Palette) -> Figure:
+    plot = Plot.of(comparison, metric)
     if plot is None:
-        return Figure(_title(goal), None, "No run was measured so.")
+        return Figure(_title(metric), None, "No run was measured so.")
     told = []
     if plot.beyond:
-        told.append(f"{_TOO_FAR} {', '.join(_told(plot.beyond, 'number'))}.")
+        told.append(f"{_TOO_FAR} {', '.join(_told(plot, 'number'))}.")
     measured = {it.number for it in (*plot.runs, *plot.beyond)}
     missing = [str(k) for k in range(1, len(comparison.figures) + 1) if k not in measured]
     if missing:
@@ -96,40 +98,39 @@ def _figure(comparison: RunComparison, goal: Goal, palette: Palette) -> Figure:
     marks = marks_of([one.method for one in comparison.figures], palette)
     numbers = _texts(plot, "number", plot.placed("number", (NARROW, HEIGHT)), palette)
     layers = alt.layer(*_layers(plot, Look(palette, marks)), *numbers)
-    return Figure(_title(goal), layers.properties(height=HEIGHT), " ".join(told))
+    return Figure(_title(metric), layers.properties(height=HEIGHT), " ".join(told))
 
 
 @dataclass(frozen=True)
 class Plot:
     """The runs that were measured so, numbered from 1, and the original."""
 
-    goal: Goal
+    metric: Metric
     runs: Sequence[Point]
     beyond: Sequence[Point]
     """Runs whose loss is so far above the best that a plot with them would show nothing else."""
     original: Point | None
-    """None where it was not measured, or needs no line: its divergence from itself is 0."""
+    """None where it was not measured, or the metric compares with it."""
     frame: Frame
 
     @classmethod
-    def of(cls, comparison: RunComparison, goal: Goal) -> Plot | None:
+    def of(cls, comparison: RunComparison, metric: Metric) -> Plot | None:
         """None where no run was measured so."""
         originals, runs = (
             [
                 Point(number, one.label, one.method, one.n_bytes / 1e6, it.value, it.stderr)
                 for number, one in enumerate(figures, first)
-                if (it := goal.of(one)) is not None
+                if (it := one.values.get(metric.key)) is not None
             ]
             for first, figures in enumerate((comparison.originals[:1], comparison.figures))
         )
         if not runs:
             return None
-        original = next((it for it in originals if it.value > 0), None)
+        original = next(iter(originals), None)
         reference = None if original is None else original.value
-        best = min(it.value for it in runs)
-        limit = goal.far * best
+        limit = metric.far * min(it.value for it in runs)
         shown, beyond = ([it for it in runs if (it.value > limit) == far] for far in (False, True))
-        return cls(goal, shown, beyond, original, Frame.around(shown, reference, goal))
+        return cls(metric, shown, beyond, original, Frame.around(shown, reference, metric))
 
     @property
     def reference(self) -> str:
@@ -140,7 +141,7 @@ class Plot:
     @property
     def reference_dy(self) -> float:
         """Pixels from the line to its words: on the side where no worse run can be."""
-        return 9.0 if self.goal.is_loss else -7.0
+        return 9.0 if self.metric.direction is Direction.LOWER else -7.0
 
     def placed(self, field: str, size: tuple[float, float]) -> Placed:
         """Places for the runs' numbers or labels in a plot of this size in pixels."""
@@ -162,24 +163,24 @@ class Look:
 
 
 def _layers(plot: Plot, look: Look) -> list[alt.Chart]:
-    frame, goal, palette = plot.frame, plot.goal, look.palette
-    x, y = frame.x(), frame.y("value", goal.title)
-    best = [{"megabytes": it.megabytes, "value": it.value} for it in front(plot.runs, goal)]
+    frame, metric, palette = plot.frame, plot.metric, look.palette
+    x, y = frame.x(), frame.y("value", metric.title)
+    best = [{"megabytes": it.megabytes, "value": it.value} for it in front(plot.runs, metric)]
     line = alt.Chart(alt.Data(values=best)).mark_line(
         strokeDash=[4, 4], strokeWidth=1.5, color=palette.muted
     )
-    rows = [_row(point, frame) for point in plot.runs]
+    rows = [_row(point, plot) for point in plot.runs]
     dots = alt.Chart(alt.Data(values=rows)).encode(
         x=x,
         tooltip=[
             "label:N",
             "method:N",
             alt.Tooltip("megabytes:Q", title="MB", format=".1f"),
-            alt.Tooltip("value:Q", title=goal.title, format=goal.number),
+            alt.Tooltip("text:N", title=metric.title),
         ],
     )
     color, shape = _scales(look)
-    low = frame.y("low", goal.title)
+    low = frame.y("low", metric.title)
     return [
         *_reference(plot, y, palette),
         line.encode(x=x, y=y),
@@ -216,13 +217,14 @@ def _reference(plot: Plot, y: alt.Y, palette: Palette) -> list[alt.Chart]:
     ]
 
 
-def _row(point: Point, frame: Frame) -> dict[str, Any]:
-    """With both ends of its spread, within the plot."""
+def _row(point: Point, plot: Plot) -> dict[str, Any]:
+    """A point with its value as text and both ends of its spread, within the plot."""
     spread: dict[str, float | None] = {"low": None, "high": None}
     if point.stderr is not None:
         low, high = point.value - point.stderr, point.value + point.stderr
-        spread = {"low": max(low, frame.values[0]), "high": high}
-    return vars(point) | spread
+        spread = {"low": max(low, plot.frame.values[0]), "high": high}
+    text = plot.metric.text(Measured(point.value, point.stderr))
+    return vars(point) | spread | {"text": text}
 
 
 def _texts(plot: Plot, field: str, places: Placed, palette: Palette) -> list[alt.Chart]:

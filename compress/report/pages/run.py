@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from compress.report.card.metadata import source_name
 from compress.report.changes import correction_text
+from compress.report.numbers import megabytes
 from compress.report.pages.charts import (
     bits_figure,
     bytes_figure,
@@ -24,8 +25,8 @@ from compress.report.pages.rendering import render
 from compress.report.pages.spectra import spectra_figures
 from compress.report.pages.tasks import task_rows, tasks_figure
 from compress.report.pages.theme import PAGE
+from compress.report.recorded_recipe import method_text
 from compress.report.report import Report
-from compress.report.summary import megabytes, method_text
 
 MOST_LAYERS = 500
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from compress.report.changes import p_text, task_changes
+from compress.report.numbers import NOTHING, with_error
 from compress.report.pages.figures import Difference, Figure, differences
 from compress.report.pages.theme import Palette
 from compress.report.report import Report
-from compress.report.summary import NOTHING, decimal, with_error
-from eval.paired import PairedChange, perplexity_ratio
-from eval.scores import Fidelity, TaskScore, primary
-
-_MANY_TIMES = 10.0
+from eval.paired import PairedChange
+from eval.scores import TaskScore, primary
 
 
 @dataclass(frozen=True)
@@ -55,29 +53,6 @@ def tasks_figure(report: Report, palette: Palette) -> Figure:
         return Figure(title, None, "No task has a score between 0 and 1 for each item.")
     told = "After less before on the same items, with 95% intervals; left of the line is less."
     return Figure(title, differences(shown, palette), told)
-
-
-def perplexity_text(before: Fidelity, after: Fidelity) -> str:
-    """The change of the perplexity in per cent, with its interval where windows are known: "+4.9% (3.1 to 6.7)".
-
-    From ten times on as "39.2 times (30.1 to 51.0)".
-    """
-    times = after.perplexity / before.perplexity
-    text, unit = (_percent, "%") if times < _MANY_TIMES else (_times, " times")
-    if not after.windows or not before.windows:
-        return f"{text(times)}{unit}"
-    ratio = perplexity_ratio(before, after)
-    if ratio.interval is None:
-        return f"{text(times)}{unit}"
-    return f"{text(times)}{unit} ({text(ratio.interval.low)} to {text(ratio.interval.high)})"
-
-
-def _percent(ratio: float) -> str:
-    return signed(100 * (ratio - 1))
-
-
-def _times(ratio: float) -> str:
-    return decimal(ratio, 1)
 
 
 def signed(value: float) -> str:
