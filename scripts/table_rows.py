@@ -4,24 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from compress.families.base import METHODS, Compressor
+from calibration.walk import Propagate
+from compress.families.base import Compressor
+from compress.families.correction import Correction
+from compress.families.factorisation import Factorisation
 from compress.families.low_rank import FactorDtype
 from compress.families.sparse_storage import AtomDtype, CodeBits
 from compress.families.target import FitTarget
 from compress.methods.admm import ADMM
+from compress.methods.asvd import ASVD
 from compress.methods.cospadi.method import CoSpaDi
 from compress.methods.cospadi.options import AtomAllocation, Share, Solver
 from compress.methods.dsnot import DSnoT
 from compress.methods.eora import EoRA, OutputSide
 from compress.methods.fwsvd import FWSVD, FisherMetric
 from compress.methods.gptq import GPTQ
+from compress.methods.lord import LoRD
 from compress.methods.lqer import LQER
 from compress.methods.rtn import RTN
 from compress.methods.sparsegpt import SparseGPT
+from compress.methods.svd import SVD
 from compress.methods.svd_llm import SVDLLM
 from compress.methods.svd_residual import SVDResidual
 from compress.methods.wanda import Wanda
+from compress.methods.welore import WeLore
 from compress.solvers.masks import Pattern
 from compress.solvers.rank_allocation import Allocation, Importance
 
@@ -33,13 +41,15 @@ class Corrected:
     base_name: str
     base: Compressor
     method: Compressor
-    propagate: str | None = None
+    propagate: Propagate | None = None
     """The inputs that it is fitted on, where not those that all rows share."""
 
 
 Row = Compressor | Corrected | None
 """None is the original."""
 
+FACTORISATIONS: tuple[type[Factorisation], ...] = (SVD, ASVD, FWSVD, SVDLLM, LoRD, WeLore)
+CORRECTIONS: dict[str, Callable[..., Correction]] = {"SVD": SVDResidual, "LQER": LQER, "EoRA": EoRA}
 SHRINKAGES = (0.0, 0.03, 0.1, 0.3)
 EQUAL_BYTES = {(4, 32): (5, 24), (4, 64): (6, 16), (3, 32): (4, 24), (3, 64): (6, 96)}
 """For (bits, rank) at group 64: bits and group of plain GPTQ that take the same bytes, to 3 %."""
@@ -65,10 +75,7 @@ def lowrank() -> dict[str, Row]:
     """The same for factorisations; the share is of the linear layers' bytes, kept."""
     rows: dict[str, Row] = {"fp32": None}
     for keep in (0.9, 0.8, 0.7, 0.6):
-        every: dict[str, Compressor] = {
-            name: METHODS[name](keep=keep)
-            for name in ("svd", "asvd", "fwsvd", "svd_llm", "lord", "welore")
-        }
+        every: dict[str, Compressor] = {method.name: method(keep=keep) for method in FACTORISATIONS}
         every["fwsvd kronecker"] = FWSVD(keep=keep, metric=FisherMetric.KRONECKER)
         for allocation in (Allocation.BY_TYPE, Allocation.WELORE):
             every[f"svd_llm {allocation}"] = SVDLLM(keep=keep, allocation=allocation)
@@ -84,25 +91,23 @@ def dictionaries() -> dict[str, Row]:
     """Rows by name: everything in 16 bits, shares of what the linear layers take in 16 bits, the mask counted."""
     rows: dict[str, Row] = {"fp32": None}
     for keep in (0.8, 0.7, 0.6):
-        half = {"keep": keep * 16 / 32}  # the demo's weights are stored in 32 bits
-        stored = {**half, "dictionary_dtype": AtomDtype.BFLOAT16}
-        plan = {"allocation": AtomAllocation.ERRORS}
+        half = keep * 16 / 32  # the demo's weights are stored in 32 bits
+        cospadi = partial(CoSpaDi, keep=half, dictionary_dtype=AtomDtype.BFLOAT16)
+        by_errors = partial(cospadi, allocation=AtomAllocation.ERRORS)
         every: dict[str, Compressor] = {
-            "svd_llm": SVDLLM(**half, factor_dtype=FactorDtype.BFLOAT16),
-            "the weight pruned (admm)": ADMM(**half, value_dtype=FactorDtype.BFLOAT16),
-            "cospadi oneshot, each its own": CoSpaDi(
-                **stored, solver=Solver.ONESHOT, share=Share.NONE
-            ),
-            "cospadi each its own": CoSpaDi(**stored, share=Share.NONE),
-            "cospadi": CoSpaDi(**stored),
-            "cospadi across depth, 2 blocks": CoSpaDi(**stored, share=Share.DEPTH),
-            "cospadi across depth, 5 blocks": CoSpaDi(**stored, share=Share.DEPTH, depth=5),
-            "cospadi 2:4": CoSpaDi(**stored, pattern=Pattern.TWO_OF_FOUR),
-            "cospadi, codes of 14 bits": CoSpaDi(**stored, code_bits=CodeBits.SHORT_14),
-            "cospadi, codes of 8 bits": CoSpaDi(**stored, code_bits=CodeBits.INT_8),
-            "cospadi, codes of 4 bits": CoSpaDi(**stored, code_bits=CodeBits.INT_4),
-            "cospadi by errors, fisher": CoSpaDi(**stored, **plan, importance=Importance.FISHER),
-            "cospadi by errors, kl": CoSpaDi(**stored, **plan, importance=Importance.KL),
+            "svd_llm": SVDLLM(keep=half, factor_dtype=FactorDtype.BFLOAT16),
+            "the weight pruned (admm)": ADMM(keep=half, value_dtype=FactorDtype.BFLOAT16),
+            "cospadi oneshot, each its own": cospadi(solver=Solver.ONESHOT, share=Share.NONE),
+            "cospadi each its own": cospadi(share=Share.NONE),
+            "cospadi": cospadi(),
+            "cospadi across depth, 2 blocks": cospadi(share=Share.DEPTH),
+            "cospadi across depth, 5 blocks": cospadi(share=Share.DEPTH, depth=5),
+            "cospadi 2:4": cospadi(pattern=Pattern.TWO_OF_FOUR),
+            "cospadi, codes of 14 bits": cospadi(code_bits=CodeBits.SHORT_14),
+            "cospadi, codes of 8 bits": cospadi(code_bits=CodeBits.INT_8),
+            "cospadi, codes of 4 bits": cospadi(code_bits=CodeBits.INT_4),
+            "cospadi by errors, fisher": by_errors(importance=Importance.FISHER),
+            "cospadi by errors, kl": by_errors(importance=Importance.KL),
         }
         rows |= {f"{name}, {keep} kept": method for name, method in every.items()}
     return rows
@@ -112,18 +117,18 @@ RANKS, ROUNDS = (32, 64, 128), 4
 EXTRAS_AT = 64
 """The rank at which what EoRA can do besides is measured."""
 EQUAL_SHARES = {32: 0.3194, 64: 0.3654, 128: 0.4575}
-"""Share of the demo's 32-bit weights that 2:4 in 16 bits and a path of this rank in 16 bits take together."""
+"""Share of the demo's 32-bit weights that 2:4 in 16 bits and a correction of this rank in 16 bits take together."""
 
 
 def compensated() -> dict[str, Row]:
     """In the manner of EoRA's paper: checkpoints, each corrected three ways at three ranks, EoRA's extras at one, and
     what has their bytes."""
-    half = {"pattern": Pattern.TWO_OF_FOUR, "value_dtype": FactorDtype.BFLOAT16}
+    wanda = Wanda(pattern=Pattern.TWO_OF_FOUR, value_dtype=FactorDtype.BFLOAT16)
     bases: dict[str, Compressor] = {
-        "SparseGPT 2:4": SparseGPT(**half),
-        "Wanda 2:4": Wanda(**half),
-        "DSnoT on Wanda 2:4": DSnoT(base=Wanda(**half)),
-        "ADMM 2:4": ADMM(**half),
+        "SparseGPT 2:4": SparseGPT(pattern=Pattern.TWO_OF_FOUR, value_dtype=FactorDtype.BFLOAT16),
+        "Wanda 2:4": wanda,
+        "DSnoT on Wanda 2:4": DSnoT(base=wanda),
+        "ADMM 2:4": ADMM(pattern=Pattern.TWO_OF_FOUR, value_dtype=FactorDtype.BFLOAT16),
         "4-bit GPTQ": GPTQ(bits=4, group_size=64),
         "3-bit GPTQ": GPTQ(bits=3, group_size=64),
         "SparseGPT 2:4 in 4 bits": SparseGPT(
@@ -134,16 +139,17 @@ def compensated() -> dict[str, Row]:
     for name, base in bases.items():
         rows[name] = base
         for rank in RANKS:
-            for label, correction in {"SVD": SVDResidual, "LQER": LQER, "EoRA": EoRA}.items():
+            for label, correction in CORRECTIONS.items():
                 rows[f"{name} + {label} {rank}"] = Corrected(name, base, correction(rank=rank))
         fisher = EoRA(rank=EXTRAS_AT, output_side=OutputSide.FISHER)
         rows[f"{name} + EoRA {EXTRAS_AT} by outputs too"] = Corrected(name, base, fisher)
-        for label, anchor in {
+        for label, target in {
             "on moved inputs": FitTarget.LAYER,
             "anchored": FitTarget.ORIGINAL,
         }.items():
-            correction = EoRA(rank=EXTRAS_AT, target=anchor)
-            rows[f"{name} + EoRA {EXTRAS_AT} {label}"] = Corrected(name, base, correction, "block")
+            fitted = EoRA(rank=EXTRAS_AT, target=target)
+            row = Corrected(name, base, fitted, Propagate.BLOCK)
+            rows[f"{name} + EoRA {EXTRAS_AT} {label}"] = row
         turns = EoRA(base=base, rank=EXTRAS_AT, base_rounds=ROUNDS)
         rows[f"{name} and EoRA {EXTRAS_AT} in turns"] = turns
     for (bits, rank), (more, group) in EQUAL_BYTES.items():

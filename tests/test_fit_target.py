@@ -36,7 +36,7 @@ RANK = 8
 BASE = RTN(bits=3, group_size=32)
 
 
-def two_corrections(n_inputs):
+def two_inputs(n_inputs):
     """Inputs in the original and on the compressed path: bent, noisy, shifted."""
     x = inputs(n_inputs) + 1
     generator = torch.Generator().manual_seed(9)
@@ -64,17 +64,17 @@ def missed(w, form, x, x_hat):
 
 @pytest.mark.parametrize("kind", [SVDLLM, LoRD])
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48)])
-def test_anchored_factors_come_nearer_to_the_originals_outputs(kind, shape):
-    w, (x, x_hat) = weight(*shape), two_corrections(shape[1])
+def test_factors_fitted_to_the_original_come_nearer_to_the_originals_outputs(kind, shape):
+    w, (x, x_hat) = weight(*shape), two_inputs(shape[1])
     stats = statistics(x, x_hat)
-    anchored, plain = (fitted(kind, w, stats, target) for target in ("original", "layer"))
-    assert missed(w, anchored, x, x_hat) < 0.9 * missed(w, plain, x, x_hat)
+    original, plain = (fitted(kind, w, stats, target) for target in ("original", "layer"))
+    assert missed(w, original, x, x_hat) < 0.9 * missed(w, plain, x, x_hat)
 
 
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48)])
-def test_anchored_svd_llm_is_reduced_rank_regression(shape, monkeypatch):
+def test_svd_llm_fitted_to_the_original_is_reduced_rank_regression(shape, monkeypatch):
     monkeypatch.setattr("compress.families.target.TARGET_DAMPING", 1e-9)
-    w, (x, x_hat) = weight(*shape), two_corrections(shape[1])
+    w, (x, x_hat) = weight(*shape), two_inputs(shape[1])
     y, z = x.double() @ w.double().T, x_hat.double()
     free = torch.linalg.lstsq(z, y).solution
     vectors = torch.linalg.svd(z @ free, full_matrices=False)[2][:RANK]
@@ -84,15 +84,15 @@ def test_anchored_svd_llm_is_reduced_rank_regression(shape, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [SVDLLM, LoRD])
-def test_where_nothing_came_before_an_anchor_changes_nothing(kind):
+def test_where_nothing_came_before_the_target_changes_nothing(kind):
     w, x = weight(48, 64), inputs(64)
     stats = statistics(x, x)
-    anchored, plain = (fitted(kind, w, stats, target) for target in ("original", "layer"))
-    torch.testing.assert_close(anchored.dense(), plain.dense(), rtol=1e-3, atol=1e-5)
+    original, plain = (fitted(kind, w, stats, target) for target in ("original", "layer"))
+    torch.testing.assert_close(original.dense(), plain.dense(), rtol=1e-3, atol=1e-5)
 
 
 def test_the_ridge_of_the_carried_map_draws_it_to_the_identity():
-    x, x_hat = (each.double() for each in two_corrections(32))
+    x, x_hat = (each.double() for each in two_inputs(32))
     gram, cross = x_hat.T @ x_hat / len(x), x.T @ x_hat / len(x)
     exact = carried(gram.clone(), cross.clone(), 0.0)
     torch.testing.assert_close(exact, torch.linalg.lstsq(x_hat, x).solution.T)
@@ -100,16 +100,16 @@ def test_the_ridge_of_the_carried_map_draws_it_to_the_identity():
     assert (drawn - torch.eye(32)).norm() < (exact - torch.eye(32)).norm()
 
 
-def test_anchors_of_parts_add_up():
-    x, x_hat = two_corrections(32)
+def test_cross_grams_of_parts_add_up():
+    x, x_hat = two_inputs(32)
     whole = CrossGram.between(x, x_hat, 4)
     parts = CrossGram.between(x[:700], x_hat[:700], 1) + CrossGram.between(x[700:], x_hat[700:], 3)
     torch.testing.assert_close(parts.sum_ij, whole.sum_ij, rtol=1e-5, atol=1e-2)
     assert (parts.n_tokens, parts.n_sequences) == (whole.n_tokens, whole.n_sequences)
 
 
-def test_an_anchor_is_stored_as_it_is(tmp_path):
-    stats = statistics(*two_corrections(16))
+def test_a_cross_gram_is_stored_as_it_is(tmp_path):
+    stats = statistics(*two_inputs(16))
     store = Store(tmp_path, {"a": 1})
     store.save(0, [SharedInput(("q",), stats)])
     store.finish()
@@ -153,8 +153,8 @@ def test_the_walk_keeps_the_originals_correction_beside_the_compressed_one(famil
         partial(EoRA, base=BASE, rank=4),
     ],
 )
-def test_an_anchored_run_writes_another_model(workspace, kind):
-    plain, anchored = (
+def test_a_run_fitted_to_the_original_writes_another_model(workspace, kind):
+    plain, original = (
         recipe(
             workspace,
             out=workspace / target,
@@ -162,17 +162,17 @@ def test_an_anchored_run_writes_another_model(workspace, kind):
         )
         for target in ("layer", "original")
     )
-    again = replace(anchored, out=workspace / "again")
-    reports = [compress.run(job) for job in (plain, anchored, again)]
+    again = replace(original, out=workspace / "again")
+    reports = [compress.run(job) for job in (plain, original, again)]
     assert reports[0].layers[-1].relative_error != reports[1].layers[-1].relative_error
     assert [e.relative_error for e in reports[1].layers] == [
         e.relative_error for e in reports[2].layers
     ]
 
 
-def test_an_anchored_correction_of_full_rank_is_the_best_map_to_the_originals_outputs(monkeypatch):
+def test_a_correction_of_full_rank_is_the_best_map_to_the_originals_outputs(monkeypatch):
     monkeypatch.setattr("compress.families.target.TARGET_DAMPING", 1e-9)
-    w, (x, x_hat) = weight(48, 64), two_corrections(64)
+    w, (x, x_hat) = weight(48, 64), two_inputs(64)
     method = EoRA(base=BASE, rank=48, target="original", damping=1e-9)
     [form] = method.compress([w], statistics(x, x_hat))
     y, z = x.double() @ w.double().T, x_hat.double()
@@ -181,21 +181,21 @@ def test_an_anchored_correction_of_full_rank_is_the_best_map_to_the_originals_ou
 
 
 @pytest.mark.parametrize("kind", [EoRA, LQER, SVDResidual])
-def test_an_anchored_correction_comes_nearer_to_the_originals_outputs(kind):
-    w, (x, x_hat) = weight(48, 64), two_corrections(64)
+def test_a_correction_fitted_to_the_original_comes_nearer_to_the_originals_outputs(kind):
+    w, (x, x_hat) = weight(48, 64), two_inputs(64)
     stats = statistics(x, x_hat)
     [plain] = kind(base=BASE, rank=16).compress([w], stats)
-    [anchored] = kind(base=BASE, rank=16, target="original").compress([w], stats)
-    assert missed(w, anchored, x, x_hat) < missed(w, plain, x, x_hat)
+    [original] = kind(base=BASE, rank=16, target="original").compress([w], stats)
+    assert missed(w, original, x, x_hat) < missed(w, plain, x, x_hat)
 
 
-def test_an_anchored_correction_reads_the_weight_where_nothing_came_before():
+def test_a_correction_reads_the_weight_where_nothing_came_before():
     w, x = weight(48, 64), inputs(64)
     stats = statistics(x, x)
-    plain, anchored = (
+    plain, original = (
         EoRA(base=BASE, rank=4, target=target).compress([w], stats)[0] for target in FitTarget
     )
-    torch.testing.assert_close(anchored.dense(), plain.dense(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(original.dense(), plain.dense(), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -209,20 +209,22 @@ def test_an_anchored_correction_reads_the_weight_where_nothing_came_before():
         ),
     ],
 )
-def test_an_anchored_correction_is_refused_where_targets_would_contradict_each_other(options, said):
+def test_a_correction_is_refused_where_targets_would_contradict_each_other(options, said):
     with pytest.raises(RecipeError, match=said):
         EoRA(**{"target": "original"} | options)
 
 
 @pytest.mark.parametrize("method", [SVDLLM(target="original"), EoRA(target="original")])
 @pytest.mark.parametrize("propagate", ["none", "sublayer"])
-def test_an_anchor_without_a_compressed_correction_is_refused(workspace, propagate, method):
+def test_the_originals_outputs_are_no_target_where_inputs_are_the_originals(
+    workspace, propagate, method
+):
     job = recipe(workspace, method=method, propagate=propagate)
     with pytest.raises(RecipeError, match=r"method\.target: .* use --propagate block"):
         prepare(job, no_progress)
 
 
-def test_an_anchor_needs_the_originals_states():
+def test_a_cross_gram_needs_the_originals_states():
     loader, stream = walker(tiny_model("llama"), tiny_ids())
     block = next(walk(stream, loader, propagate=Propagate.BLOCK, device=CPU))
     with pytest.raises(RuntimeError, match="keep them first"):

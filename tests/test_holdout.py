@@ -79,9 +79,9 @@ def test_what_is_kept_aside_is_saved_with_the_rest(tmp_path):
 
 def test_a_correction_is_fitted_to_the_rest_alone():
     w, x, aside = weight(48, 64), inputs(64, 500), inputs(64, 100, seed=3)
-    [guarded] = EoRA(rank=4, base=ROUGH, holdout="1/8").corrections([w.double()], parted(x, aside))
+    [checked] = EoRA(rank=4, base=ROUGH, holdout="1/8").corrections([w.double()], parted(x, aside))
     [plain] = EoRA(rank=4, base=ROUGH).corrections([w.double()], Statistics({Gram: Gram.of(x, 7)}))
-    torch.testing.assert_close(guarded.dense(), plain.dense(), rtol=1e-2, atol=1e-5)
+    torch.testing.assert_close(checked.dense(), plain.dense(), rtol=1e-2, atol=1e-5)
 
 
 def test_a_correction_that_raises_the_error_on_what_is_kept_aside_is_dropped():
@@ -166,7 +166,7 @@ def test_dropped_corrections_of_a_method_leave_its_forms(workspace, monkeypatch)
 
 
 @pytest.mark.parametrize("propagate", ["none", "block", "sublayer"])
-def test_a_guarded_run_keeps_what_helps(workspace, propagate):
+def test_a_run_with_a_holdout_keeps_what_helps(workspace, propagate):
     base(workspace)
     method = EoRA(rank=4, holdout="1/8")
     job = on_base(workspace, method=method, propagate=propagate, samples=16)

@@ -3,6 +3,8 @@
 import ast
 import re
 import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,6 +118,28 @@ def test_there_is_no_module_for_odds_and_ends() -> None:
     assert not [
         named(path) for path in sources() if path.stem in {"utils", "helpers", "common", "misc"}
     ]
+
+
+def programs() -> list[Path]:
+    """Python programs whose names have no suffix, which tools do not find by themselves."""
+    found = [
+        path
+        for path in sorted((ROOT / "scripts").iterdir())
+        if path.is_file() and not path.suffix and "python" in path.read_text().partition("\n")[0]
+    ]
+    assert found
+    return found
+
+
+def test_every_program_is_linted() -> None:
+    command = [sys.executable, "-m", "ruff", "check", "--show-files", "scripts"]
+    seen = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {str(path) for path in programs()} <= set(seen.splitlines())
+
+
+def test_every_program_is_type_checked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert {named(path) for path in programs()} <= set(project["tool"]["mypy"]["files"])
 
 
 def test_every_package_is_typed() -> None:
