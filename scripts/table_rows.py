@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from calibration.walk import Propagate
+from calibration.propagation import Propagate
 from compress.families.base import Compressor
 from compress.families.correction import Correction
 from compress.families.factorisation import Factorisation
