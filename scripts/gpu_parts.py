@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +23,10 @@ from compress.solvers.linalg import cholesky, conditioned_, inverse_factor, outp
 
 SAME_ERROR, SAME_CODES = 0.01, 0.99
 """Relative difference of a layer's error, and share of equal codes, that rounding on another device explains."""
+
+
+LOCAL_OPTIMA, LOCAL_ERROR = ("cospadi",), 1.1
+"""Alternations that end in another optimum after a rounding error: its error may be so many times the CPU's."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ def ceilings(job: Job) -> Iterator[Row]:
     """What the device copies and multiplies in a second."""
     n = job.width(8192)
     words = torch.empty(job.width(1 << 28), device=job.device)
-    seconds = seconds_of(job, lambda: words.clone())
+    seconds = seconds_of(job, words.clone)
     yield Row("ceilings", "copy, read and written", f"{2 * words.nbytes / seconds / 1e9:,.0f} GB/s")
     for dtype, tf32 in (
         (torch.bfloat16, "ieee"),
@@ -60,14 +66,14 @@ def ceilings(job: Job) -> Iterator[Row]:
     ):
         torch.backends.cuda.matmul.fp32_precision = tf32
         a = torch.randn(n, n, device=job.device, dtype=dtype)
-        seconds = seconds_of(job, lambda a=a: a @ a)
+        seconds = seconds_of(job, partial(torch.matmul, a, a))
         name = f"product of {n:,}, {str(dtype).removeprefix('torch.')}" + (
             " in TF32" if tf32 == "tf32" else ""
         )
         yield Row("ceilings", name, f"{2 * n**3 / seconds / 1e12:,.1f} TFLOP/s")
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     host = torch.empty(job.width(1 << 27), dtype=torch.float32)
-    seconds = seconds_of(job, lambda: host.to(job.device))
+    seconds = seconds_of(job, partial(host.to, job.device))
     yield Row("ceilings", "host to device, pageable", f"{host.nbytes / seconds / 1e9:,.1f} GB/s")
 
 
@@ -92,9 +98,17 @@ def methods(job: Job) -> Iterator[Row]:
             yield _beside_cpu(job, name, options, weights, stats)
 
 
+def _made(name: str, options: Mapping[str, object]) -> Compressor:
+    """A method by its name."""
+    kind: Any = METHODS[name]
+    found: Compressor = kind(**options)
+    return found
+
+
 def default_options(name: str) -> dict[str, object]:
     """Small settings for a method without variants of its own."""
-    fields = METHODS[name].__dataclass_fields__
+    kind: Any = METHODS[name]
+    fields = {field.name for field in dataclasses.fields(kind)}
     return {k: v for k, v in {"keep": 0.5, "rank_multiple": 1}.items() if k in fields}
 
 
@@ -104,8 +118,11 @@ def _beside_cpu(
     text = name + "".join(
         f" {k}={v}" for k, v in options.items() if k not in ("keep", "rank_multiple", "rank")
     )
-    layers = {f"layers.0.{k}": LayerShape(tuple(w.shape), w.nbytes) for k, w in enumerate(weights)}
-    planned = METHODS[name](**options).plan(layers)
+    layers = {
+        f"layers.0.{k}": LayerShape((w.shape[0], w.shape[1]), w.nbytes)
+        for k, w in enumerate(weights)
+    }
+    planned = _made(name, options).plan(layers)
     method = next(iter(planned.values()))
     there = [w.to(job.device) for w in weights]
     ours = errors_of(method, weights, stats)
@@ -120,16 +137,15 @@ def _beside_cpu(
         if b.codes is not None
     ]
     is_same = all(torch.equal(a.dense, b.dense) for a, b in zip(theirs, again, strict=True))
-    told = f"error {theirs[0].error:.4f}, {apart:.1e} from the CPU's"
+    told = f"error {theirs[0].error:.4f}, the CPU's {ours[0].error:.4f}, {apart:.1e} apart"
     if shares:
         told += f", {min(shares):.2%} of the codes equal"
     told += ", twice the same" if is_same else ", twice NOT the same"
-    return Row(
-        "methods",
-        text,
-        told,
-        apart < SAME_ERROR and is_same and min(shares, default=1) >= SAME_CODES,
-    )
+    if name in LOCAL_OPTIMA:
+        is_right = all(a.error < LOCAL_ERROR * b.error for a, b in zip(theirs, ours, strict=True))
+    else:
+        is_right = apart < SAME_ERROR and min(shares, default=1) >= SAME_CODES
+    return Row("methods", text, told, is_right and is_same)
 
 
 @dataclass(frozen=True)
@@ -199,18 +215,18 @@ def algebra(job: Job) -> Iterator[Row]:
         yield Row(
             "algebra",
             f"Cholesky of {n:,}, fp64",
-            f"{seconds_of(job, lambda g=gram: cholesky(g.clone())):.3f} s",
+            f"{seconds_of(job, partial(_copied, cholesky, gram)):.3f} s",
         )
         yield Row(
             "algebra",
             f"inverse factor of {n:,}, fp64",
-            f"{seconds_of(job, lambda g=gram: inverse_factor(g.clone())):.3f} s",
+            f"{seconds_of(job, partial(_copied, inverse_factor, gram)):.3f} s",
         )
         if n <= 4096:
             yield Row(
                 "algebra",
                 f"eigh of {n:,}, fp64",
-                f"{seconds_of(job, lambda g=gram: torch.linalg.eigh(g)):.3f} s",
+                f"{seconds_of(job, partial(torch.linalg.eigh, gram)):.3f} s",
             )
         del gram
 
@@ -229,6 +245,11 @@ SOLVERS: dict[str, dict[str, object]] = {
 }
 
 
+def _copied(solve: Callable[[Tensor], Tensor], gram: Tensor) -> Tensor:
+    """Solvers that overwrite what they are given get a copy."""
+    return solve(gram.clone())
+
+
 def layers(job: Job) -> Iterator[Row]:
     """Solvers on the layers of one decoder block of an 8B model."""
     total = dict.fromkeys(SOLVERS, 0.0)
@@ -242,9 +263,10 @@ def layers(job: Job) -> Iterator[Row]:
         weights = [0.02 * torch.randn(job.width(o), n, device=job.device) for o in outputs]
         for name, options in SOLVERS.items():
             shapes = {
-                f"layers.0.{k}": LayerShape(tuple(w.shape), w.nbytes) for k, w in enumerate(weights)
+                f"layers.0.{k}": LayerShape((w.shape[0], w.shape[1]), w.nbytes)
+                for k, w in enumerate(weights)
             }
-            planned = METHODS[name](**options).plan(shapes)
+            planned = _made(name, options).plan(shapes)
             method = next(iter(planned.values()))
             reset_peak(job)
             started = time.perf_counter()
@@ -274,7 +296,7 @@ def decode(job: Job) -> Iterator[Row]:
         torch.randn(2 * n, n, device=job.device), 1, InputStatistic.among(always_collected())
     )
     [form] = (
-        METHODS["rtn"](bits=4, group_size=128)
+        _made("rtn", {"bits": 4, "group_size": 128})
         .plan({"layer": LayerShape((o, n), weight.nbytes)})["layer"]
         .compress([weight], stats)
     )
@@ -282,8 +304,8 @@ def decode(job: Job) -> Iterator[Row]:
     dtype = torch.bfloat16
     x, dense = torch.randn(1, 1, n, device=job.device, dtype=dtype), weight.to(dtype)
     with torch.inference_mode():
-        packed = seconds_of(job, lambda: form(x))
-        plain = seconds_of(job, lambda: torch.nn.functional.linear(x, dense))
+        packed = seconds_of(job, partial(form, x))
+        plain = seconds_of(job, partial(torch.nn.functional.linear, x, dense))
     yield Row(
         "decode",
         f"{o:,} x {n:,}, packed beside dense",

@@ -13,7 +13,6 @@ from gpu_parts import Job, Row
 from compress.callbacks import no_progress
 from compress.config.recipe import Recipe
 from compress.exports.verify import check
-from compress.families.base import METHODS
 from compress.pipeline.export import export
 from compress.pipeline.stopwatch import Stopwatch
 from compress.prepare.prepare import prepare
@@ -42,8 +41,12 @@ class Setting:
 
 def settings() -> Iterator[Setting]:
     """Methods on one family, then one method on the others."""
-    base = METHODS["gptq"](group_size=32)
-    yield Setting("llama", "eora", {"rank": 4, "base": base}, ("native", "gptq", "dense"))
+    yield Setting(
+        "llama",
+        "eora",
+        {"rank": 4, "base": {"name": "gptq", "group_size": 32}},
+        ("native", "gptq", "dense"),
+    )
     yield Setting("llama", "fwsvd", {"keep": 0.5})
     yield Setting("llama", "cospadi", {"keep": 0.6})
     yield Setting("llama", "sparsegpt", {"pattern": "2:4"}, ("native", "dense"))
