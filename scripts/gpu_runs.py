@@ -73,10 +73,8 @@ def _beside_cpu(job: Job, setting: Setting, root: Path) -> Row:
     worst = max(each.relative_difference for each in checks)
     told = f"errors {apart:.1e} from the CPU's; {len(checks)} verifications, logits apart by {worst:.1e}"
     is_right = all(each.relative_difference <= each.tolerance for each in checks)
-    if setting.method in LOCAL_OPTIMA:
-        is_near = sum(found) < LOCAL_ERROR * sum(expected)
-    else:
-        is_near = apart < SAME_ERROR
+    is_alternation = setting.method in LOCAL_OPTIMA
+    is_near = sum(found) < LOCAL_ERROR * sum(expected) if is_alternation else apart < SAME_ERROR
     return Row("runs", f"{setting.family}, {setting.method}", told, is_near and is_right)
 
 
