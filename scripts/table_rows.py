@@ -144,14 +144,14 @@ def compensated() -> dict[str, Row]:
         fisher = EoRA(rank=EXTRAS_AT, output_side=OutputSide.FISHER)
         rows[f"{name} + EoRA {EXTRAS_AT} by outputs too"] = Corrected(name, base, fisher)
         for label, target in {
-            "on moved inputs": FitTarget.LAYER,
-            "anchored": FitTarget.ORIGINAL,
+            "on propagated inputs": FitTarget.LAYER,
+            "to the original's outputs": FitTarget.ORIGINAL,
         }.items():
             fitted = EoRA(rank=EXTRAS_AT, target=target)
             row = Corrected(name, base, fitted, Propagate.BLOCK)
             rows[f"{name} + EoRA {EXTRAS_AT} {label}"] = row
         turns = EoRA(base=base, rank=EXTRAS_AT, base_rounds=ROUNDS)
-        rows[f"{name} and EoRA {EXTRAS_AT} in turns"] = turns
+        rows[f"{name} and EoRA {EXTRAS_AT} in {ROUNDS} rounds"] = turns
     for (bits, rank), (more, group) in EQUAL_BYTES.items():
         name = f"{more}-bit GPTQ g{group} (bytes of {bits}-bit + {rank})"
         rows[name] = GPTQ(bits=more, group_size=group)

@@ -1,0 +1,197 @@
+"""The generated parts of the documentation: Markdown made from the registries, the recipe and the import contract.
+
+A page asks for one with a line `<!-- generated: NAME -->`; `GENERATED` has the names.
+"""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import dataclasses
+import enum
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+from compress.config.options import choice_of, choices, describe, is_leaf, option_hints, plain
+from compress.config.recipe import METHODS, Recipe
+from compress.families.base import Compressor
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAD = "| option | takes | default | meaning |\n| --- | --- | --- | --- |"
+
+
+def recipe_options() -> str:
+    """Every field of `Recipe`, a table for each group."""
+    groups: dict[str, list[str]] = {}
+    for field in dataclasses.fields(Recipe):
+        group = str(field.metadata.get("group", "general"))
+        groups.setdefault(group, []).append(_row(Recipe, field))
+    return "\n\n".join(
+        "\n".join([f"### {group.capitalize()}", "", HEAD, *rows]) for group, rows in groups.items()
+    )
+
+
+def method_options() -> str:
+    """What methods share, and then every method with its own options."""
+    parts = [_family(kind) for kind in _families()]
+    parts += [_method(name, METHODS[name]) for name in sorted(METHODS)]
+    return "\n\n".join(parts)
+
+
+def packages() -> str:
+    """The packages of `compress` from the top down, with their first line, by the import contract."""
+    lines = ["| layer | package | what lives there |", "| ---: | --- | --- |"]
+    for number, layer in enumerate(_layers(), 1):
+        for part in layer.split("|"):
+            name = part.strip()
+            about = _first_line(ROOT / "compress" / name)
+            lines.append(f"| {number} | `{name}` | {about} |")
+    return "\n".join(lines)
+
+
+def _layers() -> list[str]:
+    contract = configparser.ConfigParser()
+    contract.read(ROOT / ".importlinter", encoding="utf-8")
+    return contract["importlinter:contract:compress"]["layers"].strip().splitlines()
+
+
+def _first_line(module: Path) -> str:
+    path = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return _cell(docstring.partition("\n")[0])
+
+
+def _families() -> list[type]:
+    """The abstract classes whose options several methods have, in the order of the methods' names."""
+    owners = [_owners(METHODS[name]) for name in sorted(METHODS)]
+    shared = [owner for each in owners for owner in each.values() if inspect.isabstract(owner)]
+    return list(dict.fromkeys(shared))
+
+
+def _owners(kind: type) -> dict[str, type]:
+    """The class that defines each option of a method."""
+    return {
+        field.name: next(base for base in kind.__mro__ if field.name in _annotations(base))
+        for field in dataclasses.fields(kind)
+        if field.init
+    }
+
+
+def _annotations(kind: type) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = vars(kind).get("__annotations__", {})
+    return found
+
+
+def _family(kind: type) -> str:
+    rows = [_row(kind, field) for field in dataclasses.fields(kind) if _owns(kind, field.name)]
+    return "\n".join([f"### {kind.__name__}", "", _summary(kind), "", HEAD, *rows])
+
+
+def _owns(kind: type, name: str) -> bool:
+    return name in _annotations(kind)
+
+
+def _method(name: str, kind: type[Compressor]) -> str:
+    owners = _owners(kind)
+    families = list(dict.fromkeys(it for it in owners.values() if inspect.isabstract(it)))
+    own = [field for field in dataclasses.fields(kind) if owners.get(field.name) is kind]
+    links = " and ".join(f"[{it.__name__}](#{it.__name__.lower()})" for it in families)
+    lines = [f"### {name}", "", f"{_summary(kind)} Source: {kind.paper}."]
+    if links:
+        also = ", and its own:" if own else "."
+        lines += ["", f"Options of {links}{also}"]
+    if own:
+        lines += ["", HEAD, *(_row(kind, field) for field in own)]
+    return "\n".join(lines)
+
+
+def _row(kind: type, field: dataclasses.Field[Any]) -> str:
+    hint = option_hints(kind)[field.name]
+    flag = "--" + field.name.replace("_", "-")
+    text = _cell(str(field.metadata.get("help", "")))
+    return f"| `{flag}` | {_takes(hint)} | {_default(field)} | {text}{_members(hint)} |"
+
+
+def _takes(hint: Any) -> str:
+    if is_leaf(hint):
+        kinds = [each for each in (hint, *get_args(hint)) if _is_enum(each)]
+        names = [f"`{member.value}`" for kind in kinds for member in kind]
+        return ", ".join(names) or describe(hint)
+    names = [f"[{name}](#{name})" for name in choices(hint, METHODS)]
+    optional = ["`none`"] if type(None) in get_args(hint) else []
+    return "a method" if choice_of(hint) is Compressor else ", ".join([*optional, *names])
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        made = plain(field.default_factory())
+        return f"`{getattr(made, 'name', made)}`"
+    if field.default is dataclasses.MISSING:
+        return ""
+    value = plain(field.default)
+    if value is None:
+        return "`none`"
+    shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"`{shown}`" if shown else "empty"
+
+
+def _members(hint: Any) -> str:
+    """What the values of an enum mean, where its members say so."""
+    kinds = [kind for kind in (hint, *get_args(hint)) if _is_enum(kind)]
+    texts = [
+        f"<br>`{value}`: {_cell(text)}"
+        for kind in kinds
+        for value, text in member_docstrings(kind).items()
+    ]
+    return "".join(texts)
+
+
+def _is_enum(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, enum.Enum)
+
+
+@cache
+def member_docstrings(kind: type[enum.Enum]) -> Mapping[str, str]:
+    """The first line of the text below each member of an enum, by the member's value."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for statement, below in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            member = kind.__members__.get(statement.targets[0].id)
+            text = below.value if isinstance(below, ast.Expr) else None
+            if member is not None and isinstance(text, ast.Constant):
+                found[str(member.value)] = str(text.value).strip().partition("\n\n")[0]
+    return found
+
+
+def _summary(kind: type) -> str:
+    return (inspect.getdoc(kind) or "").partition("\n")[0]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+GENERATED: Mapping[str, Callable[[], str]] = {
+    "recipe": recipe_options,
+    "methods": method_options,
+    "packages": packages,
+}
+
+
+def filled(markdown: str) -> str:
+    """A page's text with every generated part in its place. Raises KeyError for a part that does not exist."""
+    return "\n".join(_lines(markdown))
+
+
+def _lines(markdown: str) -> Iterator[str]:
+    for line in markdown.splitlines():
+        if line.startswith("<!-- generated: "):
+            yield GENERATED[line.removeprefix("<!-- generated: ").removesuffix(" -->")]()
+        else:
+            yield line

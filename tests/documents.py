@@ -1,0 +1,56 @@
+"""The documentation as the tests read it: pages, blocks of code in them, links, and headings."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
+ANCHOR = re.compile(r'<a id="([^"]+)">')
+
+
+def pages() -> list[Path]:
+    """Every page for people: those beside the README, and those in docs/."""
+    found = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+    assert len(found) > 4
+    return found
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a language in a page."""
+    return [body for found, body in FENCE.findall(text_of(page)) if found == language]
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Every `compress` command in the shell blocks of a page; those of an indented block, too."""
+    indented = re.findall(r"^    (\w.*)$", FENCE.sub("", text_of(page)), re.MULTILINE)
+    lines = [line for body in blocks(page, "sh") for line in body.replace("\\\n", " ").splitlines()]
+    for line in [*lines, *(line for line in indented if " && " in line or "compress " in line)]:
+        for part in line.split("&&"):
+            if part.strip().startswith("compress "):
+                yield part.strip()
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link into a page may name: its headings as GitHub and mkdocs write them, and marks."""
+    text = FENCE.sub("", text_of(page))
+    slugs = {
+        re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in HEADING.findall(text)
+    }
+    return slugs | set(ANCHOR.findall(text))
+
+
+def links(page: Path) -> list[str]:
+    """Links of a page that lead to files."""
+    text = FENCE.sub("", text_of(page))
+    return [link for link in LINK.findall(text) if "://" not in link]
