@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from compress.config.options import choice_of, choices, describe, is_leaf, option_hints, plain
-from compress.config.recipe import METHODS, Recipe
-from compress.families.base import Compressor
+from compress.config.recipe import Recipe
+from compress.families.base import METHODS, Compressor
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = "| option | takes | default | meaning |\n| --- | --- | --- | --- |"
@@ -95,7 +95,7 @@ def _owns(kind: type, name: str) -> bool:
     return name in _annotations(kind)
 
 
-def _method(name: str, kind: type[Compressor]) -> str:
+def _method(name: str, kind: Any) -> str:
     owners = _owners(kind)
     families = list(dict.fromkeys(it for it in owners.values() if inspect.isabstract(it)))
     own = [field for field in dataclasses.fields(kind) if owners.get(field.name) is kind]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SNIPPET = re.compile(r'^--8<-- "([^"]+)"$', re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 ANCHOR = re.compile(r'<a id="([^"]+)">')
@@ -27,8 +28,14 @@ def text_of(page: Path) -> str:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The fenced blocks of a language in a page."""
-    return [body for found, body in FENCE.findall(text_of(page)) if found == language]
+    """The fenced blocks of a language in a page, with the files that they bring in."""
+    found = [body for kind, body in FENCE.findall(text_of(page)) if kind == language]
+    return [SNIPPET.sub(lambda it: text_of(ROOT / it[1]), body) for body in found]
+
+
+def snippets(page: Path) -> list[str]:
+    """The files that a page brings in."""
+    return SNIPPET.findall(text_of(page))
 
 
 def commands(page: Path) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import importlib.util
 import io
 import re
 import shlex
@@ -11,12 +12,16 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from documents import ROOT, anchors, blocks, commands, links, name_of, pages, text_of
+from problems import inputs, statistics
+from test_methods_contract import TestEveryMethod as Contract
 
 import compress
 from compress.cli.main import COMMANDS, main
 from compress.config.recipe import METHODS, Recipe
+from compress.errors import RecipeError
 from compress.sweep.file import points_of
 
 sys.path.insert(0, str(ROOT / "docs"))
@@ -25,9 +30,10 @@ import reference_tables
 EVERY_COMMAND = [(name_of(page), line) for page in pages() for line in commands(page)]
 FOLDERS = re.compile(r"\b(?:demo-[\w-]+|runs/\w+)\b")
 FOREIGN = re.compile(
-    r"`(?:vllm|pip|scripts/\w+)\b[^`]*`|^ *(?:pip|python|vllm|scripts/\w+) .*$", re.MULTILINE
+    r"`(?:vllm|pip|scripts/\w+)\b[^`]*`|^ *(?:[$] .*|(?:pip|python|vllm|scripts/\w+) .*)$",
+    re.MULTILINE,
 )
-"""Commands of other programs, whose options are theirs."""
+"""Commands of other programs, whose options are theirs, and of examples that are tried apart."""
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9.-]*[a-z0-9]")
 
 STARTS = (
@@ -39,45 +45,42 @@ STARTS = (
 )
 """Where each command starts to work: all its options are read by then."""
 
-REPLACED = (
-    *(
-        r"--then\b",
-        r"--guard\b",
-        r"--anchor\b",
-        r"--spread\b",
-        r"--adapter-allocation\b",
-        r"--order\b",
-    ),
-    *(r"--despite-differences\b", r"--tasks alone", r"^ *-.* (?:TEXT|N|X)\b(?: |$)"),
-    *(r"tenth less alike", r"expanded for every product", r"refuses? what `run` would"),
-    *(r"any unique ending", r"weight for weight", r"\bthe floor\b", r"which a bias puts back"),
-    *(
-        r"\btakes? turns\b",
-        r"\bin turns\b",
-        r"is a gap\b",
-        r"corrected for their number",
-        r"is none; it",
-    ),
-    *(
-        r"\bis no share\b",
-        r"is nothing that",
-        r"[Ww]hat speaks against",
-        r"takes no files from you",
-    ),
-    *(
-        r"\brank <",
-        r"\bof now\b",
-        r"\bas by default\b",
-        r"\b[Nn]ot looked at\b",
-        r"\banchor(?:ed|ing)\b",
-    ),
-    *(
-        r"\b[Rr]epair(?:s|ed|ing)?\b",
-        r"low-rank paths?\b",
-        r"\bpaths? of rank\b",
-        r"\bbase and paths?\b",
-    ),
-)
+REPLACED = r"""
+--then\b
+--guard\b
+--anchor\b
+--spread\b
+--adapter-allocation\b
+--order\b
+--despite-differences\b
+--tasks alone
+^ *-.* (?:TEXT|N|X)(?: |$)
+tenth less alike
+expanded for every product
+refuses? what `run` would
+any unique ending
+weight for weight
+\bthe floor\b
+which a bias puts back
+\btakes? turns\b
+\bin turns\b
+is a gap\b
+corrected for their number
+is none; it
+\bis no share\b
+is nothing that
+[Ww]hat speaks against
+takes no files from you
+\brank <
+\bof now\b
+\bas by default\b
+\b[Nn]ot looked at\b
+\banchor(?:ed|ing)\b
+\b[Rr]epair(?:s|ed|ing)?\b
+low-rank paths?\b
+\bpaths? of rank\b
+\bbase and paths?\b
+""".strip().splitlines()
 """Words and phrases for which the field has better ones, and options by their old names."""
 
 
@@ -103,11 +106,44 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def ria():
+    """The example of a method, as a running program defines it."""
+    location = ROOT / "docs" / "extend" / "ria.py"
+    spec = importlib.util.spec_from_file_location("ria", location)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["ria"] = module
+    spec.loader.exec_module(module)
+    yield module.RIA
+    METHODS.forget("ria")
+    del sys.modules["ria"]
+
+
+@pytest.mark.parametrize("check", [name for name in dir(Contract) if name.startswith("test")])
+def test_the_example_of_a_method_does_what_every_method_must(check, ria):
+    getattr(Contract(), check)(ria.name)
+
+
+def test_the_example_of_a_method_prunes_by_shares_at_power_0(ria):
+    weight = torch.tensor([[4.0, 3.0], [40.0, 30.0]])
+    kept = ria(power=0.0).pruned(weight, 1, statistics(inputs(2)))
+    assert torch.equal(kept, torch.tensor([[4.0, 0.0], [40.0, 0.0]]))
+    with pytest.raises(RecipeError, match="0 or more"):
+        ria(power=-1.0)
+
+
+def test_the_example_of_a_method_is_used_as_its_page_says(ria, workplace):
+    [line] = re.findall(r"^    [$] compress (.*)$", text_of(ROOT / "docs/extend/method.md"), re.M)
+    assert f"--method {ria.name} " in line
+    with pytest.raises(Started):
+        main(shlex.split(line))
+
+
 @pytest.mark.parametrize(("page", "line"), EVERY_COMMAND, ids=lambda part: part)
 def test_a_command_in_the_documentation_parses(page, line, workplace, capsys):
-    for folder in (
-        FOLDERS.findall(line) if "--out" not in line else FOLDERS.findall(line.split("--out")[0])
-    ):
+    for folder in FOLDERS.findall(line.partition("--out")[0]):
         (workplace / folder).mkdir(parents=True, exist_ok=True)
         shutil.copy(workplace / "recipe.yaml", workplace / folder)
     words = shlex.split(line)[1:]
@@ -214,9 +250,8 @@ def test_every_generated_part_is_on_a_page_and_made_of_the_registries():
     assert set(re.findall(r"<!-- generated: (\w+) -->", text)) == set(reference_tables.GENERATED)
     for name in METHODS:
         assert f"### {name}\n" in filled
-    for flag in set(FLAG.findall(helps())) - {"--help"}:
-        option = "--" + flag.removeprefix("--").rpartition(".")[2]
-        assert option in filled, f"{flag} has no line in the options reference"
+    options = {suffixes(flag)[-1] for flag in FLAG.findall(helps()) if flag.startswith("--method")}
+    assert all(f"| `{option}` |" in filled for option in options)
 
 
 def test_the_readme_is_short_and_starts_with_two_commands():
