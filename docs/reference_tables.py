@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
+from compress.cli.command import Argument
+from compress.cli.commands import COMMANDS
 from compress.config.options import choice_of, choices, describe, is_leaf, option_hints, plain
 from compress.config.recipe import Recipe
 from compress.families.base import METHODS, Compressor
@@ -40,6 +42,24 @@ def method_options() -> str:
     parts = [_family(kind) for kind in _families()]
     parts += [_method(name, METHODS[name]) for name in sorted(METHODS)]
     return "\n\n".join(parts)
+
+
+def commands() -> str:
+    """Every command with the arguments that are no option of a recipe."""
+    parts = []
+    for command in COMMANDS.values():
+        lines = [f"### compress {command.name}", "", command.about, ""]
+        lines.append(f"    compress {command.name} {command.usage}".rstrip())
+        rows = [_argument(each) for each in command.arguments if each.name.startswith("-")]
+        if rows:
+            lines += ["", "| option | takes | meaning |", "| --- | --- | --- |", *rows]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _argument(argument: Argument) -> str:
+    takes = ", ".join(f"`{it}`" for it in argument.choices) or f"{argument.metavar or ''}"
+    return f"| `{argument.name}` | {takes} | {_cell(argument.about)} |"
 
 
 def packages() -> str:
@@ -178,6 +198,7 @@ def _cell(text: str) -> str:
 
 
 GENERATED: Mapping[str, Callable[[], str]] = {
+    "commands": commands,
     "recipe": recipe_options,
     "methods": method_options,
     "packages": packages,

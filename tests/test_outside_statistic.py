@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from documents import ROOT, text_of
 from workspaces import recipe
 
 import compress
@@ -22,51 +23,7 @@ from compress.methods.gptq import GPTQ
 
 pytestmark = pytest.mark.usefixtures("quick_verification")
 
-METHOD = '''"""Prunes by weight times the fourth moment of its input."""
-
-from dataclasses import dataclass
-from typing import ClassVar, Self
-
-import torch
-from torch import Tensor
-
-from calibration.statistics.base import InputStatistic
-from compress.families.pruner import Pruner
-from compress.solvers.masks import largest
-
-POWER = 4
-
-
-@dataclass(frozen=True)
-class FourthMoment(InputStatistic, name="fourth_moment"):
-    """Sum over tokens of x^4."""
-
-    sum_i: Tensor
-    n_zeros: int = 0
-
-    @classmethod
-    def of(cls, x_ti: Tensor, n_sequences: int) -> Self:
-        return cls(
-            n_tokens=x_ti.shape[0],
-            n_sequences=n_sequences,
-            sum_i=x_ti.double().pow(POWER).sum(0),
-            n_zeros=int((x_ti == 0).sum()),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ByFourthMoment(Pruner, name="by_fourth_moment"):
-    """Pruning by weight times the fourth moment of its input."""
-
-    paper: ClassVar[str] = "none"
-
-    @property
-    def needs(self):
-        return super().needs | {FourthMoment}
-
-    def pruned(self, weight_oi, s, stats):
-        return weight_oi * largest(weight_oi * stats[FourthMoment].sum_i.float(), s, self.pattern)
-'''
+METHOD = text_of(ROOT / "docs" / "extend" / "fourth_moment.py")
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from calibration.stats import Gram, Statistics
+from calibration.statistics.collection import Statistics
+from calibration.statistics.gram import Gram
 from compress.errors import RecipeError
 from compress.families.pruner import Pruner
 from compress.solvers.masks import largest
