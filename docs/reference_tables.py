@@ -21,6 +21,7 @@ from compress.cli.commands import COMMANDS
 from compress.config.options import choice_of, choices, describe, is_leaf, option_hints, plain
 from compress.config.recipe import Recipe
 from compress.families.base import METHODS, Compressor
+from compress.report.metrics import METRICS, Metric
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = "| option | takes | default | meaning |\n| --- | --- | --- | --- |"
@@ -58,7 +59,7 @@ def commands() -> str:
 
 
 def _argument(argument: Argument) -> str:
-    takes = ", ".join(f"`{it}`" for it in argument.choices) or f"{argument.metavar or ''}"
+    takes = ", ".join(f"`{it}`" for it in argument.choices()) or f"{argument.metavar or ''}"
     return f"| `{argument.name}` | {takes} | {_cell(argument.about)} |"
 
 
@@ -174,18 +175,24 @@ def _is_enum(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, enum.Enum)
 
 
-@cache
 def member_docstrings(kind: type[enum.Enum]) -> Mapping[str, str]:
-    """The first line of the text below each member of an enum, by the member's value."""
+    """The text below each member of an enum, by the member's value."""
+    texts = _texts_below(kind)
+    return {str(it.value): texts[name] for name, it in kind.__members__.items() if name in texts}
+
+
+@cache
+def _texts_below(kind: type) -> Mapping[str, str]:
+    """The first paragraph of the text below each name that a class defines."""
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     assert isinstance(body, ast.ClassDef)
     found = {}
     for statement, below in zip(body.body, body.body[1:], strict=False):
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            member = kind.__members__.get(statement.targets[0].id)
-            text = below.value if isinstance(below, ast.Expr) else None
-            if member is not None and isinstance(text, ast.Constant):
-                found[str(member.value)] = str(text.value).strip().partition("\n\n")[0]
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                text = below.value if isinstance(below, ast.Expr) else None
+                if isinstance(text, ast.Constant):
+                    found[name] = str(text.value).strip().partition("\n\n")[0]
     return found
 
 
@@ -197,10 +204,29 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
+def metric_fields() -> str:
+    """The fields of a row of METRICS, with the text below each in the source."""
+    lines = ["| field | default | meaning |", "| --- | --- | --- |"]
+    texts = _texts_below(Metric)
+    for field in dataclasses.fields(Metric):
+        lines.append(f"| `{field.name}` | {_default(field)} | {_cell(texts[field.name])} |")
+    return "\n".join(lines)
+
+
+def metrics() -> str:
+    """Every metric."""
+    lines = ["| metric | key | better | meaning |", "| --- | --- | --- | --- |"]
+    for it in METRICS.values():
+        lines.append(f"| {it.title} | `{it.key}` | {it.direction} | {_cell(it.help)} |")
+    return "\n".join(lines)
+
+
 GENERATED: Mapping[str, Callable[[], str]] = {
     "commands": commands,
     "recipe": recipe_options,
     "methods": method_options,
+    "metric_fields": metric_fields,
+    "metrics": metrics,
     "packages": packages,
 }
 

@@ -1,8 +1,11 @@
 """The documentation as the tests read it: pages, blocks of code in them, links, and headings."""
 
+import importlib.util
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -46,6 +49,17 @@ def commands(page: Path) -> Iterator[str]:
         for part in line.split("&&"):
             if part.strip().startswith("compress "):
                 yield part.strip()
+
+
+def shown(name: str) -> ModuleType:
+    """The module of this name that a page of docs/extend shows."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "extend" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def anchors(page: Path) -> set[str]:

@@ -1,13 +1,11 @@
 """Each "add a ..." page shows a file, and that file does what every one of its kind must."""
 
-import importlib.util
 import re
 import shlex
-import sys
 
 import pytest
 import torch
-from documents import ROOT, snippets, text_of
+from documents import ROOT, shown, snippets, text_of
 from problems import inputs, statistics
 from test_methods_contract import TestEveryMethod as MethodContract
 
@@ -26,37 +24,26 @@ def test_every_guide_shows_a_file_that_is_there():
 
 
 @pytest.fixture
-def shown(monkeypatch):
-    """Imports the file that a guide shows, as a running program would; what it registers goes with the test."""
-    known = set(METHODS)
-
-    def load(name):
-        spec = importlib.util.spec_from_file_location(name, GUIDES / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        return module
-
-    yield load
-    for name in set(METHODS) - known:
-        METHODS.forget(name)
+def ria():
+    """The example of a method, as a running program defines it; what it registers goes with the test."""
+    yield shown("ria").RIA
+    METHODS.forget("ria")
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_the_example_of_a_method_does_what_every_method_must(check, shown):
+def test_the_example_of_a_method_does_what_every_method_must(check, ria):
     getattr(MethodContract(), check)(shown("ria").RIA.name)
 
 
-def test_the_example_of_a_method_prunes_by_shares_alone_at_power_0(shown):
-    method = shown("ria").RIA(power=0.0)
+def test_the_example_of_a_method_prunes_by_shares_alone_at_power_0(ria):
+    method = ria(power=0.0)
     kept = method.pruned(torch.tensor([[4.0, 3.0], [8.0, 90.0]]), 1, statistics(inputs(2)))
     assert torch.equal(kept, torch.tensor([[4.0, 0.0], [0.0, 90.0]]))
     with pytest.raises(RecipeError, match=r"power: -1\.0 is negative"):
-        shown("ria").RIA(power=-1.0)
+        ria(power=-1.0)
 
 
-def test_the_example_of_a_method_is_used_as_its_page_says(shown, workspace, capsys):
-    shown("ria")
+def test_the_example_of_a_method_is_used_as_its_page_says(ria, workspace, capsys):
     [line] = re.findall(r"^    [$] compress (.*)$", text_of(GUIDES / "method.md"), re.MULTILINE)
     text = str(workspace / "text.txt")
     here = ["--model", str(workspace / "model"), "--calibration", text, "--eval-text", text]
@@ -70,5 +57,6 @@ def test_the_example_of_a_method_is_used_as_its_page_says(shown, workspace, caps
         "--tasks",
         "none",
     ]
+    assert f"--method {ria.name} " in line
     assert main([*shlex.split(line), *here, *quick]) == 0
     assert "ria" in capsys.readouterr().out

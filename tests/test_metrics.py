@@ -6,45 +6,21 @@ import json
 from pathlib import Path
 
 import pytest
+from documents import shown
 from reports import make_report
 
 from compress.cli.main import main
 from compress.report.card.card import model_card
 from compress.report.comparison import Differences, compare_runs, load_runs
-from compress.report.metrics import METRICS, Changed, Direction, Metric, ratio_changed
+from compress.report.metrics import METRICS, Direction, Metric
 from compress.report.numbers import Decimals, Measured
 from compress.report.pages import write_comparison_pictures
 from compress.report.schema import report_schema
-from compress.report.sides import Side, Sides
+from compress.report.sides import Side
 from compress.sweep.results import best_at, best_lines
-from eval.paired import PairedRatio
 
-
-def worst_window(side: Side) -> Measured | None:
-    """Nats a token in the window that the model predicts worst."""
-    if side.scores is None or side.scores.fidelity is None:
-        return None
-    return Measured(max(it.nll / it.n_tokens for it in side.scores.fidelity.windows), 0.001)
-
-
-def worst_change(sides: Sides) -> Changed | None:
-    before, after = worst_window(sides.before), worst_window(sides.after)
-    if before is None or after is None:
-        return None
-    return ratio_changed(PairedRatio(ratio=after.value / before.value, interval=None, n_windows=16))
-
-
-ROW = Metric(
-    key="worst_window",
-    label="worst window",
-    unit="nats/token",
-    direction=Direction.LOWER,
-    format=Decimals(5),
-    help="mean negative log-likelihood of the hardest window",
-    read=worst_window,
-    paired=worst_change,
-    hub="nll",
-)
+WORST_WINDOW = shown("worst_window")
+ROW: Metric = WORST_WINDOW.WORST_WINDOW
 
 
 @pytest.fixture
@@ -71,7 +47,8 @@ def values() -> tuple[str, str]:
     scores = make_report().scores
     assert scores is not None
     before, after = (
-        worst_window(Side(scores=it, tensor_bytes=None)) for it in (scores.before, scores.after)
+        WORST_WINDOW.worst_window(Side(scores=it, tensor_bytes=None))
+        for it in (scores.before, scores.after)
     )
     assert before is not None and after is not None
     return f"{before.value:.5f}", f"{after.value:.5f}"
