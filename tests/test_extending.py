@@ -32,7 +32,7 @@ def ria():
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_example_of_a_method_does_what_every_method_must(check, ria):
-    getattr(MethodContract(), check)(shown("ria").RIA.name)
+    getattr(MethodContract(), check)(ria.name)
 
 
 def test_the_example_of_a_method_prunes_by_shares_alone_at_power_0(ria):
