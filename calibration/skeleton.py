@@ -59,8 +59,9 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     ]
     if not found:
         raise InputError(
-            f"model: {type(model).__name__} has no list of decoder blocks "
-            "(a ModuleList of transformers' GradientCheckpointingLayer), so it can't be walked block by block"
+            f"{type(model).__name__} has no list of decoder blocks "
+            "(a ModuleList of transformers' GradientCheckpointingLayer), so it can't be walked block by block",
+            option="model",
         )
     return max(found, key=lambda entry: len(entry[1]))
 
@@ -110,7 +111,7 @@ class PartLoader:
             if name not in have and name not in tied and not self.is_converted(name)
         ]
         if missing:
-            raise InputError(f"model: the checkpoint lacks the weights {_some(missing)}")
+            raise InputError(f"the checkpoint lacks the weights {_some(missing)}", option="model")
 
     def _refuse_unplaced(self) -> None:
         """Tensors that the model would not read; transformers' own exceptions (old buffers) may stay."""
@@ -127,9 +128,10 @@ class PartLoader:
         )
         if unplaced:
             raise InputError(
-                f"model: {type(self.model).__name__} as config.json describes it has no place for the checkpoint's "
+                f"{type(self.model).__name__} as config.json describes it has no place for the checkpoint's "
                 f"{_some(unplaced)}; correct config.json (the number of layers, the architecture), "
-                "or remove these tensors from the checkpoint"
+                "or remove these tensors from the checkpoint",
+                option="model",
             )
 
     def load(
@@ -166,7 +168,8 @@ class PartLoader:
         if info.mismatched_keys or info.conversion_errors or info.error_msgs:
             detail = info.mismatched_keys or info.conversion_errors or info.error_msgs
             raise InputError(
-                f"model: weights that do not fit the architecture of config.json: {detail}"
+                f"weights that do not fit the architecture of config.json: {detail}",
+                option="model",
             )
 
     def unload(self, module: nn.Module) -> None:

@@ -1,11 +1,28 @@
 """What a user can do wrong, as types: the command line catches exactly these and prints one message."""
 
+from __future__ import annotations
 
-class RecipeError(ValueError):
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from calibration.errors import OptionError
+
+
+class RecipeError(OptionError):
     """An option, a key or a combination of them that cannot work; the message names it and what would."""
 
 
-class CheckpointError(ValueError):
+@contextmanager
+def inside(option: str) -> Iterator[None]:
+    """Within it, options that a RecipeError names are options of `option`, whose path then stands before theirs."""
+    try:
+        yield
+    except RecipeError as error:
+        error.option = option if error.option is None else f"{option}.{error.option}"
+        raise
+
+
+class CheckpointError(OptionError):
     """A checkpoint that is not whole, not safe to read, or not what it claims to be."""
 
 

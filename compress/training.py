@@ -46,14 +46,16 @@ def trainable_factors(model: nn.Module) -> dict[str, nn.Parameter]:
     }
     if not factors:
         raise RecipeError(
-            f"model: {type(model).__name__} has no low-rank layer to train; "
+            f"{type(model).__name__} has no low-rank layer to train; "
             "load a native export of svd, svd_llm, fwsvd, lord, welore or eora (factors that "
-            "--factor-quantizer rounded cannot be trained)"
+            "--factor-quantizer rounded cannot be trained)",
+            option="model",
         )
     coarse = next((name for name, each in factors.items() if each.dtype.itemsize < 4), None)
     if coarse is not None:
         raise RecipeError(
-            f"model: {coarse} is {factors[coarse].dtype}; load with dtype=torch.float32 to train"
+            f"{coarse} is {factors[coarse].dtype}; load with dtype=torch.float32 to train",
+            option="model",
         )
     for parameter in factors.values():
         parameter.requires_grad_()
@@ -69,9 +71,9 @@ def save_trained(model: PreTrainedModel, source: str | Path, out: str | Path) ->
     """
     source, out = Path(source), Path(out)
     if out.exists():
-        raise RecipeError(f"out: {out} exists; name a new folder, or remove it")
+        raise RecipeError(f"{out} exists; name a new folder, or remove it", option="out")
     if loader_name(source) != "native":
-        raise RecipeError(f"source: {source} is no native export")
+        raise RecipeError(f"{source} is no native export", option="source")
     folder = out.parent / f".{out.name}.partial"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -98,8 +100,9 @@ def _write_tensors(model: PreTrainedModel, source: Path, folder: Path) -> None:
     strange = sorted(set(trained) - set(reader))
     if strange or not trained:
         raise RecipeError(
-            f"model: what it trains, {strange[0] if strange else 'nothing'}, is no factor of {source}; "
-            "call trainable_factors on a model loaded from there"
+            f"what it trains, {strange[0] if strange else 'nothing'}, is no factor of {source}; "
+            "call trainable_factors on a model loaded from there",
+            option="model",
         )
     for name in reader:
         tensor = reader[name]

@@ -109,10 +109,10 @@ def test_means_that_a_base_puts_back_are_those_of_base_and_correction_together()
 
 
 def test_a_checkpoint_is_never_made_again():
-    with pytest.raises(RecipeError, match=r"method\.base_rounds: 2 would make the base again"):
+    with pytest.raises(RecipeError, match=r"base_rounds: 2 would make the base again"):
         Recipe(method=EoRA(base_rounds=2), base_checkpoint="here", model="there")
 
 
 def test_a_negative_number_of_rounds_is_refused():
-    with pytest.raises(RecipeError, match=r"method\.base_rounds: -1 is no number of rounds"):
+    with pytest.raises(RecipeError, match=r"base_rounds: -1 is no number of rounds"):
         EoRA(base_rounds=-1)

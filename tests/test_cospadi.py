@@ -223,20 +223,20 @@ def test_more_bytes_lose_less_and_the_default_solver_beats_one_shot_by_half():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": 1.2}, r"method\.keep: 1\.2 is no share"),
-        ({"ratio": 0.5}, r"method\.ratio: 0\.5 atoms for each nonzero"),
-        ({"atoms": 0}, r"method\.atoms: 0 is too small"),
-        ({"rounds": 0}, r"method\.rounds: 0"),
-        ({"depth": 3}, r"method\.depth: 3 does nothing without --share depth"),
-        ({"share": "depth", "depth": 1}, r"method\.depth: 1 blocks share nothing"),
-        ({"share": "depth", "allocation": "errors"}, r"method\.allocation: errors are measured"),
-        ({"solver": "ksvd", "pattern": "2:4"}, r"method\.pattern: 2:4 is nothing that ksvd"),
+        ({"keep": 1.2}, r"keep: 1\.2 is no share"),
+        ({"ratio": 0.5}, r"ratio: 0\.5 atoms for each nonzero"),
+        ({"atoms": 0}, r"atoms: 0 is too small"),
+        ({"rounds": 0}, r"rounds: 0"),
+        ({"depth": 3}, r"depth: 3 does nothing without --share depth"),
+        ({"share": "depth", "depth": 1}, r"depth: 1 blocks share nothing"),
+        ({"share": "depth", "allocation": "errors"}, r"allocation: errors are measured"),
+        ({"solver": "ksvd", "pattern": "2:4"}, r"pattern: 2:4 is nothing that ksvd"),
         ({"solver": "ksvd", "coded": "inputs", "share": "none"}, "ksvd codes outputs only"),
-        ({"ratio": 3.0, "pattern": "2:4"}, r"method\.ratio: 3\.0 does nothing"),
-        ({"solver": "oneshot", "rounds": 5}, r"method\.rounds: 5 does nothing"),
-        ({"importance": "kl"}, r"method\.importance: kl serves --allocation errors"),
-        ({"allocation": "errors", "atoms": 8}, r"method\.atoms: 8 for every dictionary leave"),
-        ({"budget": "1MB", "atoms": 8}, r"method\.atoms: 8 for every dictionary leave"),
+        ({"ratio": 3.0, "pattern": "2:4"}, r"ratio: 3\.0 does nothing"),
+        ({"solver": "oneshot", "rounds": 5}, r"rounds: 5 does nothing"),
+        ({"importance": "kl"}, r"importance: kl serves --allocation errors"),
+        ({"allocation": "errors", "atoms": 8}, r"atoms: 8 for every dictionary leave"),
+        ({"budget": "1MB", "atoms": 8}, r"atoms: 8 for every dictionary leave"),
         ({"coded": "inputs"}, "give --share none"),
         ({"code_bits": "7"}, "none of auto, 32, 16"),
     ],
@@ -254,9 +254,7 @@ def test_a_budget_that_pays_for_no_atom_is_refused_with_the_layers_name():
 
 
 def test_a_layer_of_fewer_lines_than_the_smallest_dictionary_has_atoms_is_refused():
-    with pytest.raises(
-        RecipeError, match=r"method\.coded: the 3 outputs of x are fewer than the 4 atoms"
-    ):
+    with pytest.raises(RecipeError, match=r"coded: the 3 outputs of x are fewer than the 4 atoms"):
         CoSpaDi(coded="outputs", share="none").plan({"x": layer((3, 48))})
 
 
@@ -454,7 +452,7 @@ def test_a_shared_dictionary_loses_less_than_one_each_in_the_same_bytes():
 
 @pytest.mark.parametrize("share", ["none", "inputs"])
 def test_more_atoms_than_what_has_codes_are_refused(share):
-    with pytest.raises(RecipeError, match=r"method\.atoms: 400 for the (64|96) outputs of q"):
+    with pytest.raises(RecipeError, match=r"atoms: 400 for the (64|96) outputs of q"):
         together(share=share, atoms=400)
 
 

@@ -201,11 +201,11 @@ def test_a_correction_reads_the_weight_where_nothing_came_before():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"base": LoRD(keep=0.5)}, r"method\.target: lord puts means of outputs back"),
-        ({"holdout": "1/8"}, r"method\.holdout: .* --target layer"),
+        ({"base": LoRD(keep=0.5)}, r"target: lord puts means of outputs back"),
+        ({"holdout": "1/8"}, r"holdout: .* --target layer"),
         (
             {"base": SVDLLM(keep=0.5, target="original")},
-            r"method\.base\.target: .* set method\.target: original",
+            r"base\.target: .* set method\.target: original",
         ),
     ],
 )
@@ -220,7 +220,7 @@ def test_the_originals_outputs_are_no_target_where_inputs_are_the_originals(
     workspace, propagate, method
 ):
     job = recipe(workspace, method=method, propagate=propagate)
-    with pytest.raises(RecipeError, match=r"method\.target: .* use --propagate block"):
+    with pytest.raises(RecipeError, match=r"target: .* use --propagate block"):
         prepare(job, no_progress)
 
 

@@ -366,7 +366,7 @@ def test_the_command_line_takes_a_base_and_refuses_two(workspace, capsys):
     assert main(["plan", *given]) == 0
     assert "whole checkpoint, adapter:" in capsys.readouterr().out
     assert main(["plan", *given, "--bits", "3"]) == 2
-    assert "method.base, base_checkpoint: both say" in capsys.readouterr().err
+    assert "base_checkpoint: method.base is given too, and both say" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma3_text", "opt", "qwen3_moe"])
@@ -497,8 +497,14 @@ def test_bad_options_are_refused_before_work(workspace, changes, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"method": {"name": "eora", "base": "rtn"}}, r"method\.base, base_checkpoint: both say"),
-        ({"method": {"name": "eora", "base": {"bits": 3}}}, r"method\.base, base_checkpoint: both"),
+        (
+            {"method": {"name": "eora", "base": "rtn"}},
+            r"base_checkpoint: method\.base is given too, and both say",
+        ),
+        (
+            {"method": {"name": "eora", "base": {"bits": 3}}},
+            r"base_checkpoint: method\.base is given too, and both say",
+        ),
         (
             {"method": "rtn"},
             "base_checkpoint: rtn compresses the model itself.*eora, lqer, svd_residual",
@@ -512,7 +518,9 @@ def test_a_recipe_that_cannot_be_is_refused(values, message):
 
 
 def test_a_base_given_in_python_and_a_checkpoint_exclude_each_other():
-    with pytest.raises(RecipeError, match=r"method\.base, base_checkpoint: both"):
+    with pytest.raises(
+        RecipeError, match=r"base_checkpoint: method\.base is given too, and both say"
+    ):
         Recipe(base_checkpoint="somewhere", method=EoRA(base=GPTQ(bits=3)))
     with pytest.raises(RecipeError, match="adapter is for a correction of a base_checkpoint"):
         Recipe(export=("adapter",))

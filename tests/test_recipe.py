@@ -33,7 +33,9 @@ class Square(Shape):
 
     def __post_init__(self) -> None:
         if self.side < 1:
-            raise ValueError(f"side: {self.side} is too small; it takes 1 or more")
+            raise RecipeError(f"{self.side} is too small; it takes 1 or more", option="side")
+        if self.side == 9999:
+            raise ValueError(f"side: {self.side} is what a class without our errors refuses")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,7 @@ def test_another_choice_starts_from_its_own_defaults() -> None:
         ({"shape": {"base": {"sde": 3}}}, "share, side (did you mean side?)"),
         ({"shape": {"base": {"side": "three"}}}, "'three' does not fit; it takes a whole number"),
         ({"shape": {"base": {"side": 0}}}, "picture.shape.base.side: 0 is too small"),
+        ({"shape": {"base": {"side": 9999}}}, "picture.shape.base: side: 9999 is what a class"),
         ({"shape": "circle"}, "picture.shape: there is no 'circle'; there are frame, square"),
         ({"shape": 3}, "picture.shape: 3 is neither a name nor a mapping"),
         ({"colour": "rde"}, "picture.colour: 'rde' does not fit; it takes one of red, blue"),
@@ -305,7 +308,7 @@ def test_a_name_given_twice_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("device", ["nonsense", "meta", "mps", "cuda:", "cpu:0x"])
 def test_a_device_of_no_known_kind_is_refused(device: str) -> None:
-    with pytest.raises(RecipeError, match=rf"device: '{device}' is none; it takes cpu"):
+    with pytest.raises(RecipeError, match=rf"unknown device '{device}'; choose cpu"):
         Recipe(device=device)
 
 

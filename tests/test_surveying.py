@@ -100,7 +100,7 @@ def test_a_budget_is_of_the_whole_checkpoint(workspace):
 
 def test_a_budget_that_the_rest_of_the_checkpoint_exceeds_is_refused(workspace):
     with pytest.raises(
-        RecipeError, match=r"method\.budget: 1000 bytes for the whole checkpoint, which takes"
+        RecipeError, match=r"budget: 1000 bytes for the whole checkpoint, which takes"
     ):
         prepare(recipe(workspace, method=SVDLLM(budget="1000")), no_progress)
 
@@ -185,9 +185,9 @@ def test_a_measured_cost_times_the_lost_energy_is_the_divergence(workspace, monk
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"importance": "kl"}, r"method\.importance: kl does nothing in a uniform plan"),
+        ({"importance": "kl"}, r"importance: kl does nothing in a uniform plan"),
         ({"importance": "fisher", "allocation": "welore"}, r"does nothing in a welore plan"),
-        ({"floor": 0.2, "allocation": "by_type"}, r"method\.floor: 0\.2 does nothing"),
+        ({"floor": 0.2, "allocation": "by_type"}, r"floor: 0\.2 does nothing"),
     ],
 )
 def test_an_option_that_a_plan_would_not_look_at_is_refused(options, message):

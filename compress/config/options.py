@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from compress.errors import RecipeError
+from compress.errors import RecipeError, inside
 
 Registry = Mapping[str, type]
 T = TypeVar("T")
@@ -102,13 +102,13 @@ def parse_leaf(hint: Any, value: object, path: str) -> Any:
         value = str(value)  # a number to YAML, the name of a choice here: `value_bits: 4`
     try:
         if isinstance(value, bool):
-            raise RecipeError(_wrong(path, given, hint))
+            raise RecipeError(_wrong(given, hint), option=path)
         leaf = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
         return leaf.expanduser() if isinstance(leaf, Path) else leaf
     except ValidationError:
-        raise RecipeError(_wrong(path, given, hint)) from None
+        raise RecipeError(_wrong(given, hint), option=path) from None
     except RuntimeError as error:
-        raise RecipeError(f"{path}: {given!r}: {error} Write the folder in full.") from error
+        raise RecipeError(f"{given!r}: {error} Write the folder in full.", option=path) from error
 
 
 def split_list(text: str) -> tuple[str, ...]:
@@ -138,12 +138,12 @@ def check_types(options: object) -> None:
         value = getattr(options, name)
         if not is_leaf(hint):
             if not isinstance(value, hint):
-                raise RecipeError(f"{name}: {value!r} is not a {describe(hint)}")
+                raise RecipeError(f"{value!r} is not a {describe(hint)}", option=name)
             continue
         try:
             TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError:
-            raise RecipeError(_wrong(name, value, hint)) from None
+            raise RecipeError(_wrong(value, hint), option=name) from None
 
 
 def build(
@@ -156,18 +156,20 @@ def build(
             itself refuses.
     """
     if not isinstance(values, Mapping):
-        raise RecipeError(f"{path}: {values!r} is not a mapping of options such as `key: value`")
+        raise RecipeError(
+            f"{values!r} is not a mapping of options such as `key: value`", option=path
+        )
     known = option_hints(kind)
     for key in values:
         if key not in known:
-            raise RecipeError(f"{path}.{key}: no such option; {_exist(str(key), known)}")
+            raise RecipeError(f"no such option; {_exist(str(key), known)}", option=f"{path}.{key}")
     given = {}
     for key, value in values.items():
         default = getattr(start, key) if start is not None else _default(kind, key)
         given[key] = _read(known[key], value, f"{path}.{key}", registry, default)
     if start is not None:
-        return _construct(lambda: replace(start, **given), path, known)  # type: ignore[type-var]
-    return _construct(lambda: kind(**given), path, known)
+        return _construct(lambda: replace(start, **given), path)  # type: ignore[type-var]
+    return _construct(lambda: kind(**given), path)
 
 
 def dump(options: object, registry: Registry) -> dict[str, Any]:
@@ -264,10 +266,12 @@ def _read(hint: Any, value: object, path: str, registry: Registry, default: obje
         value = {"name": value}
     if not isinstance(value, Mapping):
         example = "{name: " + next(iter(table), "...") + ", ...}"
-        raise RecipeError(f"{path}: {value!r} is neither a name nor a mapping such as {example}")
+        raise RecipeError(
+            f"{value!r} is neither a name nor a mapping such as {example}", option=path
+        )
     name = value.get("name", name_of(default, registry) if default is not None else None)
     if not isinstance(name, str) or name not in table:
-        raise RecipeError(f"{path}: there is no {name!r}; {_exist(str(name), table)}")
+        raise RecipeError(f"there is no {name!r}; {_exist(str(name), table)}", option=path)
     kind = table[name]
     rest = {key: part for key, part in value.items() if key != "name"}
     return build(kind, rest, path, registry, default if type(default) is kind else None)
@@ -280,24 +284,21 @@ def _default(kind: type, name: str) -> object:
     return None if field.default is MISSING else field.default
 
 
-def _construct(make: Callable[[], T], path: str, known: Iterable[str]) -> T:
-    """`make()`, with the path in front of what the class itself refuses."""
+def _construct(make: Callable[[], T], path: str) -> T:
+    """`make()`, with the path before the option that the class refuses, which it names by its own field."""
     try:
-        return make()
-    except ValueError as error:
-        # A class names its own field, `bits: ...`, perhaps with what it thinks is its path before.
-        head, _, rest = str(error).partition(":")
-        name = head.rpartition(".")[2]
-        message = f"{path}.{name}:{rest}" if name in known else f"{path}: {error}"
-        raise RecipeError(message) from error
-    except TypeError as error:
-        # A field without a default that the mapping lacks; dataclasses name it.
-        raise RecipeError(f"{path}: {error}") from error
+        with inside(path):
+            return make()
+    except RecipeError:
+        raise
+    except (ValueError, TypeError) as error:
+        # A class of somebody else's, or a field without a default that the mapping lacks; dataclasses name it.
+        raise RecipeError(str(error), option=path) from error
 
 
-def _wrong(path: str, value: object, hint: Any) -> str:
+def _wrong(value: object, hint: Any) -> str:
     shown = str(plain(value)) if isinstance(value, Enum | Path) else repr(value)
-    return f"{path}: {shown} does not fit; it takes {describe(hint)}"
+    return f"{shown} does not fit; it takes {describe(hint)}"
 
 
 def _exist(word: str, known: Iterable[str]) -> str:

@@ -192,7 +192,7 @@ class Recipe:
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise RecipeError(
-                    f"{name}: {getattr(self, name)} is too small; it takes {minimum} or more"
+                    f"{getattr(self, name)} is too small; it takes {minimum} or more", option=name
                 )
         if self.export == (AUTO,):
             settled = ("native",) if self.base_checkpoint is None else ("adapter",)
@@ -210,7 +210,7 @@ class Recipe:
         if isinstance(values, Mapping) and values.get("base_checkpoint") not in (None, "none"):
             method = values.get("method")
             if isinstance(method, Mapping) and "base" in method:
-                raise RecipeError(_TWO_BASES)
+                raise RecipeError(_TWO_BASES, option="base_checkpoint")
         return build(cls, values, "recipe", METHODS)
 
     @classmethod
@@ -251,21 +251,23 @@ class Recipe:
 def _refuse_texts(recipe: Recipe) -> None:
     for name in ("calibration", "export"):
         if not getattr(recipe, name):
-            raise RecipeError(f"{name}: empty; name at least one")
+            raise RecipeError("empty; name at least one", option=name)
     for name in ("model", "device", "eval_text"):
         if not getattr(recipe, name).strip():
-            raise RecipeError(f"{name}: empty; leave the option out for its default")
+            raise RecipeError("empty; leave the option out for its default", option=name)
     for name in ("export", "tasks"):
         given = getattr(recipe, name)
         twice = sorted({part for part in given if given.count(part) > 1})
         if twice:
-            raise RecipeError(f"{name}: {', '.join(twice)} more than once; name each once")
+            raise RecipeError(f"{', '.join(twice)} more than once; name each once", option=name)
     if not _DEVICE.fullmatch(recipe.device):
-        raise RecipeError(f"device: {recipe.device!r} is none; it takes cpu, cuda, cuda:1 or auto")
+        raise RecipeError(
+            f"unknown device {recipe.device!r}; choose cpu, cuda, cuda:N or auto", option="device"
+        )
 
 
 _TWO_BASES = (
-    "method.base, base_checkpoint: both say what is corrected; leave method.base and its options out to correct the "
+    "method.base is given too, and both say what is corrected; leave method.base and its options out to correct the "
     "checkpoint, or base_checkpoint to compress the model anew"
 )
 
@@ -275,11 +277,14 @@ def _refuse_bases(recipe: Recipe) -> None:
     if recipe.base_checkpoint is None:
         if "adapter" in recipe.export:
             raise RecipeError(
-                "export: adapter is for a correction of a base_checkpoint; gptq writes an adapter beside its checkpoint"
+                "adapter is for a correction of a base_checkpoint; gptq writes an adapter beside its checkpoint",
+                option="export",
             )
         return
     if not recipe.base_checkpoint.strip():
-        raise RecipeError("base_checkpoint: empty; name a folder or a hub id, or leave it out")
+        raise RecipeError(
+            "empty; name a folder or a hub id, or leave it out", option="base_checkpoint"
+        )
     from compress.families.correction import (
         Correction,  # needs torch, which the recipe's own options do not
     )
@@ -289,17 +294,19 @@ def _refuse_bases(recipe: Recipe) -> None:
             name for name, kind in METHODS.items() if issubclass(kind, Correction)
         )
         raise RecipeError(
-            f"base_checkpoint: {recipe.method.name} compresses the model itself and puts nothing on top of "
-            f"{recipe.base_checkpoint}; methods that do are {corrections}"
+            f"{recipe.method.name} compresses the model itself and puts nothing on top of "
+            f"{recipe.base_checkpoint}; methods that do are {corrections}",
+            option="base_checkpoint",
         )
     if recipe.method.base_rounds:
         raise RecipeError(
-            f"method.base_rounds: {recipe.method.base_rounds} would make the base again, and "
-            f"{recipe.base_checkpoint} is never changed; use 0, or leave base_checkpoint out"
+            f"{recipe.method.base_rounds} would make the base again, and "
+            f"{recipe.base_checkpoint} is never changed; use 0, or leave base_checkpoint out",
+            option="method.base_rounds",
         )
     default = METHODS[recipe.method_name]()
     if isinstance(default, Correction) and recipe.method.base != default.base:
-        raise RecipeError(_TWO_BASES)
+        raise RecipeError(_TWO_BASES, option="base_checkpoint")
 
 
 def default_folder(model: str, method_name: str, method: object) -> str:

@@ -113,7 +113,8 @@ class Compressor(ABC):
                     object.__setattr__(self, entry.name, kind(str(value)))
                 except ValueError:
                     raise RecipeError(
-                        f"method.{entry.name}: {value!r} is none of {', '.join(member.value for member in kind)}"
+                        f"{value!r} is none of {', '.join(member.value for member in kind)}",
+                        option=entry.name,
                     ) from None
 
     @property
@@ -214,11 +215,11 @@ def refuse_damping(damping: float) -> None:
     """Raises RecipeError for a ridge that is negative, not a number, or no share."""
     if not 0 <= damping < 100:
         raise RecipeError(
-            f"method.damping: {damping} is not a share of the median diagonal (0.01 is usual)"
+            f"{damping} is not a share of the median diagonal (0.01 is usual)", option="damping"
         )
 
 
 def refuse_shrinkage(shrinkage: float) -> None:
     """Raises RecipeError for what is no share."""
     if not 0 <= shrinkage <= 1:
-        raise RecipeError(f"method.shrinkage: {shrinkage} is not between 0 and 1 (0.1 is usual)")
+        raise RecipeError(f"{shrinkage} is not between 0 and 1 (0.1 is usual)", option="shrinkage")

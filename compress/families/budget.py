@@ -13,7 +13,8 @@ def refuse_share(keep: float) -> None:
     """Raises RecipeError for what is no share of bytes that is kept."""
     if not 0 < keep < 1:
         raise RecipeError(
-            f"method.keep: {keep} is no share of the bytes that is kept; above 0 and below 1, 0.8 say"
+            f"{keep} is no share of the bytes that is kept; above 0 and below 1, 0.8 say",
+            option="keep",
         )
 
 
@@ -27,10 +28,11 @@ def layer_budget(
     before = sum(layer.n_bytes for layer in layers.values())
     if budget is None:
         return int(keep * before)
-    whole = parse_bytes(budget, "method.budget")
+    whole = parse_bytes(budget, "budget")
     if not rest_bytes < whole < before + rest_bytes:
         raise RecipeError(
-            f"method.budget: {whole} bytes for the whole checkpoint, which takes {before + rest_bytes} now, "
-            f"{rest_bytes} of them outside the layers to be compressed; give something between"
+            f"{whole} bytes for the whole checkpoint, which takes {before + rest_bytes} now, "
+            f"{rest_bytes} of them outside the layers to be compressed; give something between",
+            option="budget",
         )
     return whole - rest_bytes

@@ -19,6 +19,7 @@ from calibration.statistics.gradient_energy import GradientEnergy
 from calibration.statistics.gram import Gram
 from calibration.statistics.held_out import HeldOut, without_held_out
 from calibration.statistics.mean import Mean
+from compress.errors import inside
 from compress.families.base import Compressor, LayerShape, Survey, Trial
 from compress.families.correction_options import (
     AdapterBits,
@@ -115,7 +116,8 @@ class Correction(CorrectionOptions, ABC):
 
         A layer that gets no correction has the base's compressor alone. Raises RecipeError for ranks that can't be.
         """
-        bases = self.base.plan(layers, rest_bytes)
+        with inside("base"):
+            bases = self.base.plan(layers, rest_bytes)
         corrections = dict(planned_corrections(self, bases, layers))
         return {
             name: self._with(base, corrections[name].rank, corrections[name].bits)

@@ -140,22 +140,24 @@ class CorrectionOptions(Compressor, ABC):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rank < 1:
-            raise RecipeError(f"method.rank: {self.rank} is not a rank; 1 or more")
+            raise RecipeError(f"{self.rank} is not a rank; 1 or more", option="rank")
         if self.base_rounds < 0:
             raise RecipeError(
-                f"method.base_rounds: {self.base_rounds} is no number of rounds; 0 or more"
+                f"{self.base_rounds} is no number of rounds; 0 or more", option="base_rounds"
             )
         if CrossGram in self.base.needs:
             raise RecipeError(
-                "method.base.target: the base would be fitted to the original's outputs, and the correction to the "
-                "layer's; set method.target: original, and leave method.base.target at layer"
+                "the base would be fitted to the original's outputs, and the correction to the "
+                "layer's; set method.target: original, and leave method.base.target at layer",
+                option="base.target",
             )
         if isinstance(self.base, self.refused_choices):
             raise RecipeError(
-                f"method.base: {self.base.name} is itself a correction; give the method that compresses"
+                f"{self.base.name} is itself a correction; give the method that compresses",
+                option="base",
             )
         if self.adapter_budget is not None:
-            parse_share_or_bytes(self.adapter_budget, 0, "method.adapter_budget", "the base's")
+            parse_share_or_bytes(self.adapter_budget, 0, "adapter_budget", "the base's")
         self._refuse_idle()
         self._refuse_clashes()
 
@@ -163,61 +165,71 @@ class CorrectionOptions(Compressor, ABC):
         """Raises RecipeError for an option that nothing would look at."""
         if self.adapter_budget is not None and self.rank != RANK:
             raise RecipeError(
-                f"method.rank: {self.rank} does nothing beside --adapter-budget {self.adapter_budget}, which settles "
-                "the ranks; give one of the two"
+                f"{self.rank} does nothing beside --adapter-budget {self.adapter_budget}, which settles "
+                "the ranks; give one of the two",
+                option="rank",
             )
         if self.allocation is CorrectionAllocation.UNIFORM and self.adapter_budget is None:
             raise RecipeError(
-                "method.allocation: uniform spreads an --adapter-budget, and there is none; a --rank is one "
-                "for all layers anyway"
+                "uniform spreads an --adapter-budget, and there is none; a --rank is one "
+                "for all layers anyway",
+                option="allocation",
             )
         if self.adapter_importance is not Importance.RELATIVE and not self.allocates_by_spectrum:
             raise RecipeError(
-                f"method.adapter_importance: {self.adapter_importance} compares layers, and nothing here does; give an "
-                "--adapter-budget"
+                f"{self.adapter_importance} compares layers, and nothing here does; give an "
+                "--adapter-budget",
+                option="adapter_importance",
             )
 
         if FULL_BITS not in self.widths and self.factor_dtype is not FactorDtype.FLOAT16:
             raise RecipeError(
-                f"method.factor_dtype: {self.factor_dtype} is for factors of 16 bits, and with --adapter-bits "
-                f"{self.adapter_bits} there are none; give one of the two"
+                f"{self.factor_dtype} is for factors of 16 bits, and with --adapter-bits "
+                f"{self.adapter_bits} there are none; give one of the two",
+                option="factor_dtype",
             )
 
     def _refuse_clashes(self) -> None:
         """Raises RecipeError for options of the base that do not go with these."""
         if self.surveys_residuals and self.base.spans_blocks:
             raise RecipeError(
-                f"method.adapter_budget: it takes a survey of one block at a time, and {self.base.name} compresses "
-                "several together; give a --rank"
+                f"it takes a survey of one block at a time, and {self.base.name} compresses "
+                "several together; give a --rank",
+                option="adapter_budget",
             )
         if self.surveys_residuals and self.base.surveys is not None:
             raise RecipeError(
-                f"method.adapter_budget: it takes a survey of what {self.base.name} loses, whose own plan takes one "
-                "before; give the base a plan that looks at nothing (uniform, say), or a --rank"
+                f"it takes a survey of what {self.base.name} loses, whose own plan takes one "
+                "before; give the base a plan that looks at nothing (uniform, say), or a --rank",
+                option="adapter_budget",
             )
         if self.holdout is not Holdout.NONE and self.base.shifts_outputs:
             raise RecipeError(
-                f"method.holdout: {self.base.name} puts means of outputs back, which the held-out part does not know; "
-                "use none"
+                f"{self.base.name} puts means of outputs back, which the held-out part does not know; "
+                "use none",
+                option="holdout",
             )
         if self.target is not FitTarget.LAYER:
             self._refuse_target()
         if self.adapter_importance is Importance.KL and self.base.shifts_outputs:
             raise RecipeError(
-                f"method.adapter_importance: kl measures weights, and {self.base.name} changes biases too; use fisher"
+                f"kl measures weights, and {self.base.name} changes biases too; use fisher",
+                option="adapter_importance",
             )
 
     def _refuse_target(self) -> None:
         """Raises RecipeError for what the target does not go with."""
         if self.base.shifts_outputs:
             raise RecipeError(
-                f"method.target: {self.base.name} puts means of outputs back, by the weight and not by the original's "
-                "outputs; use none"
+                f"{self.base.name} puts means of outputs back, by the weight and not by the original's "
+                "outputs; use none",
+                option="target",
             )
         if self.holdout is not Holdout.NONE:
             raise RecipeError(
-                "method.holdout: with --target original the target itself is fitted to every sequence, so none can be "
-                "held out; use --holdout none, or --target layer"
+                "with --target original the target itself is fitted to every sequence, so none can be "
+                "held out; use --holdout none, or --target layer",
+                option="holdout",
             )
 
     @property
@@ -250,8 +262,9 @@ class CorrectionOptions(Compressor, ABC):
         enough = [served for served in VLLM_RANKS if served >= rank]
         if not enough:
             raise RecipeError(
-                f"method.rank: {rank} is above {VLLM_RANKS[-1]}, the most that vLLM serves; lower it, or give "
-                "--ranks-for any"
+                f"{rank} is above {VLLM_RANKS[-1]}, the most that vLLM serves; lower it, or give "
+                "--ranks-for any",
+                option="rank",
             )
         return enough[0]
 

@@ -65,21 +65,24 @@ class CorrectionPlanner:
         )
         if least > budget:
             raise RecipeError(
-                f"method.adapter_budget: {budget} bytes pay for no correction; the least, of {name}, takes {least}"
+                f"{budget} bytes pay for no correction; the least, of {name}, takes {least}",
+                option="adapter_budget",
             )
         rooms = {name: (layer.shape, self._room(name)) for name, layer in self.layers.items()}
         largest = {kind: max(self._sizes_in(*kind), default=0) for kind in set(rooms.values())}
         most = sum(largest[kind] for kind in rooms.values())
         if not most:
             raise RecipeError(
-                f"method.adapter_budget: {text} buys nothing: the smallest correction, {least} bytes for {name}, "
-                "would make it as large as it was, or larger; compress more, or --exclude these layers"
+                f"{text} buys nothing: the smallest correction, {least} bytes for {name}, "
+                "would make it as large as it was, or larger; compress more, or --exclude these layers",
+                option="adapter_budget",
             )
         if budget > most:
             raise RecipeError(
-                f"method.adapter_budget: {text} ({budget} bytes) exceeds the largest corrections that all layers can "
+                f"{text} ({budget} bytes) exceeds the largest corrections that all layers can "
                 "have; "
-                f"give {most} bytes or less"
+                f"give {most} bytes or less",
+                option="adapter_budget",
             )
 
     def _sizes_in(self, shape: tuple[int, int], room: float) -> Iterator[int]:
@@ -96,7 +99,7 @@ class CorrectionPlanner:
             return self._total(self.method.served(self.method.rank), 16)
         whole = sum(self.base_bytes.values())
         return parse_share_or_bytes(
-            self.method.adapter_budget, whole, "method.adapter_budget", "the base's"
+            self.method.adapter_budget, whole, "adapter_budget", "the base's"
         )
 
     def _plain_rank(self) -> int:
@@ -112,8 +115,9 @@ class CorrectionPlanner:
         if thin:
             name, smallest = min(thin.items(), key=lambda entry: entry[1])
             raise RecipeError(
-                f"method.rank: {rank} is above min(out, in) of {len(thin)} layers, such as {name} "
-                f"{self.layers[name].shape}; {smallest} is the most, or --exclude them"
+                f"{rank} is above min(out, in) of {len(thin)} layers, such as {name} "
+                f"{self.layers[name].shape}; {smallest} is the most, or --exclude them",
+                option="rank",
             )
 
     def _rank_for(self, budget: int, bits: int) -> int:
@@ -126,13 +130,15 @@ class CorrectionPlanner:
         most, least = self._total(ranks[-1], bits), self._total(ranks[0], bits)
         if budget < least:
             raise RecipeError(
-                f"method.adapter_budget: {budget} bytes do not pay for rank {ranks[0]}, which takes {least}"
+                f"{budget} bytes do not pay for rank {ranks[0]}, which takes {least}",
+                option="adapter_budget",
             )
         if budget >= most + most // ranks[-1]:
             raise RecipeError(
-                f"method.adapter_budget: {self.method.adapter_budget} ({budget} bytes) pays for more than rank "
+                f"{self.method.adapter_budget} ({budget} bytes) pays for more than rank "
                 f"{ranks[-1]}, the most that every layer can have; give {most} bytes or less, --allocation "
-                "spectrum, or --exclude thin layers"
+                "spectrum, or --exclude thin layers",
+                option="adapter_budget",
             )
         return max(r for r in ranks if self._total(r, bits) <= budget)
 

@@ -79,12 +79,13 @@ class Factorisation(FactorisationOptions, ABC):
                 continue
             if not 1 <= rank <= min(layer.shape):
                 raise RecipeError(
-                    f"method.rank: {rank} is above min(out, in) of {name} {layer.shape}; at most {min(layer.shape)}, "
-                    "or --exclude it"
+                    f"{rank} is above min(out, in) of {name} {layer.shape}; at most {min(layer.shape)}, "
+                    "or --exclude it",
+                    option="rank",
                 )
             planned[name] = self.stored_as(layer)._at(rank)
         if not planned:
-            raise RecipeError("method.keep: the plan leaves every layer dense; keep less")
+            raise RecipeError("the plan leaves every layer dense; keep less", option="keep")
         return planned
 
     def _at(self, rank: int) -> Self:

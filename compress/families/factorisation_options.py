@@ -87,16 +87,16 @@ class FactorisationOptions(Compressor, ABC):
         super().__post_init__()
         refuse_share(self.keep)
         if not 0 <= self.floor <= 1:
-            raise RecipeError(f"method.floor: {self.floor} is no share between 0 and 1")
+            raise RecipeError(f"{self.floor} is no share between 0 and 1", option="floor")
         self._refuse_idle()
         for entry in self.ranks:
             parse_rank(entry)
         if self.budget is not None:
-            parse_bytes(self.budget, "method.budget")
+            parse_bytes(self.budget, "budget")
         for name in ("rank", "rank_multiple"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise RecipeError(f"method.{name}: {value} is too small; 1 or more")
+                raise RecipeError(f"{value} is too small; 1 or more", option=name)
 
     def _refuse_idle(self) -> None:
         """Raises RecipeError for an option that this plan would not look at."""
@@ -109,15 +109,17 @@ class FactorisationOptions(Compressor, ABC):
             idle = [name for name in spreads if spreads[name] not in (None, Allocation.UNIFORM)]
             if idle:
                 raise RecipeError(
-                    f"method.rank: {self.rank} is one rank for every layer, so {idle[0]} {spreads[idle[0]]} would "
-                    "do nothing; give one of the two"
+                    f"{self.rank} is one rank for every layer, so {idle[0]} {spreads[idle[0]]} would "
+                    "do nothing; give one of the two",
+                    option="rank",
                 )
         for name, (default, serving) in plans.items():
             value = getattr(self, name)
             if value != default and self.allocation not in serving:
                 raise RecipeError(
-                    f"method.{name}: {value} does nothing in a {self.allocation} plan; "
-                    f"it serves --allocation {' or '.join(serving)}"
+                    f"{value} does nothing in a {self.allocation} plan; "
+                    f"it serves --allocation {' or '.join(serving)}",
+                    option=name,
                 )
 
     def stored_as(self, layer: LayerShape) -> Self:
@@ -160,6 +162,6 @@ def parse_rank(entry: str) -> tuple[str, int | None]:
         return pattern, None
     if not pattern or not value.isdecimal() or int(value) < 1:
         raise RecipeError(
-            f"method.ranks: {entry!r} is not PATTERN=RANK, such as q_proj=96 or layers.0=dense"
+            f"{entry!r} is not PATTERN=RANK, such as q_proj=96 or layers.0=dense", option="ranks"
         )
     return pattern, int(value)

@@ -54,7 +54,8 @@ def settled_dtype(asked: Dtype, stored: torch.dtype, option: str) -> Dtype:
     name = str(stored).removeprefix("torch.")
     if name not in FLOATS:
         raise RecipeError(
-            f"method.{option}: auto would store numbers as the weights are, in {name}; give bfloat16 say"
+            f"auto would store numbers as the weights are, in {name}; give bfloat16 say",
+            option=option,
         )
     return type(asked)(name)
 

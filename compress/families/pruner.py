@@ -55,12 +55,13 @@ class Pruner(Compressor, ABC):
         super().__post_init__()
         if not 0 < self.sparsity < 1:
             raise RecipeError(
-                f"method.sparsity: {self.sparsity} is no share of zeros; above 0 and below 1, 0.5 say"
+                f"{self.sparsity} is no share of zeros; above 0 and below 1, 0.5 say",
+                option="sparsity",
             )
         if self.keep is not None:
             refuse_share(self.keep)
         if self.per_row is not None and self.per_row < 1:
-            raise RecipeError(f"method.per_row: {self.per_row} is too small; 1 or more")
+            raise RecipeError(f"{self.per_row} is too small; 1 or more", option="per_row")
         self._refuse_idle()
 
     def _refuse_idle(self) -> None:
@@ -75,8 +76,9 @@ class Pruner(Compressor, ABC):
         first, *others = [name for name in says if says[name]] or ["sparsity"]
         if others:
             raise RecipeError(
-                f"method.{others[0]}: {getattr(self, others[0])} does nothing beside --{first} "
-                f"{getattr(self, first)}, which says how many weights stay; give one of the two"
+                f"{getattr(self, others[0])} does nothing beside --{first} "
+                f"{getattr(self, first)}, which says how many weights stay; give one of the two",
+                option=others[0],
             )
 
     def plan(
@@ -102,11 +104,12 @@ class Pruner(Compressor, ABC):
         if self.pattern is Pattern.TWO_OF_FOUR:
             if i % 4:
                 raise RecipeError(
-                    f"method.pattern: the {i} inputs of {name} are no multiple of 4; --exclude it"
+                    f"the {i} inputs of {name} are no multiple of 4; --exclude it", option="pattern"
                 )
             if self.per_row not in (None, i // 2):
                 raise RecipeError(
-                    f"method.per_row: {self.per_row} is not the {i // 2} of {name} that --pattern 2:4 keeps"
+                    f"{self.per_row} is not the {i // 2} of {name} that --pattern 2:4 keeps",
+                    option="per_row",
                 )
             return i // 2
         if self.per_row is not None:
@@ -117,7 +120,8 @@ class Pruner(Compressor, ABC):
         paid = [s for s in range(1, i + 1) if self._bytes_of(layer.shape, s) <= budget]
         if not paid:
             raise RecipeError(
-                f"method.keep: {self.keep} of the bytes of {name} {layer.shape} does not pay for its mask; keep more"
+                f"{self.keep} of the bytes of {name} {layer.shape} does not pay for its mask; keep more",
+                option="keep",
             )
         return paid[-1]
 

@@ -51,11 +51,12 @@ class Quantiser(Compressor, ABC):
         super().__post_init__()
         if self.bits not in BITS:
             raise RecipeError(
-                f"method.bits: {self.bits} is not supported; there are {', '.join(map(str, BITS))}"
+                f"{self.bits} is not supported; there are {', '.join(map(str, BITS))}",
+                option="bits",
             )
         if self.group_size is not None and self.group_size < 1 and self.group_size != WHOLE_ROW:
             raise RecipeError(
-                f"method.group_size: {self.group_size} is neither a size nor -1 (a whole row)"
+                f"{self.group_size} is neither a size nor -1 (a whole row)", option="group_size"
             )
 
     @property
@@ -75,7 +76,8 @@ class Quantiser(Compressor, ABC):
             if not fitting:
                 odd = {name: n for name, n in inputs.items() if n % GROUP_SIZES[-1]}
                 raise RecipeError(
-                    f"method.group_size: none of 128, 64, 32 divides the inputs of {_shown(odd)}; give one"
+                    f"none of 128, 64, 32 divides the inputs of {_shown(odd)}; give one",
+                    option="group_size",
                 )
             return dict.fromkeys(layers, replace(self, group_size=fitting[0]))
         if self.group_size != WHOLE_ROW:
@@ -87,8 +89,9 @@ class Quantiser(Compressor, ABC):
                     if all(n % s == 0 for n in inputs.values())
                 ]
                 raise RecipeError(
-                    f"method.group_size: {self.group_size} does not divide the inputs of {_shown(odd)}; "
-                    f"{', '.join(map(str, sizes)) or 'only -1, a whole row,'} would"
+                    f"{self.group_size} does not divide the inputs of {_shown(odd)}; "
+                    f"{', '.join(map(str, sizes)) or 'only -1, a whole row,'} would",
+                    option="group_size",
                 )
         return dict.fromkeys(layers, self)
 

@@ -26,7 +26,8 @@ def parse_bytes(text: str, option: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if not match or match[2].lower() not in UNITS:
         raise RecipeError(
-            f"{option}: {text!r} is not an amount of bytes; write 120MB, 1.5GiB or 4096 (units: {_KNOWN})"
+            f"{text!r} is not an amount of bytes; write 120MB, 1.5GiB or 4096 (units: {_KNOWN})",
+            option=option,
         )
     return int(float(match[1]) * UNITS[match[2].lower()])
 
@@ -39,11 +40,12 @@ def parse_share_or_bytes(text: str, whole: int, option: str, of: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
     if match and float(match[1]) > 100:
         raise RecipeError(
-            f"{option}: {text} is more than all of {of} bytes; 100% is the most, or give bytes (20MB)"
+            f"{text} is more than all of {of} bytes; 100% is the most, or give bytes (20MB)",
+            option=option,
         )
     if match:
         return int(float(match[1]) / 100 * whole)
     try:
         return parse_bytes(text, option)
     except RecipeError as error:
-        raise RecipeError(f"{error}, or 5% of {of}") from error
+        raise RecipeError(f"{error.reason}, or 5% of {of}", option=option) from error

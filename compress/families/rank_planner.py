@@ -49,8 +49,9 @@ class RankPlanner:
         budget = self._budget()
         if taken > budget:
             raise RecipeError(
-                f"method.ranks: the ranks that are given take {taken} bytes, and --{self._option} leaves {budget} for "
-                "all layers; give lower ranks, or keep more"
+                f"the ranks that are given take {taken} bytes, and --{self._option} leaves {budget} for "
+                "all layers; give lower ranks, or keep more",
+                option="ranks",
             )
 
     @property
@@ -65,12 +66,13 @@ class RankPlanner:
             pattern, rank = parse_rank(entry)
             found = [name for name in self.layers if matches(name, pattern)]
             if not found:
-                raise RecipeError(f"method.ranks: {pattern!r} in {entry!r} matches no layer")
+                raise RecipeError(f"{pattern!r} in {entry!r} matches no layer", option="ranks")
             for name in found:
                 shape = self.layers[name].shape
                 if rank is not None and rank > min(shape):
                     raise RecipeError(
-                        f"method.ranks: {entry!r} is above min(out, in) of {name} {shape}; at most {min(shape)}"
+                        f"{entry!r} is above min(out, in) of {name} {shape}; at most {min(shape)}",
+                        option="ranks",
                     )
             given |= dict.fromkeys(found, rank)
         return given
@@ -93,8 +95,9 @@ class RankPlanner:
         except BudgetError as error:
             lower = ", a smaller --floor" if method.allocation is Allocation.SPECTRUM else ""
             raise RecipeError(
-                f"method.{self._option}: in a {method.allocation} plan {error}; keep more, give a smaller "
-                f"--rank-multiple{lower}, or --exclude layers"
+                f"in a {method.allocation} plan {error}; keep more, give a smaller "
+                f"--rank-multiple{lower}, or --exclude layers",
+                option=self._option,
             ) from error
 
     def _curve(self, layer: LayerShape) -> Curve:
@@ -121,7 +124,8 @@ class RankPlanner:
         for name, curve in curves.items():
             if ranks[name] is None:
                 raise RecipeError(
-                    f"method.{self._option}: {share:.3g} of the bytes of {name} {curve.shape} does not pay for rank "
-                    f"{self.method.rank_multiple}; keep more, or --exclude it, or give a smaller --rank-multiple"
+                    f"{share:.3g} of the bytes of {name} {curve.shape} does not pay for rank "
+                    f"{self.method.rank_multiple}; keep more, or --exclude it, or give a smaller --rank-multiple",
+                    option=self._option,
                 )
         return ranks

@@ -67,11 +67,12 @@ class DSnoT(Compressor, name="dsnot"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cycles < 1:
-            raise RecipeError(f"method.cycles: {self.cycles} is too few; 1 or more, 50 say")
+            raise RecipeError(f"{self.cycles} is too few; 1 or more, 50 say", option="cycles")
         if self.base.rounds_as_it_prunes:
             raise RecipeError(
-                f"method.base.value_bits: {self.base.value_bits} makes {self.base.name} round for the weights that it "
-                "keeps, which dsnot would change; give 16, or another base"
+                f"{self.base.value_bits} makes {self.base.name} round for the weights that it "
+                "keeps, which dsnot would change; give 16, or another base",
+                option="base.value_bits",
             )
 
     @property

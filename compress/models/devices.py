@@ -21,7 +21,7 @@ def settle_device(name: str) -> torch.device:
     if device.type == "meta":  # it holds no data, so nothing can be computed on it
         there = ", ".join(["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))])
         there += ", mps" if torch.backends.mps.is_available() else ""
-        raise RecipeError(f"device: {name!r} can't be used here; there is {there}")
+        raise RecipeError(f"{name!r} can't be used here; there is {there}", option="device")
     return device
 
 

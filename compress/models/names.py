@@ -33,10 +33,11 @@ def select(
         for pattern in patterns:
             if not any(matches(name, pattern) for name in known):
                 raise RecipeError(
-                    f"{option}: {pattern!r} matches no linear layer of the decoder blocks; there are "
+                    f"{pattern!r} matches no linear layer of the decoder blocks; there are "
                     f"{', '.join(sorted({name.rpartition('.')[2] for name in known}))}, such as {known[0]}"
                     if known
-                    else f"{option}: {pattern!r} matches nothing: the decoder blocks hold no linear layer"
+                    else f"{pattern!r} matches nothing: the decoder blocks hold no linear layer",
+                    option=option,
                 )
     reasons: dict[str, str | None] = {}
     for name in known:
@@ -48,5 +49,5 @@ def select(
         else:
             reasons[name] = None
     if known and all(reason is not None for reason in reasons.values()):
-        raise RecipeError("include/exclude: together they leave no layer to compress")
+        raise RecipeError("together with exclude it leaves no layer to compress", option="include")
     return reasons

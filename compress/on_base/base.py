@@ -119,13 +119,11 @@ class OnBase:
             return self.packed_bytes[key]
         return math.prod(self.view.shape(key)) * torch.float32.itemsize
 
-    def named(self, name: str, form: Form, text: str) -> str:
-        """A layer's form and correction in a few words, in the base's own for codes that no form holds: "nf4 + rank "
-        "32"."""
+    def described(self, name: str, form: Form) -> str | None:
+        """How the base itself calls a layer whose codes no form holds, "bitsandbytes, nf4"; None where a form does."""
         if not self.view.is_packed(self._key(f"{name}.weight")) or not isinstance(form, Dense):
-            return text
-        _, *rest = text.split(" + ")
-        return " + ".join([self.view.base.description, *rest])
+            return None
+        return self.view.base.description
 
     def stored_bytes(self, name: str) -> int:
         """Of a layer's weight in the base checkpoint."""

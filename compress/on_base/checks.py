@@ -70,7 +70,7 @@ def open_named(spec: str) -> Named:
     try:
         return Named(open_base(folder), reference, revision)
     except CheckpointError as error:
-        raise CheckpointError(f"base_checkpoint: {error}") from error
+        raise CheckpointError(str(error), option="base_checkpoint") from error
 
 
 def checked(named: Named, original: PartLoader, config: PretrainedConfig) -> OnBase:
@@ -92,7 +92,7 @@ def checked(named: Named, original: PartLoader, config: PretrainedConfig) -> OnB
         changes = dict(_changes(pair))
         experts = len(list(_changed_experts(pair)))
     except CheckpointError as error:
-        raise CheckpointError(f"base_checkpoint: {error}") from error
+        raise CheckpointError(str(error), option="base_checkpoint") from error
     prefix, blocks = decoder_blocks(original.model)
     biases = {f"{layer}.bias" for layer in block_linears(prefix, blocks)}
     read = tuple(n for n in changes if n.startswith(f"{prefix}.") and n not in biases)
@@ -213,8 +213,7 @@ def _loader(view: AsDense, model: PreTrainedModel) -> PartLoader:
     try:
         return PartLoader(model, view)
     except InputError as error:
-        text = str(error).removeprefix("model: ")
-        raise CheckpointError(f"{view.base.folder}: {text}") from error
+        raise CheckpointError(f"{view.base.folder}: {error.reason}") from error
 
 
 def _refuse_other_shapes(view: AsDense, loader: PartLoader) -> None:

@@ -134,8 +134,9 @@ class _Search:
     def _refuse(self, why: str) -> NoReturn:
         names = [name for name in self.on_base.changed if name.startswith(f"{self.name}.")]
         raise CheckpointError(
-            f"base_checkpoint: {self.on_base.view.base.folder}: {', '.join(names)} differ from the original's, and the "
-            f"layers after them do not make up for it: {why}; name the model that the checkpoint was made from"
+            f"{self.on_base.view.base.folder}: {', '.join(names)} differ from the original's, and the "
+            f"layers after them do not make up for it: {why}; name the model that the checkpoint was made from",
+            option="base_checkpoint",
         )
 
 

@@ -240,12 +240,12 @@ def _finish(
     rank, spectrum = _cut(job, layer, form, weight, stats)
     energy = output_energy(weight, gram)
     dead = int((gram.diagonal() == 0).sum())
-    text, n_bytes = written(form, job.plan.exports)
+    terms, n_bytes = written(form, job.plan.exports)
     bias, base_error = bias_of(module), None
     if job.base is not None:
         bare = output_energy(weight.double() - _dense(job, layer, base_of(form)), gram)
         if "adapter" in job.plan.exports:  # the base's own tensors stay what they are
-            text = job.base.named(layer.name, base_of(form), text)
+            terms = [job.base.described(layer.name, base_of(form)) or terms[0], *terms[1:]]
             n_bytes += job.base.stored_bytes(layer.name) - base_of(form).n_bytes()
         bias, base_error = job.base.bias(layer.name), _relative(bare, energy)
         bias = None if bias is None else bias.to(job.device, job.dtype)
@@ -253,7 +253,7 @@ def _finish(
         name=layer.name,
         shape=layer.shape,
         method=layer.compressor.name,
-        form=text,
+        form=" + ".join(terms),
         bytes_before=layer.bytes_before,
         bytes_after=n_bytes,
         bits_per_weight=8 * n_bytes / weight.numel(),
@@ -296,6 +296,7 @@ def _left(job: Job, block: Block, layer: PlannedLayer, error: LayerError) -> Fin
         relative_error=None,
         seconds=0.0,
         note=f"not compressed: {error}",
+        failure=str(error),
     )
     module = block.layers[layer.name]
     return Finished(layer, None, bias_of(module), is_transposed(module), report, (0.0, 0.0))

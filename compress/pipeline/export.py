@@ -63,7 +63,7 @@ def export(
         if saving is not None:
             saving.discard()
     if not outcome.compressed:
-        raise LayerError(f"no layer could be compressed; the first: {outcome.layers[0].note}")
+        raise LayerError(f"no layer could be compressed; the first: {outcome.layers[0].failure}")
     with watch("write"):
         _copy_rest(prepared, exporters, outcome.compressed, progress)
         for exporter in exporters:

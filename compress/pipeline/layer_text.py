@@ -39,18 +39,21 @@ def describe(form: Form) -> str:
             return str(other)
 
 
-def written(form: Form, exports: Collection[str]) -> tuple[str, int]:
-    """A form in a few words and its bytes, as exports of these formats hold it.
+def written(form: Form, exports: Collection[str]) -> tuple[list[str], int]:
+    """The terms of a form, each in a few words, and its bytes, as exports of these formats hold it.
 
     They are those of the form itself, unless its correction is on grids and only PEFT adapters are there to hold it.
     """
-    correction = form.terms[-1] if isinstance(form, Sum) and has_correction(form) else None
+    terms = (
+        [term for term in form.terms if isinstance(term, Form)] if isinstance(form, Sum) else [form]
+    )
+    texts = [describe(term) for term in terms]
+    correction = terms[-1] if has_correction(form) else None
     if not isinstance(correction, Product) or not widens(exports):
-        return describe(form), form.n_bytes()
-    *others, _ = map(describe, form.terms)  # type: ignore[arg-type]  # a module list has modules
-    text = f"rank {correction.rank} rounded to {describe(correction.down)}"
+        return texts, form.n_bytes()
+    texts[-1] = f"rank {correction.rank} rounded to {describe(correction.down)}"
     more = as_low_rank(correction).n_bytes() - correction.n_bytes()
-    return " + ".join([*others, text]), form.n_bytes() + more
+    return texts, form.n_bytes() + more
 
 
 def _described_codes(spec: Mapping[str, Any]) -> str:

@@ -125,12 +125,14 @@ def calibrate(recipe: Recipe, *, progress: Progress = no_progress) -> Path:
     Returns the folder they are in. Raises what `prepare` raises, and RecipeError if statistics are not to be saved.
     """
     if recipe.statistics is StatisticsMode.OFF:
-        raise RecipeError("statistics: off, but saving them is all that calibrate does; use reuse")
+        raise RecipeError(
+            "off, but saving them is all that calibrate does; use reuse", option="statistics"
+        )
     # Statistics through compressed blocks exist only together with the compression.
     prepared = prepare(replace(recipe, propagate=Propagate.NONE), progress)
     store = prepared.store()
     if store is None:
-        raise RecipeError("statistics: there is no store to save them in")
+        raise RecipeError("there is no store to save them in", option="statistics")
     if store.complete:
         return store.folder
     refuse_small_statistics_disk(prepared)
@@ -144,7 +146,9 @@ def calibrate(recipe: Recipe, *, progress: Progress = no_progress) -> Path:
 def evaluate(folder: Path, recipe: Recipe, *, progress: Progress = no_progress) -> Comparison:
     """The model of the recipe and an export of it, side by side. Raises RecipeError if it asks for nothing."""
     if not asks_for_evaluation(recipe):
-        raise RecipeError("eval_windows, tasks: 0 windows and no task leave nothing to evaluate")
+        raise RecipeError(
+            "0 windows and no task leave nothing to evaluate", option="eval_windows, tasks"
+        )
     return compare_with(resolve_original(recipe, progress), folder, recipe, progress)
 
 
@@ -158,7 +162,7 @@ def _workshop(out: Path) -> Iterator[Path]:
     try:
         yield folder
         if os.path.lexists(out):
-            raise RecipeError(f"out: {out} appeared while the run was at work")
+            raise RecipeError(f"{out} appeared while the run was at work", option="out")
         folder.rename(out)
         (out / VERIFIED).unlink()
     except BaseException as error:

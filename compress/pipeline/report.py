@@ -88,7 +88,7 @@ def _notes(prepared: Prepared, outcome: Outcome) -> tuple[str, ...]:
         notes.append(
             "statistics of an equal earlier run (same model, text and settings) were used again"
         )
-    left = [layer.name for layer in outcome.layers if layer.note.startswith("not compressed")]
+    left = [layer.name for layer in outcome.layers if layer.failure is not None]
     if left:
         notes.append(f"{len(left)} layers were left as they were after an error: {', '.join(left)}")
     return tuple(notes)

@@ -19,7 +19,7 @@ from calibration.statistics.base import GradientStatistic, ObservedStatistic
 from calibration.store import stored_bytes
 from calibration.walk import is_linear
 from compress.bases import AsDense
-from compress.errors import CheckpointError, RecipeError
+from compress.errors import CheckpointError, RecipeError, inside
 from compress.exports.base import main_dtype
 from compress.families.base import Compressor, LayerShape, Survey
 from compress.families.correction import Correction
@@ -51,10 +51,11 @@ def make_plan(
     found = chosen_linears(loader, reader, patterns, surveys)
     shapes = found.shapes
     rest = reader.total_bytes - sum(shape.n_bytes for shape in shapes.values())
-    layers = tuple(
-        _planned(name, found.tensors[name], shapes[name], compressor)
-        for name, compressor in method.plan(shapes, rest).items()
-    )
+    with inside("method"):
+        layers = tuple(
+            _planned(name, found.tensors[name], shapes[name], compressor)
+            for name, compressor in method.plan(shapes, rest).items()
+        )
     if isinstance(method, Correction):
         layers = tuple(
             layer
@@ -198,8 +199,9 @@ def refuse_no_gain(layers: Sequence[PlannedLayer], shared_by: Mapping[str, objec
         method = getattr(method, "base", None)
     lower = f"lower the {' or the '.join(options)}" if options else "choose another method"
     raise RecipeError(
-        f"method: with {layer.compressor.name}, {len(wasteful)} of {len(layers)} layers would not get smaller, such as "
-        f"{layer.name} ({layer.bytes_before} bytes before, {layer.bytes_after} after); {lower}, or --exclude them"
+        f"with {layer.compressor.name}, {len(wasteful)} of {len(layers)} layers would not get smaller, such as "
+        f"{layer.name} ({layer.bytes_before} bytes before, {layer.bytes_after} after); {lower}, or --exclude them",
+        option="method",
     )
 
 
@@ -247,7 +249,8 @@ def refuse_full_disk(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed + SPARE_DISK:
         raise RecipeError(
-            f"{what}: {(needed + SPARE_DISK) / 1e6:.0f} MB are needed in {existing}, {free / 1e6:.0f} MB are free"
+            f"{(needed + SPARE_DISK) / 1e6:.0f} MB are needed in {existing}, {free / 1e6:.0f} MB are free",
+            option=what,
         )
 
 

@@ -14,12 +14,13 @@ def refuse_bad_output(recipe: Recipe) -> None:
     """Raises RecipeError if the output folder is there already, cannot be made, or lies where nothing is written."""
     folder = recipe.folder
     if os.path.lexists(folder):  # a link to nowhere too
-        raise RecipeError(f"out: {folder} exists; name a new folder, or remove it")
+        raise RecipeError(f"{folder} exists; name a new folder, or remove it", option="out")
     if recipe.base_checkpoint is not None:
         base = Path(recipe.base_checkpoint).expanduser().resolve()
         if base.is_dir() and folder.resolve().is_relative_to(base):
             raise RecipeError(
-                f"out: {folder} lies in {base}, the base checkpoint, which is never written to; name another with --out"
+                f"{folder} lies in {base}, the base checkpoint, which is never written to; name another with --out",
+                option="out",
             )
     refuse_unwritable(folder)
 
@@ -31,12 +32,15 @@ def refuse_unwritable(folder: Path) -> None:
     """
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not place.is_dir():
-        raise RecipeError(f"out: {folder} cannot be made, for {place} is no folder; name another")
+        raise RecipeError(
+            f"{folder} cannot be made, for {place} is no folder; name another", option="out"
+        )
     try:
         with TemporaryDirectory(prefix=".compress-", dir=place):
             pass
     except OSError as error:
         why = error.strerror or str(error)
         raise RecipeError(
-            f"out: {folder} cannot be made, for {place} takes no folder ({why}); name another"
+            f"{folder} cannot be made, for {place} takes no folder ({why}); name another",
+            option="out",
         ) from error

@@ -202,8 +202,9 @@ def _plan(
     plan = make_plan(loader, reader, on_base.method(method), patterns, found)
     if not plan.layers:
         raise RecipeError(
-            f"base_checkpoint: {recipe.base_checkpoint} holds the original's own weights in the layers that are "
-            "chosen, so there is nothing to correct; name the compressed checkpoint, or other layers"
+            f"{recipe.base_checkpoint} holds the original's own weights in the layers that are "
+            "chosen, so there is nothing to correct; name the compressed checkpoint, or other layers",
+            option="base_checkpoint",
         )
     return on_base.plan(plan, reader.total_bytes)
 
@@ -230,22 +231,25 @@ def refuse_early(recipe: Recipe) -> None:
     if unknown:
         which = "" if recipe.base_checkpoint is None else " on a base checkpoint"
         raise RecipeError(
-            f"export: {unknown[0]!r} is no format{which}; there are {', '.join(there)}"
+            f"{unknown[0]!r} is no format{which}; there are {', '.join(there)}", option="export"
         )
     if PairStatistic.among(recipe.method.needs) and recipe.propagate is not Propagate.BLOCK:
         raise RecipeError(
-            "method.target: original fits layers to the original's outputs on inputs from the compressed blocks before "
-            f"them, and with propagate {recipe.propagate} there are none of its kind; use --propagate block"
+            "original fits layers to the original's outputs on inputs from the compressed blocks before "
+            f"them, and with propagate {recipe.propagate} there are none of its kind; use --propagate block",
+            option="method.target",
         )
     if recipe.method.blocks_at_once > 1 and recipe.propagate is Propagate.SUBLAYER:
         raise RecipeError(
-            f"method.share: {recipe.method.blocks_at_once} blocks are compressed together, so none of their layers can "
-            f"see what the layers before it became, as propagate sublayer wants; use --propagate block"
+            f"{recipe.method.blocks_at_once} blocks are compressed together, so none of their layers can "
+            f"see what the layers before it became, as propagate sublayer wants; use --propagate block",
+            option="method.share",
         )
     if HeldOutStatistic.among(recipe.method.needs) and recipe.samples < EVERY:
         raise RecipeError(
-            f"method.holdout: every {EVERY}th sequence is kept aside, and samples {recipe.samples} are fewer; take "
-            f"--samples {EVERY} or more, or --holdout none"
+            f"every {EVERY}th sequence is kept aside, and samples {recipe.samples} are fewer; take "
+            f"--samples {EVERY} or more, or --holdout none",
+            option="method.holdout",
         )
     if recipe.tasks:
         check_tasks(recipe.tasks, recipe.include_path)
@@ -255,14 +259,16 @@ def refuse_rescaled(recipe: Recipe, on_base: OnBase) -> None:
     """Raises RecipeError if layers would have to be put among norms that are not yet the base's."""
     if on_base.rescalings and recipe.propagate is Propagate.SUBLAYER:
         raise RecipeError(
-            f"propagate: sublayer, but {recipe.base_checkpoint} has moved scales between its norms and its layers, "
-            "which come into a block together; use --propagate block"
+            f"sublayer, but {recipe.base_checkpoint} has moved scales between its norms and its layers, "
+            "which come into a block together; use --propagate block",
+            option="propagate",
         )
     method = recipe.method
     if on_base.rescalings and isinstance(method, Correction) and method.widths != (FULL_BITS,):
         raise RecipeError(
-            f"method.adapter_bits: {recipe.base_checkpoint} has moved scales between its norms and its layers, and a "
-            "path in their scale is not on a grid any more; use 16"
+            f"{recipe.base_checkpoint} has moved scales between its norms and its layers, and a "
+            "path in their scale is not on a grid any more; use 16",
+            option="method.adapter_bits",
         )
 
 

@@ -23,7 +23,9 @@ def refuse_long_sequences(recipe: Recipe, config: PretrainedConfig) -> None:
     """Raises RecipeError if the model does not take sequences of so many tokens."""
     most = context_length(config)
     if most is not None and recipe.seq_len > most:
-        raise RecipeError(f"seq_len: {recipe.seq_len} tokens; the model takes at most {most}")
+        raise RecipeError(
+            f"{recipe.seq_len} tokens; the model takes at most {most}", option="seq_len"
+        )
 
 
 def refuse_unknown_tokens(
@@ -34,8 +36,9 @@ def refuse_unknown_tokens(
     size, largest = config.get_text_config().vocab_size, int(text.input_ids.max())
     if largest >= size or int(text.input_ids.min()) < 0:
         raise RecipeError(
-            f"{option}: it has token ids up to {largest}, but the model has {size} embeddings (vocab_size) and its "
-            f"tokenizer {len(tokenizer)} tokens; use the tokenizer that the model was trained with"
+            f"it has token ids up to {largest}, but the model has {size} embeddings (vocab_size) and its "
+            f"tokenizer {len(tokenizer)} tokens; use the tokenizer that the model was trained with",
+            option=option,
         )
 
 
@@ -54,24 +57,30 @@ def settled_for(recipe: Recipe, config: PretrainedConfig) -> Recipe:
         return recipe
     if head is Head.FEATURES and recipe.method.weighs_by_divergence:
         raise RecipeError(
-            "method.importance: kl compares predictions, and an encoder alone makes none; use fisher"
+            "kl compares predictions, and an encoder alone makes none; use fisher",
+            option="method.importance",
         )
     if head is Head.CLASSES and _n_classes(config) < 2:
         raise RecipeError(
-            f"model: its head has num_labels {config.num_labels} and problem_type {config.problem_type}; only "
-            "classifiers of one class among two or more are compressed"
+            f"its head has num_labels {config.num_labels} and problem_type {config.problem_type}; only "
+            "classifiers of one class among two or more are compressed",
+            option="model",
         )
     if recipe.base_checkpoint is not None:
         raise RecipeError(
-            "base_checkpoint: only checkpoints of models that write text are corrected; compress this one with a "
-            "correction of a method (--method eora --base rtn)"
+            "only checkpoints of models that write text are corrected; compress this one with a "
+            "correction of a method (--method eora --base rtn)",
+            option="base_checkpoint",
         )
     if "gptq" in recipe.export:
-        raise RecipeError("export: gptq is for models that write text; choose native or dense")
+        raise RecipeError(
+            "gptq is for models that write text; choose native or dense", option="export"
+        )
     if recipe.tasks not in ((), Recipe().tasks):
         raise RecipeError(
-            f"tasks: {', '.join(recipe.tasks)} are for models that write text; this one is compared with its original "
-            "on --eval-text, so give --tasks none"
+            f"{', '.join(recipe.tasks)} are for models that write text; this one is compared with its original "
+            "on --eval-text, so give --tasks none",
+            option="tasks",
         )
     return replace(recipe, tasks=())
 
@@ -90,7 +99,8 @@ def _refuse_unknown_labels(text: Tokens, config: PretrainedConfig, option: str) 
     if least < 0 or most >= n_classes:
         wrong = least if least < 0 else most
         raise RecipeError(
-            f"{option}: it has the label {wrong}, and the model's classes are 0 to {n_classes - 1}"
+            f"it has the label {wrong}, and the model's classes are 0 to {n_classes - 1}",
+            option=option,
         )
 
 
@@ -125,12 +135,14 @@ def held_out_windows(recipe: Recipe, tokenizer: Any, framing: Framing) -> Tokens
     except InputError as error:
         # Its remedies name the calibration's options; whose text it is must be said.
         raise RecipeError(
-            f"eval_text: {error} (here --eval-windows stands for samples; 0 skips this evaluation)"
+            f"{error} (here --eval-windows stands for samples; 0 skips this evaluation)",
+            option="eval_text",
         ) from error
     if windows.attention_mask is not None and framing is Framing.PACKED:
         raise RecipeError(
-            f"eval_text: {recipe.eval_text} has rows shorter than {recipe.seq_len} tokens (seq_len); "
-            "use longer text, or a smaller seq_len"
+            f"{recipe.eval_text} has rows shorter than {recipe.seq_len} tokens (seq_len); "
+            "use longer text, or a smaller seq_len",
+            option="eval_text",
         )
     return windows
 

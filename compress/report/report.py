@@ -59,6 +59,8 @@ class LayerReport:
     """In the outputs on the calibration tokens, of the weight less everything but the low-rank part."""
     stored_with: str | None = field(default=None, metadata={"later": LATER})
     """The layer that stores, in its own bytes, what this one shares with it; None if it stores all of its own."""
+    failure: str | None = field(default=None, metadata={"later": LATER})
+    """The error after which it was left as it was (--on-failure keep); None for a layer that was compressed."""
 
 
 @dataclass(frozen=True, kw_only=True)

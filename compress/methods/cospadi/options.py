@@ -136,15 +136,15 @@ class CoSpaDiOptions(Compressor, ABC):
         refuse_damping(self.damping)
         refuse_share(self.keep)
         if self.budget is not None:
-            parse_bytes(self.budget, "method.budget")
+            parse_bytes(self.budget, "budget")
         if not 1 <= self.ratio < 1000:
             raise RecipeError(
-                f"method.ratio: {self.ratio} atoms for each nonzero; 1 or more, 2.5 say"
+                f"{self.ratio} atoms for each nonzero; 1 or more, 2.5 say", option="ratio"
             )
         for name in ("rounds", "atoms"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise RecipeError(f"method.{name}: {value} is too small; 1 or more")
+                raise RecipeError(f"{value} is too small; 1 or more", option=name)
         refuse_idle(self)
 
     @property
@@ -221,38 +221,42 @@ def refuse_idle(method: CoSpaDiOptions) -> None:
     """Raises RecipeError for an option that others would leave without effect."""
     if method.pattern is Pattern.TWO_OF_FOUR and method.ratio not in (2.0, 2.5):
         raise RecipeError(
-            f"method.ratio: {method.ratio} does nothing where two of every four are nonzero"
+            f"{method.ratio} does nothing where two of every four are nonzero", option="ratio"
         )
     if method.share is Share.INPUTS and method.coded is Coded.INPUTS:
         raise RecipeError(
-            "method.coded: inputs have a dictionary of outputs, which layers with one input cannot share; "
-            "give --share none, or depth"
+            "inputs have a dictionary of outputs, which layers with one input cannot share; "
+            "give --share none, or depth",
+            option="coded",
         )
     _refuse_idle_depth(method)
     if method.solver is Solver.ONESHOT and method.rounds is not None:
-        raise RecipeError(f"method.rounds: {method.rounds} does nothing with --solver oneshot")
+        raise RecipeError(f"{method.rounds} does nothing with --solver oneshot", option="rounds")
     if method.solver is Solver.KSVD and method.pattern is not Pattern.FREE:
         raise RecipeError(
-            f"method.pattern: {method.pattern} is nothing that ksvd can find; use --solver admm"
+            f"{method.pattern} is nothing that ksvd can find; use --solver admm", option="pattern"
         )
     if method.solver is Solver.KSVD and method.coded is Coded.INPUTS:
-        raise RecipeError("method.coded: ksvd codes outputs only; use --solver admm")
+        raise RecipeError("ksvd codes outputs only; use --solver admm", option="coded")
     if method.atoms is not None and (method.budget or method.allocation is AtomAllocation.ERRORS):
         raise RecipeError(
-            f"method.atoms: {method.atoms} for every dictionary leave a budget or a plan by errors nothing to do"
+            f"{method.atoms} for every dictionary leave a budget or a plan by errors nothing to do",
+            option="atoms",
         )
     if method.allocation is AtomAllocation.UNIFORM and method.importance is not Importance.RELATIVE:
         raise RecipeError(
-            f"method.importance: {method.importance} serves --allocation errors, and does nothing in a uniform plan"
+            f"{method.importance} serves --allocation errors, and does nothing in a uniform plan",
+            option="importance",
         )
 
 
 def _refuse_idle_depth(method: CoSpaDiOptions) -> None:
     if method.share is not Share.DEPTH and method.depth != DEPTH:
-        raise RecipeError(f"method.depth: {method.depth} does nothing without --share depth")
+        raise RecipeError(f"{method.depth} does nothing without --share depth", option="depth")
     if method.depth < 2:
-        raise RecipeError(f"method.depth: {method.depth} blocks share nothing; 2 or more")
+        raise RecipeError(f"{method.depth} blocks share nothing; 2 or more", option="depth")
     if method.share is Share.DEPTH and method.allocation is AtomAllocation.ERRORS:
         raise RecipeError(
-            "method.allocation: errors are measured of dictionaries within a block; use uniform with --share depth"
+            "errors are measured of dictionaries within a block; use uniform with --share depth",
+            option="allocation",
         )

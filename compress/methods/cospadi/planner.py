@@ -59,7 +59,7 @@ class AtomPlanner:
             owner = settled.with_atoms(k)
             planned |= {first: owner} | {name: owner.reader() for name in others}
         if not planned:
-            raise RecipeError("method.keep: the plan leaves every layer dense; keep less")
+            raise RecipeError("the plan leaves every layer dense; keep less", option="keep")
         return {name: planned[name] for name in self.layers if name in planned}
 
     def _budget(self) -> int:
@@ -75,8 +75,9 @@ class AtomPlanner:
         _refuse_few_lines(settled, group, k)
         if k == 0:
             raise RecipeError(
-                f"method.keep: {share:.3g} of the bytes of {', '.join(group)} {shapes[0]} does not pay for "
-                f"{ATOM_MULTIPLE} atoms and their codes; keep more, or --exclude it"
+                f"{share:.3g} of the bytes of {', '.join(group)} {shapes[0]} does not pay for "
+                f"{ATOM_MULTIPLE} atoms and their codes; keep more, or --exclude it",
+                option="keep",
             )
         return k
 
@@ -88,7 +89,7 @@ class AtomPlanner:
         try:
             chosen = knapsack(choices, self._budget())
         except BudgetError as error:
-            raise RecipeError(f"method.keep: {error}; keep more, or --exclude layers") from error
+            raise RecipeError(f"{error}; keep more, or --exclude layers", option="keep") from error
         return [options[index].atoms for options, index in zip(choices, chosen, strict=True)]
 
     def _choices(self, group: Mapping[str, LayerShape], settled: CoSpaDiOptions) -> list[Atoms]:
@@ -147,11 +148,13 @@ def _refuse_few_lines(method: CoSpaDiOptions, group: Mapping[str, LayerShape], k
     lines = f"the {n} {method.coded} of {', '.join(group)}"
     if n < ATOM_MULTIPLE:
         raise RecipeError(
-            f"method.coded: {lines} are fewer than the {ATOM_MULTIPLE} atoms of the smallest dictionary; --exclude it"
+            f"{lines} are fewer than the {ATOM_MULTIPLE} atoms of the smallest dictionary; --exclude it",
+            option="coded",
         )
     if k > n:
         raise RecipeError(
-            f"method.atoms: {k} for {lines}, of which each could be an atom; fewer, or --exclude the layer"
+            f"{k} for {lines}, of which each could be an atom; fewer, or --exclude the layer",
+            option="atoms",
         )
 
 
