@@ -27,10 +27,13 @@ class Registry(Mapping[str, type[T]]):
     Raises PluginError where two members have one name, naming both, and where a member cannot be loaded.
     """
 
-    def __init__(self, package: str, kind: str) -> None:
-        """`package`: dotted name of the folder, and the group of entry points; `kind` is for messages: "method"."""
+    def __init__(self, package: str, kind: str, classes: dict[str, type[T]] | None = None) -> None:
+        """`package`: dotted name of the folder, and the group of entry points; `kind` is for messages: "method".
+
+        `classes`: where members put themselves that may not import this module; None: they call `register`.
+        """
         self.package, self.kind = package, kind
-        self._classes: dict[str, type[T]] = {}
+        self._classes: dict[str, type[T]] = {} if classes is None else classes
 
     def register(self, name: str, member: type[T]) -> None:
         """Add a class; one defined again in its place (a notebook's cell, say) takes the place of the first.

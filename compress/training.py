@@ -23,7 +23,7 @@ from calibration.outputs import predictions
 from compress.errors import CheckpointError, RecipeError
 from compress.exports.load import load_export, loader_name
 from compress.exports.verify import PROBE, TOLERANCE_16_BIT, TOLERANCES, read_probe, write_probe
-from compress.forms.factorised import LowRank
+from compress.forms.registered import FORMS
 from compress.models.checkpoint import Reader, Writer
 
 MADE_ANEW = (PROBE, "report.json", "README.md", "report.html")
@@ -41,7 +41,7 @@ def trainable_factors(model: nn.Module) -> dict[str, nn.Parameter]:
     factors = {
         f"{path}.{name}": parameter
         for path, module in model.named_modules()
-        if getattr(module, "kind", None) == LowRank.kind  # shipped code has a class of its own
+        if _is_trainable(module)
         for name, parameter in module.named_parameters()
     }
     if not factors:
@@ -60,6 +60,12 @@ def trainable_factors(model: nn.Module) -> dict[str, nn.Parameter]:
     for parameter in factors.values():
         parameter.requires_grad_()
     return factors
+
+
+def _is_trainable(module: nn.Module) -> bool:
+    """Whether a form's class says so; shipped code has a class of its own, and older one does not say."""
+    form = FORMS.get(str(getattr(module, "kind", "")), type(module))
+    return bool(getattr(form, "trainable", False))
 
 
 def save_trained(model: PreTrainedModel, source: str | Path, out: str | Path) -> None:

@@ -15,7 +15,11 @@ from transformers.pytorch_utils import Conv1D
 
 from compress.exports import EXPORTS, LayerExport
 from compress.exports.verify import write_probe
-from compress.forms.factorised import CompressedLinear, Form, LowRank, Quantised, Sum
+from compress.forms.base import Form
+from compress.forms.linear import CompressedLinear
+from compress.forms.low_rank import LowRank
+from compress.forms.quantised import Quantised
+from compress.forms.sum import Sum
 from compress.models.checkpoint import Reader
 from compress.models.resolve import SourceModel
 

@@ -18,7 +18,7 @@ from compress.exports.adapter import read_adapter
 from compress.exports.load import load_export
 from compress.families.base import LayerShape
 from compress.families.low_rank import Metric, as_low_rank, quantised_low_rank
-from compress.forms.factorised import Product
+from compress.forms.product import Product
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from compress.bases import AsDense, open_base
 from compress.errors import CheckpointError
 from compress.exports.load import load_export
-from compress.forms.factorised import Dense, Quantised
+from compress.forms.dense import Dense
+from compress.forms.quantised import Quantised
 
 FOREIGN = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "foreign"
 LAYER = "model.layers.1.mlp.down_proj"

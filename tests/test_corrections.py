@@ -7,7 +7,8 @@ from calibration.statistics.gram import Gram
 from calibration.statistics.output_gradients import OutputGradients
 from compress.errors import LayerError, RecipeError
 from compress.families.base import LayerShape
-from compress.forms.factorised import LowRank, Sum
+from compress.forms.low_rank import LowRank
+from compress.forms.sum import Sum
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.lqer import LQER, Scale

@@ -12,7 +12,7 @@ import compress
 from compress.errors import CheckpointError, RecipeError
 from compress.exports.load import load_export, unpack
 from compress.exports.verify import PROBE, check, read_probe
-from compress.forms.factorised import Common, Shared
+from compress.forms.shared import Common, Shared
 from compress.methods.cospadi.method import CoSpaDi
 from compress.methods.eora import EoRA
 

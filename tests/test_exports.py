@@ -18,7 +18,9 @@ from compress.exports.adapter import AdapterWriter, read_adapter
 from compress.exports.gptq import zeros_less_one
 from compress.exports.load import load_export, unpack
 from compress.families.base import LayerShape
-from compress.forms.factorised import CompressedLinear, Dense, LowRank
+from compress.forms.dense import Dense
+from compress.forms.linear import CompressedLinear
+from compress.forms.low_rank import LowRank
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.models.checkpoint import Reader

@@ -6,22 +6,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.forms.factorised import (
-    Along,
-    Common,
-    CompressedLinear,
-    Dense,
-    LowRank,
-    Product,
-    Quantised,
-    Shared,
-    Short,
-    Sparse,
-    Sum,
-    empty,
-)
+from compress.forms.build import empty
+from compress.forms.dense import Dense
+from compress.forms.linear import CompressedLinear
+from compress.forms.low_rank import LowRank
 from compress.forms.packing import pack, unpack
-from compress.forms.sparse import Layout
+from compress.forms.product import Product
+from compress.forms.quantised import Quantised
+from compress.forms.shared import Common, Shared
+from compress.forms.short import Short
+from compress.forms.sparse import Along, Layout, Sparse
+from compress.forms.sum import Sum
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])

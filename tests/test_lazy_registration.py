@@ -68,7 +68,7 @@ def test_a_pipeline_loads_a_native_checkpoint_by_its_path_alone(tmp_path: Path) 
     )
     ran = python(code, NATIVE, cwd=tmp_path)
     assert ran.code == 0, ran.err
-    assert ran.out.split() == ["compress.forms.factorised"]
+    assert ran.out.split() == ["compress.forms.linear"]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from calibration.statistics.gram import Gram
 from compress.errors import LayerError
 from compress.families.base import METHODS, LayerShape
 from compress.families.pruner import Pruner
-from compress.forms.factorised import Sparse
+from compress.forms.sparse import Sparse
 from compress.methods.eora import EoRA
 from compress.methods.magnitude import Magnitude
 from compress.methods.wanda import Wanda

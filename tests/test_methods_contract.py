@@ -8,7 +8,7 @@ from problems import inputs, relative_output_error, statistics, weight
 
 from calibration.statistics.gram import Gram
 from compress.families.base import METHODS, LayerShape
-from compress.forms.factorised import Form
+from compress.forms.base import Form
 
 SHAPES = {"q": (96, 64), "k": (32, 64)}
 LAYERS = {name: LayerShape(shape, shape[0] * shape[1] * 4) for name, shape in SHAPES.items()}

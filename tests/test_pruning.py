@@ -12,7 +12,7 @@ from calibration.statistics.gram import Gram
 from compress.errors import RecipeError
 from compress.exports.verify import check
 from compress.families.base import LayerShape
-from compress.forms.factorised import Sparse
+from compress.forms.sparse import Sparse
 from compress.methods.admm import ADMM
 from compress.methods.dsnot import DSnoT
 from compress.methods.eora import EoRA

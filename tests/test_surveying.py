@@ -15,7 +15,7 @@ import compress
 from calibration.statistics.gram import Gram
 from compress.errors import RecipeError
 from compress.exports.load import load_export
-from compress.forms.factorised import LowRank
+from compress.forms.low_rank import LowRank
 from compress.methods.eora import EoRA
 from compress.methods.fwsvd import FWSVD
 from compress.methods.gptq import GPTQ

@@ -14,7 +14,7 @@ from torch import Tensor
 from compress.bases.base import Base, is_whole, on_grid, refuse_bad_scales
 from compress.bases.packed import fields
 from compress.errors import CheckpointError
-from compress.forms.factorised import Form
+from compress.forms.base import Form
 
 BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)

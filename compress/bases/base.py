@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from compress.errors import CheckpointError
-from compress.forms.factorised import Dense, Form, Quantised
+from compress.forms.base import Form
+from compress.forms.dense import Dense
+from compress.forms.quantised import Quantised
 from compress.models.checkpoint import Reader, some
 
 

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from compress.bases.base import Base, is_whole, refuse_bad_scales
 from compress.errors import CheckpointError
-from compress.forms.factorised import Dense, Form
+from compress.forms.base import Form
+from compress.forms.dense import Dense
 
 CODES: Mapping[str, tuple[float, ...]] = {
     "nf4": (

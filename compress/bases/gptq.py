@@ -25,8 +25,9 @@ from compress.bases.base import (
     table_in,
 )
 from compress.errors import CheckpointError
-from compress.forms.factorised import Form, Quantised
+from compress.forms.base import Form
 from compress.forms.packing import CODES_A_ROW, WORD, pack, unpack
+from compress.forms.quantised import Quantised
 
 BITS = (2, 3, 4, 8)
 ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}

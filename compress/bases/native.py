@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,10 @@ import torch
 
 from compress.bases.base import Base
 from compress.errors import CheckpointError
-from compress.forms.factorised import Form, empty
+from compress.forms.base import Form
+from compress.forms.build import empty
 from compress.forms.loading import FORMAT, READ_VERSIONS
 from compress.models.checkpoint import Reader
-
-_SHARED = ("shared", "common")
 
 
 class NativeBase(Base):
@@ -39,26 +38,20 @@ class NativeBase(Base):
 
     def _find_layers(self) -> tuple[str, ...]:
         layers: Mapping[str, Any] = self.settings["layers"]
-        for name, layer in layers.items():
-            kinds = {spec["form"] for spec in _specs(layer["form"])}
-            if kinds & set(_SHARED):
+        for name in layers:
+            obstacle = self._empty(name).obstacle_to_correction()
+            if obstacle:
                 raise CheckpointError(
-                    f"{self.folder}: {name} shares what it stores with other layers, and cannot get a correction yet; "
-                    "compress the model anew with --method eora and this method as its --base"
-                )
-            if any(spec.get("offset") for spec in _specs(layer["form"])):
-                raise CheckpointError(
-                    f"{self.folder}: {name} adds an offset to its outputs, which a correction would count twice; "
-                    "compress the model anew with --method eora and this method as its --base"
+                    f"{self.folder}: {name} {obstacle}; compress the model anew with --method eora and this method as "
+                    "its --base"
                 )
         return tuple(layers)
 
     @property
     def description(self) -> str:
         """As in "native, 4-bit g64, low rank"."""
-        layers = self.settings["layers"].values()
-        kinds = {_kind(spec) for layer in layers for spec in _specs(layer["form"])}
-        return ", ".join(["native", *sorted(kinds - {"sum", "product"})])
+        labels = {part.label() for name in self.layers for part in self._empty(name).parts()}
+        return ", ".join(["native", *sorted(labels - {""})])
 
     @property
     def producer(self) -> str | None:
@@ -97,18 +90,3 @@ class NativeBase(Base):
             raise CheckpointError(
                 f"{self.folder}: {name} has a form that cannot be read: {error}"
             ) from error
-
-
-def _kind(spec: Mapping[str, Any]) -> str:
-    if spec["form"] == "quantised":
-        return f"{spec['bits']}-bit g{spec['group_size']}"
-    return str(spec["form"]).replace("_", " ")
-
-
-def _specs(spec: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """A spec and those within it."""
-    yield spec
-    for value in spec.values():
-        for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, Mapping) and "form" in part:
-                yield from _specs(part)

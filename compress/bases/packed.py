@@ -27,7 +27,7 @@ from compress.bases.base import (
     table_in,
 )
 from compress.errors import CheckpointError
-from compress.forms.factorised import Form
+from compress.forms.base import Form
 
 PACKED, DENSE = "pack-quantized", "dense"
 STRATEGIES = ("group", "channel")

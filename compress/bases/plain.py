@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from compress.bases.base import Base
 from compress.errors import CheckpointError
-from compress.forms.factorised import Form
+from compress.forms.base import Form
 from compress.models.checkpoint import some
 
 _NARROWEST = 2

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from compress.bases.base import Base
-from compress.forms.factorised import Dense, Form
+from compress.forms.base import Form
+from compress.forms.dense import Dense
 
 WEIGHT = ".weight"
 

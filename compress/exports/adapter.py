@@ -18,7 +18,7 @@ from torch import Tensor
 from compress.errors import CheckpointError
 from compress.exports.base import Exporter, LayerExport
 from compress.families.low_rank import Factors, as_low_rank
-from compress.forms.factorised import LowRank
+from compress.forms.low_rank import LowRank
 from compress.models.checkpoint import Reader, Writer, read_json, write_json
 from compress.models.resolve import Wanted, snapshot
 

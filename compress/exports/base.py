@@ -17,7 +17,7 @@ from compress.bases import AsDense
 from compress.errors import CheckpointError, RecipeError
 from compress.families.base import Compressor
 from compress.families.low_rank import Factors
-from compress.forms.factorised import Form
+from compress.forms.base import Form
 from compress.models.checkpoint import Reader, Writer, read_json, some
 
 if TYPE_CHECKING:

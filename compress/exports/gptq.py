@@ -25,8 +25,12 @@ from compress.exports.base import Exporter, LayerExport
 from compress.families.base import Compressor
 from compress.families.low_rank import Factors
 from compress.families.quantiser import Quantiser
-from compress.forms.factorised import Form, LowRank, Product, Quantised, Sum
+from compress.forms.base import Form
+from compress.forms.low_rank import LowRank
 from compress.forms.packing import CODES_A_ROW, pack
+from compress.forms.product import Product
+from compress.forms.quantised import Quantised
+from compress.forms.sum import Sum
 from compress.models.checkpoint import some, write_json
 
 BITS = (2, 3, 4, 8)

@@ -25,7 +25,11 @@ from compress.errors import CheckpointError
 from compress.exports.adapter import CONFIG, STEM, find_base, read_adapter
 from compress.exports.gptq import ADAPTER
 from compress.forms import loading
-from compress.forms.factorised import CompressedLinear, Dense, Form, LowRank, Sum
+from compress.forms.base import Form
+from compress.forms.dense import Dense
+from compress.forms.linear import CompressedLinear
+from compress.forms.low_rank import LowRank
+from compress.forms.sum import Sum
 from compress.models.checkpoint import Reader, read_json, some
 from compress.models.layers import bias_of, weight_oi
 from eval.footprint import Stored, bytes_on_disk, tensor_bytes

@@ -8,23 +8,14 @@ method, which transformers refuses for every model class.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from compress.exports.base import Exporter, LayerExport, copy
-from compress.forms import loading
+from compress.exports.base import Exporter, LayerExport
+from compress.exports.shipping import shipped
+from compress.forms.base import Form
 from compress.forms.loading import FORMAT, FORMAT_VERSION
 from compress.models.checkpoint import write_json
 
-SHIPPED = (
-    "packing.py",
-    "base.py",
-    "quantised.py",
-    "sparse.py",
-    "shared.py",
-    "factorised.py",
-    "loading.py",
-)
 REFUSAL = (
     "this is a compressed checkpoint: load it with AutoModelForCausalLM.from_pretrained after "
     "`import compress`, or with trust_remote_code=True"
@@ -38,8 +29,13 @@ class NativeExporter(Exporter):
 
     def _begin(self) -> None:
         self._layers: dict[str, dict[str, Any]] = {}
+        self._kinds: set[type[Form]] = set()
 
     def _write_layer(self, layer: LayerExport) -> None:
+        kinds = {type(part) for part in layer.form.parts()} - self._kinds
+        if kinds:
+            shipped(kinds)  # refused at its first layer, not after the last
+            self._kinds |= kinds
         self._layers[layer.name] = {
             "shape": list(layer.form.shape),
             "bias": layer.bias is not None,
@@ -55,8 +51,9 @@ class NativeExporter(Exporter):
         base.pop("auto_map", None)
         if "lm_head" in self._layers:
             base["tie_word_embeddings"] = False  # it has a form of its own
-        for name in SHIPPED:
-            copy(Path(loading.__file__).with_name(name), self.folder / name)
+        files = shipped(self._kinds)
+        for name, text in files.items():
+            (self.folder / name).write_text(text, encoding="utf-8")
         config = {
             "model_type": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -66,6 +63,7 @@ class NativeExporter(Exporter):
             # Not within base_config: a config class looks for its model_type in nested objects too.
             "base_model_type": base.pop("model_type"),
             "base_config": base,
+            "code": sorted(files),
             "layers": self._layers,
         }
         write_json(self.folder / "config.json", config)

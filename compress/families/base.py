@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from calibration.statistics.base import Statistic
     from calibration.statistics.collection import Statistics
-    from compress.forms.factorised import Form
+    from compress.forms.base import Form
 
 METHODS: Registry[Compressor] = Registry("compress.methods", "method")
 """Every method by name."""

@@ -37,7 +37,8 @@ from compress.families.low_rank import (
     shifted,
 )
 from compress.families.target import FitTarget, towards_original
-from compress.forms.factorised import Form, Sum
+from compress.forms.base import Form
+from compress.forms.sum import Sum
 from compress.solvers.linalg import output_energy
 from compress.solvers.rank_allocation import Importance
 

@@ -24,7 +24,9 @@ from compress.families.importance import fisher_cost
 from compress.families.low_rank import FactorDtype, Metric, best_low_rank, quantised_low_rank
 from compress.families.rank_planner import RankPlanner
 from compress.families.target import FitTarget, towards_original
-from compress.forms.factorised import Form, LowRank, Product
+from compress.forms.base import Form
+from compress.forms.low_rank import LowRank
+from compress.forms.product import Product
 from compress.solvers.rank_allocation import Allocation, Importance
 
 NOTHING = 1e-9

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from calibration.statistics.collection import Statistics
 from compress.families.base import Compressor, LayerShape
-from compress.forms.factorised import Form
+from compress.forms.base import Form
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from calibration.statistics.gram import Gram
 from calibration.statistics.mean import Mean
 from compress.errors import RecipeError
 from compress.families.quantiser import Quantiser
-from compress.forms.factorised import Form, LowRank, Product
+from compress.forms.base import Form
+from compress.forms.low_rank import LowRank
+from compress.forms.product import Product
 from compress.solvers.linalg import (
     balanced,
     cholesky,

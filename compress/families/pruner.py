@@ -15,7 +15,8 @@ from compress.families.base import Compressor, LayerShape
 from compress.families.budget import refuse_share
 from compress.families.low_rank import FactorDtype, settled_dtype
 from compress.families.sparse_storage import CodeBits, CodeStorage
-from compress.forms.factorised import Along, Form, Sparse
+from compress.forms.base import Form
+from compress.forms.sparse import Along, Sparse
 from compress.solvers.masks import Pattern
 
 SPARSITY = 0.5

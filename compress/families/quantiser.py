@@ -12,8 +12,9 @@ from torch import Tensor
 
 from compress.errors import RecipeError
 from compress.families.base import Compressor, LayerShape
-from compress.forms.factorised import Form, Quantised
+from compress.forms.base import Form
 from compress.forms.packing import CODES_A_ROW
+from compress.forms.quantised import Quantised
 from compress.solvers.grid import Grid, ScaleSearch, Symmetry
 
 BITS = (2, 3, 4, 5, 6, 8)

@@ -15,7 +15,7 @@ from torch import Tensor
 from calibration.statistics.collection import Statistics
 from calibration.statistics.gram import Gram
 from compress.families.quantiser import Quantiser, stacked
-from compress.forms.factorised import Form
+from compress.forms.base import Form
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,12 @@ from calibration.statistics.gram import Gram
 from compress.errors import LayerError
 from compress.families.low_rank import FactorDtype
 from compress.families.rounding import Rounding
-from compress.forms.factorised import Along, Dense, Form, Product, Short, Sparse
-from compress.forms.sparse import Layout, words_for
+from compress.forms.base import Form
+from compress.forms.dense import Dense
+from compress.forms.packing import words_for
+from compress.forms.product import Product
+from compress.forms.short import Short
+from compress.forms.sparse import Along, Layout, Sparse
 from compress.solvers.linalg import to_storage
 from compress.solvers.masks import Pattern, largest
 

@@ -1,74 +1,149 @@
-"""What every form is, and the plainest: the weight itself.
+"""The base of all forms, their registry, and the builder that makes empty ones for a checkpoint to be loaded into.
 
-A form is what is stored instead of a weight. It knows its dense weight, its size, and how to run. The bias belongs to
-the layer, not to the form. Shipped inside native checkpoints, as are its neighbours `quantised` and `forms`.
+A form is an nn.Module that is stored instead of a weight. It knows its dense weight, its size and how to run. The bias
+belongs to the layer, not to the form (`linear.CompressedLinear` is a form and a bias).
+
+A new form is one file, here or in another distribution (entry points of the group `compress.forms`; the entry's name is
+the form's, its value the module):
+
+    from compress.forms.base import Builder, Form, Spec
+
+    class Ternary(Form, name="ternary"):
+        ...
+
+A native checkpoint brings the files of its forms along, so that it loads where the toolkit is not installed. Therefore
+a form's file imports torch, the standard library and `compress.forms` only, the latter as `from compress.forms.NAME
+import ...`, which becomes a relative import when it is shipped; anything else is refused at export.
 
 Shapes: o = out_features, i = in_features. Weights are (o, i).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Spec = Mapping[str, Any]
+"""The JSON that describes a form in config.json: `form`, its name, and whatever its `empty` needs."""
 Device = torch.device | str | None
+
+REGISTERED: "dict[str, type[Form]]" = {}
+"""The forms whose modules have been imported, by name."""
 
 
 class Form(nn.Module, ABC):
-    """Stands for a weight (o, i)."""
+    """A module that stands for a weight (o, i)."""
 
     kind: ClassVar[str]
+    """Its name in checkpoints."""
+    trainable: ClassVar[bool] = False
+    """Whether fine-tuning may train its parameters."""
+
+    def __init_subclass__(cls, *, name: str = "", **kwargs: Any) -> None:
+        """Register the class under its name. Raises TypeError for a name that another class has."""
+        super().__init_subclass__(**kwargs)
+        if not name:
+            return
+        known = REGISTERED.get(name)
+        if known is not None and place_of(known) != place_of(cls):
+            raise TypeError(
+                f"form {name!r} of {place_of(cls)}: {place_of(known)} has that name; choose another"
+            )
+        cls.kind = name
+        REGISTERED[name] = cls
 
     def __init__(self, shape: tuple[int, int]) -> None:
         super().__init__()
         self.shape = (int(shape[0]), int(shape[1]))
 
+    @classmethod
     @abstractmethod
-    def dense(self) -> Tensor:
-        """The weight it stands for: (o, i), fp32."""
+    def empty(cls, spec: Spec, shape: tuple[int, int], build: "Builder") -> Self:
+        """The form of this spec and shape with uninitialised tensors, which `build` makes.
+
+        Raises KeyError, TypeError or ValueError for a spec that this version cannot read.
+        """
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
-        """What `empty` needs, beside the shape, to build this form again; JSON."""
+        """What `empty` needs, beside the shape, to build this form again; JSON, with `"form": self.kind`."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The weight that it stands for: (o, i), fp32."""
 
     @abstractmethod
     def unpacked(self, dtype: torch.dtype) -> "Form":
         """A form with the same outputs to the bit for inputs of `dtype`, its codes expanded once."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What is stored in a few words, for people: "4-bit g64 + rank 32"."""
+
+    def label(self) -> str:
+        """What is stored in fewer words, equal for most layers of a checkpoint; empty if its parts say it."""
+        return self.kind.replace("_", " ")
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., i) -> (..., o), in the dtype of x."""
         return F.linear(x, self.dense().to(x.dtype))
 
     def offset(self) -> Tensor | None:
-        """What it adds to the outputs besides the weight's product: (o,), fp32. Not the layer's bias. None: nothing."""
+        """A vector that it adds to the outputs besides the weight's product: (o,), fp32. It is not the layer's bias."""
         return None
 
     def n_bytes(self) -> int:
-        """Bytes of the tensors it stores."""
+        """Bytes of the tensors that it stores."""
         return sum(t.numel() * t.element_size() for t in self.state_dict().values())
 
+    def parts(self) -> "Iterator[Form]":
+        """The form itself and every form within it."""
+        return (module for module in self.modules() if isinstance(module, Form))
 
-class Dense(Form):
-    """The weight itself."""
+    def obstacle_to_correction(self) -> str:
+        """Why a layer of this form can have no correction, as what follows the layer's name; empty if it can."""
+        if self.offset() is not None:
+            return "adds an offset to its outputs, which a correction would count twice"
+        inner = (part.obstacle_to_correction() for part in self.parts() if part is not self)
+        return next(filter(None, inner), "")
 
-    kind = "dense"
+    def link(self, find: "Callable[[str], nn.Module | None]") -> None:
+        """Connect the form to others that it reads: called once the model is built; `find` takes a module's path.
 
-    def __init__(self, weight_oi: Tensor) -> None:
-        super().__init__((weight_oi.shape[0], weight_oi.shape[1]))
-        self.weight = nn.Parameter(weight_oi, requires_grad=False)
+        Raises ValueError if one is not there.
+        """
 
-    def dense(self) -> Tensor:  # noqa: D102
-        return self.weight.detach().float()
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return F.linear(x, self.weight.to(x.dtype))
+def place_of(form: type[Form]) -> str:
+    """Where a class is defined."""
+    return f"{form.__module__}.{form.__qualname__}"
 
-    def spec(self) -> dict[str, Any]:  # noqa: D102
-        return {"form": self.kind}
 
-    def unpacked(self, dtype: torch.dtype) -> "Form":  # noqa: D102
-        return Dense(self.weight.detach().to(dtype))
+@dataclass(frozen=True)
+class Builder:
+    """Makes forms with uninitialised tensors, ready to be loaded."""
+
+    forms: Mapping[str, type[Form]]
+    dtype: torch.dtype
+    """Of the floats whose dtype a form leaves to the model."""
+    device: Device
+
+    def form(self, spec: Spec, shape: tuple[int, int]) -> Form:
+        """The form of a spec, whatever its class. Raises ValueError for a name that is unknown."""
+        name = spec["form"]
+        if name not in self.forms:
+            known = ", ".join(sorted(self.forms))
+            raise ValueError(f"form {name!r} is unknown to this version; known: {known}")
+        return self.forms[name].empty(spec, shape, self)
+
+    def floats(self, *shape: int) -> Tensor:
+        """An uninitialised tensor of the builder's dtype."""
+        return self.tensor(*shape, dtype=self.dtype)
+
+    def tensor(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor of a dtype that is the form's own choice."""
+        return torch.empty(*shape, dtype=dtype, device=self.device)

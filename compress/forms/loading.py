@@ -4,27 +4,29 @@ config.json has the private `model_type: compress`, so that whoever does not kno
 of filling the model with random weights. `CompressedConfig` reads it and returns the base model's
 own config, which carries the layers' forms as its `quantization_config`.
 
-Shipped inside native checkpoints (imports torch, transformers and its neighbours, `forms`
-and what that imports, only): `trust_remote_code=True` loads them where the toolkit is absent.
+A native checkpoint brings this file along, with those that it imports and those of the forms that it holds:
+`trust_remote_code=True` loads it where the toolkit is absent.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .factorised import Common, CompressedLinear, Shared, empty
+from .base import Form
+from .build import empty
+from .linear import CompressedLinear
 
 FORMAT = "compress"
 FORMAT_VERSION = 3
 READ_VERSIONS = (1, 2, 3)
 """1 had no products of forms, and no offsets; 2 nothing sparse, and nothing shared."""
-EXACT_DTYPES = {"scales": torch.float16, "qweight": torch.int32, "qzeros": torch.int32}
 
 logger = logging.get_logger(__name__)
 
@@ -90,6 +92,7 @@ class CompressedQuantizer(HfQuantizer):
         layers = self.quantization_config.layers
         self._swapped = [_swap(model, name, layer) for name, layer in layers.items()]
         _link(model)
+        self._dtypes = {name: tensor.dtype for name, tensor in _stored(model).items()}
         self._watch = _Watch(model)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
@@ -101,8 +104,7 @@ class CompressedQuantizer(HfQuantizer):
         for module in self._swapped:
             del vars(module)["weight"]
         for name, tensor in model.state_dict().items():
-            exact = EXACT_DTYPES.get(name.rpartition(".")[2], tensor.dtype)
-            if tensor.is_meta or (".form." in name and tensor.dtype != exact):
+            if tensor.is_meta or tensor.dtype != self._dtypes.get(name, tensor.dtype):
                 raise RuntimeError(f"{name} was loaded as {tensor.dtype} on {tensor.device}")
 
     def is_serializable(self) -> bool:
@@ -183,6 +185,11 @@ def _swap(model: PreTrainedModel, name: str, layer: Mapping[str, Any]) -> Compre
     return new
 
 
+def _stored(model: PreTrainedModel) -> Mapping[str, Tensor]:
+    """The tensors of all forms by name."""
+    return {name: tensor for name, tensor in model.state_dict().items() if ".form." in name}
+
+
 def _path_in(model: PreTrainedModel, name: str) -> str:
     """A base model without its head has the same layers without the prefix."""
     if any(path == name for path, _ in model.named_modules()):
@@ -194,13 +201,8 @@ def _link(model: PreTrainedModel) -> None:
     """Let forms that read others' read them. Raises ValueError for one that is not there."""
     modules = dict(model.named_modules())
     for module in modules.values():
-        if isinstance(module, Shared):
-            owner = modules.get(_path_in(model, module.owner))
-            if not isinstance(owner, Common) or owner.shape != module.shape:
-                raise ValueError(
-                    f"config.json lets a layer read {module.owner}, which is not there"
-                )
-            module.link(owner)
+        if isinstance(module, Form):
+            module.link(lambda path: modules.get(_path_in(model, path)))
 
 
 def register_quantizer() -> None:

@@ -3,8 +3,6 @@
 32 codes of b bits fill exactly b words, so a stream never straddles two such rows: for b = 2, 4, 8 this is the
 familiar "32 / b codes a word", for b = 3 the contiguous 96-bit layout of GPTQ (three words, two codes straddling).
 The words are int32 as storage of uint32; nothing here depends on their sign.
-
-Shipped inside native checkpoints (imports torch only).
 """
 
 import torch
@@ -58,3 +56,8 @@ def unpack(words_km: Tensor, bits: int, n: int) -> Tensor:
             low = low | ((rows[:, word + 1] & ((1 << spill) - 1)) << (bits - spill))
         codes[:, j] = low
     return codes.reshape(-1, m)[:n]
+
+
+def words_for(n: int, bits: int) -> int:
+    """32-bit words that n packed numbers take."""
+    return -(-n // CODES_A_ROW) * bits

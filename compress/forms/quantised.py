@@ -1,20 +1,20 @@
 """Integer codes on a grid, packed.
 
-Shapes: o = out_features, i = in_features, G = number of groups. Shipped inside native checkpoints.
+Shapes: o = out_features, i = in_features, G = number of groups.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from .base import Dense, Device, Form, Spec
-from .packing import CODES_A_ROW, pack, unpack
+from .base import Builder, Form, Spec
+from .dense import Dense
+from .packing import pack, unpack, words_for
 
 
-class Quantised(Form):
+class Quantised(Form, name="quantised"):
     """Integer codes on a grid: W[o, i] = scales[g, o] * (codes[i, o] - zeros[g, o]), g = the group of input i.
 
     Symmetric: no zeros are stored, they are all 2**(bits - 1); a scale may then be negative, which puts the longer
@@ -23,7 +23,6 @@ class Quantised(Form):
     qzeros (G, ceil(o / 32) * bits) int32, g_idx (i,) int32.
     """
 
-    kind = "quantised"
     qweight: Tensor
     scales: Tensor
     qzeros: Tensor | None
@@ -59,6 +58,19 @@ class Quantised(Form):
         if groups_i is not None:
             tensors["g_idx"] = groups_i.to(torch.int32)
         return cls((o, i), bits, group_size, tensors)
+
+    @classmethod
+    def empty(cls, spec: Spec, shape: tuple[int, int], build: Builder) -> Self:  # noqa: D102
+        (o, i), bits, group_size = shape, int(spec["bits"]), int(spec["group_size"])
+        n_groups = -(-i // group_size)
+        sizes = {"qweight": (words_for(i, bits), o)}
+        if not spec["symmetric"]:
+            sizes["qzeros"] = (n_groups, words_for(o, bits))
+        tensors = {name: build.tensor(*size, dtype=torch.int32) for name, size in sizes.items()}
+        tensors["scales"] = build.tensor(n_groups, o, dtype=torch.float16)
+        if not spec["ordered"]:
+            tensors["g_idx"] = build.tensor(i, dtype=torch.int32)
+        return cls(shape, bits, group_size, tensors)
 
     @property
     def symmetric(self) -> bool:
@@ -104,18 +116,8 @@ class Quantised(Form):
     def unpacked(self, dtype: torch.dtype) -> Form:  # noqa: D102
         return Dense(self.dense().to(dtype))
 
+    def describe(self) -> str:  # noqa: D102
+        return self.label() if self.symmetric else f"{self.label()} asymmetric"
 
-def empty_quantised(spec: Spec, shape: tuple[int, int], device: Device) -> Quantised:
-    """A form of this spec with uninitialised tensors."""
-    (o, i), bits, group_size = shape, int(spec["bits"]), int(spec["group_size"])
-    n_groups = -(-i // group_size)
-    codes = partial(torch.empty, dtype=torch.int32, device=device)
-    tensors = {
-        "qweight": codes(-(-i // CODES_A_ROW) * bits, o),
-        "scales": torch.empty(n_groups, o, dtype=torch.float16, device=device),
-    }
-    if not spec["symmetric"]:
-        tensors["qzeros"] = codes(n_groups, -(-o // CODES_A_ROW) * bits)
-    if not spec["ordered"]:
-        tensors["g_idx"] = codes(i)
-    return Quantised(shape, bits, group_size, tensors)
+    def label(self) -> str:  # noqa: D102
+        return f"{self.bits}-bit g{self.group_size}"

@@ -1,15 +1,15 @@
-"""One form for several layers: the layer that stores it, and those that read it there.
-
-Shipped inside native checkpoints.
-"""
+"""One form for several layers: the layer that stores it, and those that read it there."""
 
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .base import Form
+from .base import Builder, Form, Spec
+
+OBSTACLE = "shares what it stores with other layers, and cannot get a correction yet"
 
 
 class _Memory:
@@ -26,18 +26,20 @@ class _Memory:
         return (_Memory, ())
 
 
-class Common(Form):
+class Common(Form, name="common"):
     """A form that several layers use, one of which stores it; those that read one tensor share one product.
 
     `n_readers`: how many read one tensor.
     """
 
-    kind = "common"
-
     def __init__(self, form: Form, n_readers: int) -> None:
         super().__init__(form.shape)
         self.form, self.n_readers = form, n_readers
         self._memory = _Memory()
+
+    @classmethod
+    def empty(cls, spec: Spec, shape: tuple[int, int], build: Builder) -> Self:  # noqa: D102
+        return cls(build.form(spec["of"], shape), int(spec["users"]))
 
     def dense(self) -> Tensor:  # noqa: D102
         return self.form.dense()
@@ -75,23 +77,37 @@ class Common(Form):
             self._memory.twins[dtype] = twin
         return twin
 
+    def describe(self) -> str:  # noqa: D102
+        return f"{self.form.describe()}, shared"
 
-class Shared(Form):
+    def obstacle_to_correction(self) -> str:  # noqa: D102
+        return OBSTACLE
+
+
+class Shared(Form, name="shared"):
     """A form that another layer stores as a `Common`: it takes no bytes here.
 
     `owner` is the path of that in the model; it is known once the layers have names.
     """
 
-    kind = "shared"
-
     def __init__(self, shape: tuple[int, int], owner: str, form: Common | None) -> None:
         super().__init__(shape)
         self.owner = owner
-        self.link(form)
+        self._read(form)
 
-    def link(self, form: Common | None) -> None:
-        """Read there. No child of this module: its tensors are the owner's."""
+    @classmethod
+    def empty(cls, spec: Spec, shape: tuple[int, int], build: Builder) -> Self:  # noqa: ARG003, D102
+        return cls(shape, str(spec["owner"]), None)
+
+    def _read(self, form: Common | None) -> None:
+        """Read another layer's form, which is no child of this module: its tensors are stored there."""
         vars(self)["_form"] = form
+
+    def link(self, find: Callable[[str], nn.Module | None]) -> None:  # noqa: D102
+        owner = find(self.owner)
+        if not isinstance(owner, Common) or owner.shape != self.shape:
+            raise ValueError(f"config.json lets a layer read {self.owner}, which is not there")
+        self._read(owner)
 
     @property
     def form(self) -> Common:
@@ -115,3 +131,9 @@ class Shared(Form):
         twin = self.form.unpacked(dtype)
         assert isinstance(twin, Common)
         return Shared(self.shape, self.owner, twin)
+
+    def describe(self) -> str:  # noqa: D102
+        return f"read from {self.owner}"
+
+    def obstacle_to_correction(self) -> str:  # noqa: D102
+        return OBSTACLE

@@ -1,21 +1,19 @@
 """Values where a mask has ones, zeros elsewhere: pruned weights, and the codes of a dictionary.
 
 Shapes: o = out_features, i = in_features, n = lines, m = entries of a line, v = values of a line. A line is a row of
-the weight, or a column. Shipped inside native checkpoints.
+the weight, or a column.
 """
 
 import enum
 import itertools
-from collections.abc import Callable
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from .base import Dense, Device, Form, Spec
-from .packing import CODES_A_ROW, pack, unpack
-
-BFLOAT16_BITS = 16
+from .base import Builder, Device, Form, Spec
+from .dense import Dense
+from .packing import pack, unpack, words_for
 
 
 class Along(enum.StrEnum):
@@ -43,14 +41,13 @@ class Layout(enum.StrEnum):
 PAIRS = tuple(itertools.combinations(range(4), 2))
 
 
-class Sparse(Form):
+class Sparse(Form, name="sparse"):
     """A weight (o, i) whose lines have the same number of values each, the others zero.
 
     Tensors: mask (words, 1) int32, its layout's numbers line after line; and those of `values`, a form (n, v) itself:
     the values of each line in order, in whatever stores them.
     """
 
-    kind = "sparse"
     mask: Tensor
 
     def __init__(
@@ -82,6 +79,15 @@ class Sparse(Form):
         shape = (n_lines, m) if along is Along.ROWS else (m, n_lines)
         return cls(shape, along, _packed(mask_nm, layout), values, layout)
 
+    @classmethod
+    def empty(cls, spec: Spec, shape: tuple[int, int], build: Builder) -> Self:  # noqa: D102
+        along = Along(spec["along"])
+        layout = Layout(spec.get("layout", Layout.ENTRIES))
+        words = build.tensor(layout.words(shape[0] * shape[1]), 1, dtype=torch.int32)
+        n_lines = shape[0] if along is Along.ROWS else shape[1]
+        values = build.form(spec["values"], (n_lines, int(spec["per_line"])))
+        return cls(shape, along, words, values, layout)
+
     def lines(self) -> Tensor:
         """(n, m), bool: where the values are."""
         o, i = self.shape
@@ -110,6 +116,13 @@ class Sparse(Form):
     def unpacked(self, dtype: torch.dtype) -> Form:  # noqa: D102
         return Dense(self.dense().to(dtype))
 
+    def describe(self) -> str:  # noqa: D102
+        (o, i), n_values = self.shape, self.values.shape[1]
+        kept = f"{n_values} of {i} in a row"
+        if self.along is Along.COLUMNS:
+            kept = f"{n_values} of {o} in a column"
+        return kept if isinstance(self.values, Dense) else f"{kept}, {self.values.describe()}"
+
 
 def _packed(mask_nm: Tensor, layout: Layout) -> Tensor:
     if layout is Layout.FOURS:
@@ -133,74 +146,3 @@ def _pairs_of(mask_nm: Tensor) -> Tensor:
     numbers = torch.zeros(16, dtype=torch.int64, device=mask_nm.device)
     numbers[(_fours(mask_nm.device) * weights).sum(1)] = torch.arange(6, device=mask_nm.device)
     return numbers[(mask_nm.reshape(-1, 4) * weights).sum(1)]
-
-
-class Short(Form):
-    """Floats of fewer than 16 bits: bfloat16 with its last mantissa bits rounded away. (o, i), row after row.
-
-    Tensors: short (ceil(o i / 32) * bits, 1) int32.
-    """
-
-    kind = "short"
-    short: Tensor
-
-    def __init__(self, shape: tuple[int, int], bits: int, words: Tensor) -> None:
-        super().__init__(shape)
-        self.bits = bits
-        self.register_buffer("short", words)
-
-    @classmethod
-    def from_values(cls, values: Tensor, bits: int) -> Self:
-        """Rounded to nearest, ties to even. Raises ValueError for values that do not fit, NaN among them."""
-        patterns = _rounded_patterns(values, bits)
-        packed = pack(patterns.reshape(-1, 1), bits)
-        return cls((values.shape[0], values.shape[1]), bits, packed)
-
-    def dense(self) -> Tensor:  # noqa: D102
-        o, i = self.shape
-        patterns = unpack(self.short, self.bits, o * i).view(o, i)
-        return (patterns << (32 - self.bits)).view(torch.float32)
-
-    def spec(self) -> dict[str, Any]:  # noqa: D102
-        return {"form": self.kind, "bits": self.bits}
-
-    def unpacked(self, dtype: torch.dtype) -> Form:  # noqa: D102
-        return Dense(self.dense().to(dtype))
-
-
-def _rounded_patterns(values: Tensor, bits: int) -> Tensor:
-    """The leading bits of each float32, as integers: sign, eight of exponent, and what is left of the mantissa."""
-    if not 9 < bits < BFLOAT16_BITS:
-        raise ValueError(f"{bits} bits hold no short float; 10 to 15 do")
-    dropped = 32 - bits
-    words = values.detach().float().contiguous().view(torch.int32).to(torch.int64) & 0xFFFFFFFF
-    even = (words >> dropped) & 1
-    patterns = (words + even + (1 << (dropped - 1)) - 1) >> dropped
-    rounded = (patterns << dropped).to(torch.int64)
-    finite = (rounded >> 23) & 0xFF
-    if bool((finite == 0xFF).any()) or not bool(torch.isfinite(values).all()):
-        raise ValueError(f"values up to {float(values.abs().max()):.3g} do not fit {bits} bits")
-    return patterns & ((1 << bits) - 1)
-
-
-def empty_sparse(
-    spec: Spec, shape: tuple[int, int], device: Device, inner: Callable[[tuple[int, int]], Form]
-) -> Sparse:
-    """A form of this spec with uninitialised tensors; `inner` makes that of its values, of a shape."""
-    along = Along(spec["along"])
-    n_lines = shape[0] if along is Along.ROWS else shape[1]
-    layout = Layout(spec.get("layout", Layout.ENTRIES))
-    words = torch.empty(layout.words(shape[0] * shape[1]), 1, dtype=torch.int32, device=device)
-    return Sparse(shape, along, words, inner((n_lines, int(spec["per_line"]))), layout)
-
-
-def empty_short(spec: Spec, shape: tuple[int, int], device: Device) -> Short:
-    """The same for short floats."""
-    bits = int(spec["bits"])
-    words = torch.empty(words_for(shape[0] * shape[1], bits), 1, dtype=torch.int32, device=device)
-    return Short(shape, bits, words)
-
-
-def words_for(n: int, bits: int) -> int:
-    """32-bit words that n packed numbers take."""
-    return -(-n // CODES_A_ROW) * bits

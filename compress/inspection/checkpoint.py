@@ -17,13 +17,12 @@ from compress.callbacks import Progress
 from compress.errors import CheckpointError
 from compress.exports.adapter import CONFIG, PREFIX, STEM, find_base
 from compress.exports.gptq import ADAPTER
-from compress.forms.factorised import empty
+from compress.forms.build import empty
 from compress.forms.loading import FORMAT
 from compress.models.checkpoint import Reader, read_json
 from compress.models.devices import settle_dtype
 from compress.models.dtype import Dtype
 from compress.models.resolve import resolve_model
-from compress.pipeline.layer_text import describe
 from compress.planning.make import Linears, chosen_linears, kept_tensors
 
 COMPRESSIBLE = ""
@@ -197,7 +196,7 @@ def _native_layers(
         if absent:
             raise CheckpointError(f"{reader.folder}: {absent[0]} is missing; get it again")
         taken.update(keys)
-        layers.append(_layer(name, form.shape, describe(form), sum(map(reader.nbytes, keys))))
+        layers.append(_layer(name, form.shape, form.describe(), sum(map(reader.nbytes, keys))))
     return layers, taken
 
 
@@ -206,7 +205,7 @@ def _packed_layers(base: Base, progress: Progress) -> Iterator[InspectedTensor]:
     for index, name in enumerate(base.layers):
         progress("read layers", index, len(base.layers))
         form = base.form(name)
-        yield _layer(name, form.shape, describe(form), base.stored_bytes(name))
+        yield _layer(name, form.shape, form.describe(), base.stored_bytes(name))
     progress("read layers", len(base.layers), len(base.layers))
 
 

@@ -29,7 +29,7 @@ from calibration.statistics.mean import Mean
 from compress.errors import RecipeError
 from compress.families.base import Compressor, LayerShape
 from compress.families.pruner import Pruner
-from compress.forms.factorised import Form
+from compress.forms.base import Form
 from compress.methods.wanda import Wanda
 from compress.solvers.masks import Pattern, largest
 

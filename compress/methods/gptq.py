@@ -25,7 +25,7 @@ from calibration.statistics.collection import Statistics
 from calibration.statistics.gram import Gram
 from compress.families.base import refuse_damping, refuse_shrinkage
 from compress.families.quantiser import Quantiser, stacked
-from compress.forms.factorised import Form
+from compress.forms.base import Form
 from compress.solvers.grid import Grid
 from compress.solvers.grid_refit import refit_scales
 from compress.solvers.linalg import conditioned_, inverse_factor

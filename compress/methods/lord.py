@@ -30,7 +30,7 @@ from compress.families.base import refuse_damping
 from compress.families.factorisation import Factorisation
 from compress.families.low_rank import Metric, covariance
 from compress.families.target import FitTarget
-from compress.forms.factorised import Form
+from compress.forms.base import Form
 from compress.solvers.linalg import add_ridge_, to_storage
 
 

@@ -34,7 +34,9 @@ from calibration.statistics.gram import Gram
 from compress.families.base import refuse_damping, refuse_shrinkage
 from compress.families.pruner import Pruner
 from compress.families.sparse_storage import GROUP, CodeBits, layout_of
-from compress.forms.factorised import Along, Form, Quantised, Sparse
+from compress.forms.base import Form
+from compress.forms.quantised import Quantised
+from compress.forms.sparse import Along, Sparse
 from compress.solvers.grid import Grid
 from compress.solvers.grid_refit import refit_scales
 from compress.solvers.linalg import conditioned_, inverse_factor

@@ -22,7 +22,10 @@ from compress.exports import LayerExport
 from compress.families.correction import Correction
 from compress.families.given import Given, Held
 from compress.families.low_rank import Factors, as_low_rank
-from compress.forms.factorised import Dense, Form, LowRank, Sum
+from compress.forms.base import Form
+from compress.forms.dense import Dense
+from compress.forms.low_rank import LowRank
+from compress.forms.sum import Sum
 from compress.models.layers import is_transposed
 from compress.planning.plan import Plan
 from compress.report.report import KeptTensor

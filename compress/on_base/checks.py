@@ -17,7 +17,7 @@ from calibration.skeleton import PartLoader, decoder_blocks
 from compress.bases import AsDense, Base, open_base
 from compress.errors import CheckpointError
 from compress.families.given import Held
-from compress.forms.factorised import Dense
+from compress.forms.dense import Dense
 from compress.models.checkpoint import some
 from compress.models.resolve import Wanted, is_hub_id, snapshot
 from compress.on_base.base import HEAD, OnBase

@@ -25,7 +25,8 @@ from calibration.stream import Stream
 from calibration.walk import Block, SharedInput, walk
 from compress.errors import LayerError
 from compress.families.correction import Correction
-from compress.forms.factorised import CompressedLinear, Form
+from compress.forms.base import Form
+from compress.forms.linear import CompressedLinear
 from compress.models.layers import bias_of, is_transposed, refuse_not_finite, weight_oi
 from compress.on_base.base import OnBase, base_of, correction_of
 from compress.pipeline.layer_text import remarks, written

@@ -11,8 +11,11 @@ from torch import Tensor
 from calibration.statistics.collection import Statistics
 from calibration.statistics.gram import Gram
 from compress.families.low_rank import covariance
-from compress.forms.factorised import Form, LowRank, Product, Sum
+from compress.forms.base import Form
+from compress.forms.low_rank import LowRank
+from compress.forms.product import Product
 from compress.forms.sparse import Sparse
+from compress.forms.sum import Sum
 from compress.report.report import Spectrum
 from compress.solvers.linalg import output_spectrum
 

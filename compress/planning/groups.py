@@ -9,7 +9,8 @@ from calibration.statistics.base import GradientStatistic
 from calibration.statistics.collection import Pooled, Statistics
 from calibration.walk import SharedInput
 from compress.families.base import Compressor
-from compress.forms.factorised import Form, Shared
+from compress.forms.base import Form
+from compress.forms.shared import Shared
 from compress.models.names import block_and_place
 from compress.planning.layer import PlannedLayer
 

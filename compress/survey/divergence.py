@@ -21,7 +21,8 @@ from calibration.text.data import Tokens
 from calibration.walk import Block
 from compress.callbacks import Progress
 from compress.errors import LayerError
-from compress.forms.factorised import CompressedLinear, Form
+from compress.forms.base import Form
+from compress.forms.linear import CompressedLinear
 from compress.models.layers import bias_of
 from compress.prepare.prepare import Prepared
 

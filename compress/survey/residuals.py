@@ -19,7 +19,7 @@ from compress.families.correction_options import FULL_BITS
 from compress.families.correction_planner import remaining
 from compress.families.importance import fisher_cost
 from compress.families.low_rank import Metric, quantised_low_rank
-from compress.forms.factorised import Dense
+from compress.forms.dense import Dense
 from compress.models.layers import weight_oi
 from compress.planning.groups import Group, groups_of
 from compress.prepare.prepare import Prepared

@@ -19,7 +19,7 @@ from calibration.statistics.collection import Statistics
 from compress.errors import LayerError
 from compress.families.base import Survey, Trial
 from compress.families.importance import fisher_cost
-from compress.forms.factorised import Dense
+from compress.forms.dense import Dense
 from compress.methods.cospadi.options import CoSpaDiOptions
 from compress.methods.cospadi.stacking import Stacked, stacked
 from compress.solvers.dictionary_learning import alternating, oneshot

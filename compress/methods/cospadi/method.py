@@ -27,7 +27,9 @@ from calibration.statistics.gram import Gram
 from compress.errors import LayerError
 from compress.families.base import Compressor, LayerShape, Survey, Trial
 from compress.families.sparse_storage import joined
-from compress.forms.factorised import Common, Form, Shared, Sparse
+from compress.forms.base import Form
+from compress.forms.shared import Common, Shared
+from compress.forms.sparse import Sparse
 from compress.methods.cospadi.curves import curves, lost_at, trials
 from compress.methods.cospadi.options import ROUNDS, AtomAllocation, CoSpaDiOptions, Share, Solver
 from compress.methods.cospadi.planner import AtomPlanner, shared_by

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from calibration.statistics.collection import Statistics
 from calibration.statistics.gram import Gram
-from compress.forms.factorised import Along
+from compress.forms.sparse import Along
 from compress.solvers.dictionary_learning import lengths_of
 from compress.solvers.linalg import add_ridge_, cholesky, output_energy
 from compress.solvers.masks import Pattern
