@@ -76,6 +76,13 @@ class Registry(Mapping[str, type[T]]):
     def __contains__(self, name: object) -> bool:
         return name in self._classes or name in self._sources()
 
+    def modules_of_the_program(self) -> frozenset[str]:
+        """Modules whose members only this running program knows: another process must import them to find these."""
+        found = self._sources()
+        return frozenset(
+            member.__module__ for name, member in self._classes.items() if name not in found
+        )
+
     def _load(self, point: EntryPoint) -> None:
         """Import what an entry point names. Raises PluginError naming the distribution if it cannot be found."""
         try:

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -189,11 +189,13 @@ def peak_memory(
     dtype: str,
     device: str = "cpu",
     timing: Timing = Timing(),
+    imports: Sequence[str] = (),
 ) -> PeakMemory:
     """Memory of a fresh process that loads `folder` and runs it.
 
     `loader` is "package.module:function"; it is called as function(folder, dtype, device) with a
-    torch dtype. Python imports in the child whatever it can import here.
+    torch dtype. Python imports in the child whatever it can import here; `imports` are modules to
+    import before, which define what the folder holds, say.
 
     Raises:
         EvalError: the child failed; its last lines are quoted.
@@ -205,6 +207,7 @@ def peak_memory(
         "device": device,
         "timing": {"prompt_tokens": timing.prompt_tokens, "new_tokens": timing.new_tokens},
         "path": sys.path,
+        "imports": list(imports),
     }
     child = [sys.executable, "-P", str(Path(__file__).with_name("peak_memory.py"))]
     finished = subprocess.run(

@@ -40,6 +40,8 @@ def measured(request: dict[str, Any]) -> dict[str, int | None]:
 
     from eval.footprint import Timing, measure_speed
 
+    for name in request["imports"]:
+        importlib.import_module(name)
     module, _, function = request["loader"].partition(":")
     load = getattr(importlib.import_module(module), function)
     baseline = high_water_mark()

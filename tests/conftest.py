@@ -23,6 +23,7 @@ def quick_verification(request, monkeypatch):
     if request.node.get_closest_marker("slow"):
         return
     from compress.evaluation import compare as evaluating
+    from compress.exports.native import NativeExporter
     from compress.exports.verify import check
     from compress.pipeline import main as pipeline
     from eval.footprint import PeakMemory
@@ -37,6 +38,7 @@ def quick_verification(request, monkeypatch):
         return []
 
     monkeypatch.setattr(pipeline, "verify", in_this_process)
+    monkeypatch.setattr(NativeExporter, "verify_alone", lambda _: None)
     monkeypatch.setattr(pipeline, "run_page", lambda _: "<html></html>")
     monkeypatch.setattr(pipeline, "write_pictures", no_pictures)
     memory = PeakMemory(baseline_bytes=1, peak_bytes=2, device_bytes=None)

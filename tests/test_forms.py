@@ -8,15 +8,11 @@ from hypothesis import strategies as st
 
 from compress.forms.build import empty
 from compress.forms.dense import Dense
-from compress.forms.linear import CompressedLinear
-from compress.forms.low_rank import LowRank
 from compress.forms.packing import pack, unpack
-from compress.forms.product import Product
 from compress.forms.quantised import Quantised
 from compress.forms.shared import Common, Shared
 from compress.forms.short import Short
 from compress.forms.sparse import Along, Layout, Sparse
-from compress.forms.sum import Sum
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
@@ -75,66 +71,6 @@ KINDS = ["symmetric", "asymmetric", "shuffled"]
 def test_a_quantised_form_equals_scale_times_code_minus_zero(bits, kind, i):
     form, expected = quantised(bits=bits, kind=kind, i=i)
     assert torch.equal(form.dense(), expected)
-
-
-def low_rank(o=12, i=96, r=3):
-    generator = torch.Generator().manual_seed(1)
-    return LowRank.from_factors(
-        torch.randn(o, r, generator=generator).half(), torch.randn(r, i, generator=generator).half()
-    )
-
-
-FORMS = {
-    **{kind: lambda kind=kind: quantised(kind=kind)[0] for kind in KINDS},
-    "low_rank": low_rank,
-    "dense": lambda: Dense(torch.randn(12, 96, generator=torch.Generator().manual_seed(2))),
-    "shifted": lambda: low_rank().shifted(torch.randn(12).half()),
-    "product": lambda: Product(quantised(i=3)[0], quantised(o=3)[0]),
-    "shifted product": lambda: Product(low_rank(i=3, r=2), quantised(o=3)[0]).shifted(
-        torch.randn(12)
-    ),
-    "sum": lambda: Sum([quantised()[0], low_rank()]),
-}
-
-
-@pytest.mark.parametrize("name", FORMS)
-class TestEveryForm:
-    def test_runs_as_its_dense_weight(self, name):
-        form, x = FORMS[name](), torch.randn(5, 96)
-        offset = 0 if form.offset() is None else form.offset()
-        expected = x @ form.dense().T + offset
-        torch.testing.assert_close(form(x), expected, rtol=1e-4, atol=1e-4)
-
-    def test_is_built_again_from_its_spec_and_tensors(self, name):
-        form = FORMS[name]()
-        dtype = torch.float16 if isinstance(form, LowRank) else torch.float32
-        again = empty(form.spec(), form.shape, dtype, "cpu")
-        again.load_state_dict(form.state_dict())
-        assert torch.equal(again.dense(), form.dense())
-        assert again.spec() == form.spec()
-
-    def test_counts_the_bytes_it_stores(self, name, tmp_path):
-        from safetensors.torch import save_file
-
-        form = FORMS[name]()
-        tensors = {key: value.contiguous() for key, value in form.state_dict().items()}
-        save_file(tensors, tmp_path / "form.safetensors")
-        header = int.from_bytes((tmp_path / "form.safetensors").read_bytes()[:8], "little")
-        assert form.n_bytes() == (tmp_path / "form.safetensors").stat().st_size - 8 - header
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_gives_the_same_outputs_unpacked_to_the_bit(self, name, dtype):
-        form, x = FORMS[name](), torch.randn(5, 96).to(dtype)
-        with torch.no_grad():
-            assert torch.equal(form.unpacked(dtype)(x), form(x))
-
-    def test_serves_a_layer_with_a_bias(self, name):
-        form, x, bias = FORMS[name](), torch.randn(5, 96), torch.randn(12)
-        torch.testing.assert_close(CompressedLinear(form, bias)(x), form(x) + bias)
-
-    def test_the_outputs_follow_the_dtype_of_the_inputs(self, name):
-        x = torch.randn(5, 96, dtype=torch.bfloat16)
-        assert FORMS[name]()(x).dtype == torch.bfloat16
 
 
 def test_an_unknown_form_is_refused_by_name():

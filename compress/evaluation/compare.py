@@ -15,6 +15,7 @@ from calibration.text.data import Tokens
 from compress.callbacks import Progress
 from compress.config.recipe import Recipe
 from compress.exports.load import load_export, stored_in, unpack
+from compress.forms.registered import FORMS
 from compress.models.devices import settle_device, settle_dtype
 from compress.models.resolve import load_tokenizer, resolve_model
 from compress.prepare.prepare import Prepared
@@ -161,7 +162,13 @@ def _footprint(
     # One loader for both, so that what it imports weighs the same in both figures.
     loader = "compress.exports.load:load_export"
     dtype = str(original.dtype).removeprefix("torch.")
-    peak = peak_memory(folder, loader=loader, dtype=dtype, device=str(original.device))
+    peak = peak_memory(
+        folder,
+        loader=loader,
+        dtype=dtype,
+        device=str(original.device),
+        imports=sorted(FORMS.modules_of_the_program()),
+    )
     on_accelerator = peak.device_bytes if peak.device_bytes is not None else peak.peak_bytes
     stored = stored_in(folder)
     return measure(stored, model, n_parameters, peak_rss_bytes=on_accelerator, progress=progress)

@@ -145,6 +145,13 @@ class Exporter(ABC):
     @abstractmethod
     def _write_config(self) -> None: ...
 
+    @classmethod  # noqa: B027  (most formats promise nothing)
+    def verify_alone(cls, folder: Path) -> None:
+        """Prove that an export that this program wrote is read without the toolkit, if the format promises that.
+
+        It may run code that lies in the folder. Raises CheckpointError.
+        """
+
     def base_config(self) -> dict[str, Any]:
         """The source's config.json, with the dtype that it may leave to the weights."""
         config = {key: value for key, value in self.config.items() if key != "torch_dtype"}

@@ -8,8 +8,15 @@ method, which transformers refuses for every model class.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from compress.errors import CheckpointError
+from compress.exports import alone
 from compress.exports.base import Exporter, LayerExport
 from compress.exports.shipping import shipped
 from compress.forms.base import Form
@@ -26,6 +33,29 @@ class NativeExporter(Exporter):
     """Holds every form there is, in as many bytes as it says."""
 
     name = "native"
+
+    @classmethod
+    def verify_alone(cls, folder: Path) -> None:
+        """Run the shipped code in a fresh process that cannot import the toolkit: it must build every form.
+
+        Raises CheckpointError with that process's error, which names a file that is missing.
+        """
+        with TemporaryDirectory() as scratch:
+            child = subprocess.run(
+                [sys.executable, "-P", alone.__file__, str(folder.resolve())],
+                # A cache of its own: copies of the code of unfinished folders are of use to nobody.
+                env=os.environ | {"HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"},
+                cwd=scratch,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if child.returncode != 0:
+            last = "\n".join(child.stderr.strip().splitlines()[-3:])
+            raise CheckpointError(
+                f"{folder}: without the toolkit its code does not build its forms:\n{last}"
+            )
 
     def _begin(self) -> None:
         self._layers: dict[str, dict[str, Any]] = {}

@@ -115,6 +115,11 @@ def _shippable(module: str) -> tuple[str, list[str]]:
 
 
 def _file_of(module: str) -> Path:
+    if module == "__main__":
+        raise CheckpointError(
+            "native export: the program itself defines a form, which cannot be shipped with the checkpoint; write the "
+            "form into a file of its own and import that"
+        )
     try:
         return Path(inspect.getfile(sys.modules[module]))
     except (KeyError, TypeError) as error:

@@ -14,8 +14,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from compress.exports.adapter import STEM, find_base
 from compress.exports.base import main_dtype
 from compress.exports.gptq import ADAPTER
 from compress.exports.load import ADAPTED, PLAIN, load_export, loader_name
+from compress.forms.registered import FORMS
 from compress.models.checkpoint import Reader, read_json, some
 
 PROBE = "probe.safetensors"
@@ -161,6 +163,7 @@ def _answer_of_a_fresh_process(folder: Path, device: str) -> dict[str, Any]:
                 str(folder.resolve()),
                 device,
                 str(answer),
+                *sorted(FORMS.modules_of_the_program()),
             ],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
             stdin=subprocess.DEVNULL,
@@ -244,8 +247,13 @@ def _refuse_changes(
         )
 
 
-def main(folder: Path, device: str, answer: Path) -> None:
-    """Entry of the fresh process: write the result, or the error, as JSON."""
+def main(folder: Path, device: str, answer: Path, modules: Sequence[str]) -> None:
+    """Entry of the fresh process: write the result, or the error, as JSON.
+
+    `modules` are imported first: they define forms of the program that asks.
+    """
+    for module in modules:
+        import_module(module)
     answer.write_text(json.dumps(answer_of_this_process(folder, device)), encoding="utf-8")
 
 
@@ -258,4 +266,4 @@ def answer_of_this_process(folder: Path, device: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:])

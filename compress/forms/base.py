@@ -137,7 +137,10 @@ class Builder:
         name = spec["form"]
         if name not in self.forms:
             known = ", ".join(sorted(self.forms))
-            raise ValueError(f"form {name!r} is unknown to this version; known: {known}")
+            raise ValueError(
+                f"form {name!r} is unknown here; known: {known}; import the module that defines it, install the "
+                "distribution that does, or use the code shipped with the checkpoint (trust_remote_code=True)"
+            )
         return self.forms[name].empty(spec, shape, self)
 
     def floats(self, *shape: int) -> Tensor:

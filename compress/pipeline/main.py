@@ -29,6 +29,7 @@ from compress.evaluation.compare import (
     resolve_original,
 )
 from compress.evaluation.original_scores import Originals
+from compress.exports import EXPORTS, ON_BASE
 from compress.exports.gptq import ADAPTER
 from compress.exports.load import stored_in
 from compress.exports.verify import verify
@@ -209,6 +210,7 @@ def _verified(name: str, root: Path, device: str, progress: Progress) -> ExportR
     progress(f"verify {name}", 0, 1)
     path = root / name if (root / name).is_dir() else root
     found = verify(path, device=device)
+    {**EXPORTS, **ON_BASE}[name].verify_alone(path)
     progress(f"verify {name}", 1, 1)
     adapter = path if name == ADAPTER else path / ADAPTER
     return ExportReport(
