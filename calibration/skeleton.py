@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -34,6 +33,8 @@ from calibration.outputs import AUTO_CLASSES, head_of
 
 def build_skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The architecture of `config` with its head: parameters on meta, buffers real, in eval mode."""
+    from accelerate import init_empty_weights  # not there where checkpoints are only loaded
+
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AUTO_CLASSES[head_of(config) or Head.NEXT_TOKEN].from_config(
             config, dtype=dtype

@@ -73,7 +73,11 @@ after_import("transformers.models.auto.configuration_auto", _register_native_for
 
 
 def __getattr__(name: str) -> Any:
-    """The public name, imported from its home when first used."""
+    """The public name, imported from its home when first used. Raises MissingExtraError if that needs an extra."""
     if name not in _HOMES:
         raise AttributeError(f"module 'compress' has no attribute {name!r}")
+    if _HOMES[name].startswith("compress.pipeline."):
+        from compress.extras import require
+
+        require(f"compress.{name}")
     return getattr(import_module(_HOMES[name]), name)

@@ -40,3 +40,7 @@ class SweepError(RuntimeError):
 
 class PluginError(RuntimeError):
     """A method, format or reader that cannot be registered or loaded; the message names it and where it comes from."""
+
+
+class MissingExtraError(ImportError):
+    """An optional dependency that is not installed; the message names what needs it and how to install it."""

@@ -17,6 +17,7 @@ from compress.config.flags import HELP, Flags, Parser
 from compress.config.recipe import Recipe
 from compress.config.yaml_file import read_yaml
 from compress.errors import RecipeError
+from compress.extras import RUN, require
 from compress.families.base import METHODS
 
 
@@ -95,6 +96,8 @@ class Command:
     recipe: Callable[[Command, Sequence[str]], Mapping[str, Any]] = no_recipe
     """The values that flags overlay, from its words."""
     epilog: str = ""
+    extra: str = RUN
+    """Optional dependencies without which it cannot be carried out; empty: none."""
 
     @property
     def own_flags(self) -> tuple[str, ...]:
@@ -104,6 +107,8 @@ class Command:
     def call(self, words: Sequence[str]) -> None:
         """Read the words after its name, then import the command and carry it out."""
         given = self.given(words, self.recipe(self, words))
+        if self.extra:
+            require(f"compress {self.name}", self.extra)
         module, _, function = self.home.partition(".")
         getattr(import_module(f"compress.cli.{module}"), function)(given)
 

@@ -107,6 +107,7 @@ _ALL = (
         about="List the methods there are, with their papers.",
         usage="",
         home="methods.methods",
+        extra="",
     ),
     _of_recipe("calibrate", "Collect and save the statistics that a run would use."),
     Command(
@@ -114,6 +115,7 @@ _ALL = (
         about="Load an export in a fresh process and compare its logits.",
         usage="DIR [--device DEVICE]",
         home="verifying.verify",
+        extra="",
         arguments=(
             Argument(
                 name="folder", metavar="DIR", kind=Path, about="an export, or a folder of some"

@@ -20,6 +20,7 @@ from compress.errors import (
     CheckpointError,
     ComparisonError,
     LayerError,
+    MissingExtraError,
     PluginError,
     RecipeError,
     SweepError,
@@ -29,7 +30,7 @@ from eval.errors import EvalError
 
 _EXPECTED = (
     *(RecipeError, CheckpointError, ComparisonError, LayerError, PluginError, SweepError),
-    *(InputError, EvalError, OSError),
+    *(InputError, EvalError, MissingExtraError, OSError),
 )
 
 

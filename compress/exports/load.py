@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from calibration.heads import Head
 from calibration.outputs import AUTO_CLASSES, head_of
-from calibration.skeleton import build_skeleton
 from calibration.walk import is_linear
 from compress.bases import Base, open_base
 from compress.bases.plain import PlainBase
@@ -128,14 +127,21 @@ def _refuse_differences(info: Mapping[str, Any]) -> None:
             raise CheckpointError(f"{what.replace('_', ' ')}: {some(found)}")
 
 
+def _on_meta(config: PretrainedConfig) -> PreTrainedModel:
+    """The architecture alone."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AUTO_CLASSES[head_of(config) or Head.NEXT_TOKEN].from_config(
+            config
+        )
+    return model
+
+
 def _load_packed(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     """Turn the tensors into those of the native format, and load them as such."""
     base = open_base(folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     state = {name: base.reader[name] for name in base.plain}
-    modules = dict(
-        build_skeleton(AutoConfig.for_model(**base.config), torch.float32).named_modules()
-    )
+    modules = dict(_on_meta(AutoConfig.for_model(**base.config)).named_modules())
     table = {}
     for name in base.layers:
         form = base.form(name)

@@ -6,6 +6,8 @@ memory is one set of unpacked weights.
 File format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+from __future__ import annotations
+
 import contextlib
 import io
 import json
@@ -16,10 +18,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from gguf import GGMLQuantizationType, GGUFReader
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -28,6 +29,9 @@ from calibration.store import file_sha256
 from compress.callbacks import Progress
 from compress.errors import CheckpointError
 from compress.models.gguf_tokenizer import TokenizerFacts, write_tokenizer
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
 
 MAGIC = b"GGUF"
 CONVERTER_VERSION = 1
@@ -90,6 +94,8 @@ def read_header(path: Path) -> GGUFHeader:
 
     Raises CheckpointError, naming the file and what is wrong with it.
     """
+    from gguf import GGMLQuantizationType, GGUFReader  # not there where checkpoints are only loaded
+
     refuse_bad_magic(path)
     try:
         reader = GGUFReader(str(path))

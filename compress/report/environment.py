@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-DISTRIBUTION = "compress-llm"
+from compress.extras import DISTRIBUTION
+
 _RECORDED = (
     "torch",
     "transformers",
