@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from documents import ROOT, text_of
 from exported import IDS, compressed, export, python
 from outside import announce, imported
 from safetensors.torch import load_file
@@ -24,72 +25,8 @@ from compress.forms.build import empty
 from compress.forms.dense import Dense
 from compress.forms.registered import FORMS
 
-FORM = '''"""Weights of -1, 0 and 1 with a scale for each output."""
-
-from typing import Any, Self
-
-import torch
-from torch import Tensor
-
-from compress.forms.base import Builder, Form, Spec
-from compress.forms.dense import Dense
-from compress.forms.packing import pack, unpack, words_for
-
-
-class Ternary(Form, name="ternary"):
-    """W[o, i] = scales[o] * (codes[i, o] - 1)."""
-
-    def __init__(self, shape: tuple[int, int], codes: Tensor, scales: Tensor) -> None:
-        super().__init__(shape)
-        self.register_buffer("codes", codes)
-        self.register_buffer("scales", scales)
-
-    @classmethod
-    def of(cls, weight_oi: Tensor) -> Self:
-        scales = weight_oi.abs().mean(1).float()
-        codes = (weight_oi / scales[:, None]).round().clamp(-1, 1).to(torch.int64) + 1
-        return cls(tuple(weight_oi.shape), pack(codes.T, 2), scales)
-
-    @classmethod
-    def empty(cls, spec: Spec, shape: tuple[int, int], build: Builder) -> Self:
-        codes = build.tensor(words_for(shape[1], 2), shape[0], dtype=torch.int32)
-        return cls(shape, codes, build.tensor(shape[0], dtype=torch.float32))
-
-    def spec(self) -> dict[str, Any]:
-        return {"form": self.kind}
-
-    def dense(self) -> Tensor:
-        codes_io = unpack(self.codes, 2, self.shape[1])
-        return ((codes_io - 1) * self.scales).T
-
-    def unpacked(self, dtype: torch.dtype) -> Form:
-        return Dense(self.dense().to(dtype))
-
-    def describe(self) -> str:
-        return "ternary"
-'''
-METHOD = '''"""Ternary weights by the mean magnitude of each output."""
-
-from dataclasses import dataclass
-from typing import ClassVar
-
-from ternary_form import Ternary
-
-from compress.families.base import Compressor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ternarise(Compressor, name="ternarise"):
-    """Rounding to -1, 0 and 1."""
-
-    paper: ClassVar[str] = "none"
-
-    def compress(self, weights, stats):
-        return [Ternary.of(weight) for weight in weights]
-
-    def planned_bytes(self, shape):
-        return -(-shape[1] // 32) * 2 * 4 * shape[0] + 4 * shape[0]
-'''
+FORM = text_of(ROOT / "docs" / "extend" / "ternary_form.py")
+METHOD = text_of(ROOT / "docs" / "extend" / "ternary_method.py")
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ class RIA(Pruner, name="ria"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.power < 0:
-            raise RecipeError(f"method.power: {self.power} is negative; 0 or more (0.5 is usual)")
+            raise RecipeError(f"{self.power} is negative; 0 or more (0.5 is usual)", option="power")
 
     def pruned(self, weight_oi: Tensor, s: int, stats: Statistics) -> Tensor:
         """The s weights of every row with the highest score, as they are."""
