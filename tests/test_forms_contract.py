@@ -191,14 +191,14 @@ class TestEveryForm:
             assert "offset" in form.obstacle_to_correction()
         assert Sum([form]).obstacle_to_correction() == form.obstacle_to_correction()
 
-    def test_passes_gradients_to_every_parameter_that_may_be_trained(self, name):
-        form = made(name)
-        if not form.trainable:
-            pytest.skip("fine-tuning leaves it as it is")
-        form.requires_grad_(requires_grad=True)
-        form(numbers(5, 32, seed=7)).square().sum().backward()
-        assert list(form.parameters())
-        assert all(float(parameter.grad.norm()) > 0 for parameter in form.parameters())
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if made(name).trainable])
+def test_gradients_reach_every_parameter_of_a_form_that_may_be_trained(name):
+    form = made(name)
+    form.requires_grad_(requires_grad=True)
+    form(numbers(5, 32, seed=7)).square().sum().backward()
+    assert list(form.parameters())
+    assert all(float(parameter.grad.norm()) > 0 for parameter in form.parameters())
 
 
 def test_every_description_is_its_own():

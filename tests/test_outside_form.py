@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,6 +28,24 @@ from compress.forms.registered import FORMS
 
 FORM = text_of(ROOT / "docs" / "extend" / "ternary_form.py")
 METHOD = text_of(ROOT / "docs" / "extend" / "ternary_method.py")
+STATISTIC = text_of(ROOT / "docs" / "extend" / "fourth_moment.py")
+READS_STATISTIC = '''
+
+from fourth_moment import FourthMoment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guarded(Ternarise, name="guarded_ternary"):
+    """The same, where every layer has inputs."""
+
+    @property
+    def needs(self):
+        return super().needs | {FourthMoment}
+
+    def compress(self, weights, stats):
+        assert float(stats[FourthMoment].sum_i.min()) > 0
+        return super().compress(weights, stats)
+'''
 
 
 @pytest.fixture
@@ -35,14 +54,23 @@ def ternary(tmp_path):
         yield module.Ternary
 
 
+def ternary_everywhere(folder, kind):
+    """A tiny model whose layers are all of the form."""
+    return compressed(folder, make_form=lambda _, weight: kind.of(weight))
+
+
 @pytest.mark.slow
-def test_a_form_of_another_module_passes_a_run_and_its_checkpoint_loads_without_the_toolkit(
+def test_a_form_and_a_statistic_of_other_modules_pass_a_run_and_load_without_the_toolkit(
     workspace, tmp_path, capsys
 ):
-    with imported(tmp_path, {"ternary_form": FORM, "ternary_method": METHOD}) as [_, module]:
-        job = recipe(workspace, method=module.Ternarise(), export=("native",), eval_windows=2)
+    method = {"fourth_moment": STATISTIC, "guarded_ternary": METHOD + READS_STATISTIC}
+    with imported(tmp_path, {"ternary_form": FORM, **method}) as [*_, module]:
+        job = recipe(workspace, method=module.Guarded(), export=("native",), eval_windows=2)
         planned = compress.plan(job).plan
         report = compress.run(job)
+        assert not any("used again" in note for note in report.notes)
+        again = compress.run(replace(job, out=workspace / "again"))
+        assert any("used again" in note for note in again.notes)
         assert {layer.form for layer in report.layers} == {"ternary"}
         assert planned.bytes_after == report.totals.tensor_bytes_after
         assert main(["inspect", str(job.folder)]) == 0
@@ -61,7 +89,7 @@ def test_a_form_of_another_module_passes_a_run_and_its_checkpoint_loads_without_
 
 
 def test_a_form_of_another_module_is_shipped_with_relative_imports(ternary, tmp_path):
-    made = compressed(tmp_path / "source", make_form=lambda _, weight: ternary.of(weight))
+    made = ternary_everywhere(tmp_path / "source", ternary)
     folder = export(made, tmp_path / "native", "native")
     text = (folder / "ternary_form.py").read_text()
     assert "from .base import Builder, Form, Spec\n" in text
@@ -108,7 +136,7 @@ def test_what_a_checkpoint_cannot_bring_along_is_refused_naming_the_import(terna
 
 
 def test_a_form_that_cannot_be_shipped_is_refused_at_its_first_layer(ternary, tmp_path):
-    made = compressed(tmp_path / "source", make_form=lambda _, weight: ternary.of(weight))
+    made = ternary_everywhere(tmp_path / "source", ternary)
     (tmp_path / "ternary_form.py").write_text("import numpy\n" + FORM)
     (tmp_path / "native").mkdir()
     exporter = NativeExporter(tmp_path / "native", made.source)

@@ -87,7 +87,7 @@ class Statistic(ABC):
 
     @classmethod
     def identity(cls) -> str:
-        """What saved sums of this statistic are known by: its name, and for one from outside a digest of its file.
+        """The key of saved sums: the statistic's name, and for one from outside a digest of its file.
 
         A statistic of this package changes together with the toolkit's version. Raises TypeError for a class without
         a name of its own, InputError for one that is defined in no file.
@@ -114,7 +114,7 @@ class Statistic(ABC):
 
     @classmethod
     def n_numbers(cls, shape: tuple[int, int]) -> int:
-        """How many numbers are stored of a layer (o, i), counts apart.
+        """The number of fp64 values that are stored for a layer (o, i), counts apart.
 
         Raises TypeError for a field whose name does not tell; override this then.
         """
@@ -167,16 +167,16 @@ def _place(kind: type[Statistic]) -> str:
 
 @dataclass(frozen=True)
 class Observation:
-    """What one batch shows of a tensor that layers read, padding dropped."""
+    """One batch of a tensor that layers read, padding dropped."""
 
     x_ti: Tensor
     n_sequences: int
     held_out_ti: Tensor | None = None
-    """The tokens among them of sequences that are held out, if a statistic reads them."""
+    """The part of `x_ti` that belongs to held-out sequences, if a statistic reads it."""
     n_held_out: int = 0
-    """Those sequences."""
+    """The number of held-out sequences."""
     original_ti: Tensor | None = None
-    """What the layer reads in the original model, token for token, if a statistic reads it."""
+    """The same tokens' inputs in the original model, if a statistic reads them."""
 
 
 @dataclass(frozen=True)

@@ -38,13 +38,13 @@ class Statistics(dict[type[Statistic], Any]):
             self[kind] = value.with_observed(seen)
 
     def joined(self, other: Statistics) -> Statistics:
-        """These and those of one of the layers, sharing what is derived from these alone."""
+        """These statistics together with others of one of the layers; what `once` derived stays shared with these."""
         both = Statistics({**self, **other})
         both.__dict__["_derived"] = self.__dict__.setdefault("_derived", {})
         return both
 
     def once(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
-        """What `make` derives from these statistics, made at the first call with this key and kept as long as they are.
+        """The result of `make`, called at the first call with this key and kept as long as the statistics are.
 
         Layers that share an input share what is derived of it, a factor of its Gram say, whatever their ranks.
         """
@@ -59,14 +59,14 @@ class Statistics(dict[type[Statistic], Any]):
         self.__dict__.pop("_derived", None)
 
     def by_input(self, items: Sequence[T]) -> Iterator[tuple[Sequence[T], Statistics]]:
-        """What belongs to weights, one item each, with the statistics of the input that these read: of all, this one.
+        """Split items, one for each weight, by the input that the weights read: here, all read the same.
 
         See `Pooled`.
         """
         yield items, self
 
     def __add__(self, other: Self) -> Self:
-        """Statistic by statistic."""
+        """Add statistic by statistic."""
         return type(self)({kind: value + other[kind] for kind, value in self.items()})
 
     def to(self, device: torch.device) -> Self:
@@ -82,13 +82,13 @@ class Pooled(Statistics):
     """The sums over several inputs, for weights that have something in common though each reads its own."""
 
     def __init__(self, inputs: Sequence[tuple[int, Statistics]]) -> None:
-        """How many weights, in order, read each input; every input has the same statistics and sizes."""
+        """`inputs`: how many weights, in order, read each input, and its statistics, all of one size."""
         (_, first), *others = inputs
         super().__init__(sum((stats for _, stats in others), start=first))
         self._inputs = inputs
 
     def by_input(self, items: Sequence[T]) -> Iterator[tuple[Sequence[T], Statistics]]:
-        """Input by input."""
+        """Split items by the input that the weights read."""
         done = 0
         for n_weights, stats in self._inputs:
             yield items[done : done + n_weights], stats

@@ -49,7 +49,7 @@ class NativeBase(Base):
 
     @property
     def description(self) -> str:
-        """As in "native, 4-bit g64, low rank"."""
+        """The forms that the layers are stored in: "native, 4-bit g64, low rank"."""
         labels = {part.label() for name in self.layers for part in self._empty(name).parts()}
         return ", ".join(["native", *sorted(labels - {""})])
 
@@ -59,16 +59,16 @@ class NativeBase(Base):
         return "compress-llm"
 
     def tensors_of(self, name: str) -> list[str]:
-        """Those of the form."""
+        """The tensors of the layer's form."""
         return [f"{name}.form.{key}" for key in self._empty(name).state_dict()]
 
     def shape(self, name: str) -> tuple[int, int]:
-        """As the table says."""
+        """The shape in config.json's table of layers."""
         o, i = self.settings["layers"][name]["shape"]
         return int(o), int(i)
 
     def form(self, name: str) -> Form:
-        """As it was written."""
+        """The form as it was written, its tensors read."""
         form = self._empty(name)
         state = {}
         for key, tensor in form.state_dict().items():

@@ -25,7 +25,7 @@ ENTRY = loading.__name__
 GENERATED = "registered.py"
 ALLOWED = frozenset({"torch", *sys.stdlib_module_names})
 LIBRARIES = {ENTRY: frozenset({"transformers"})}
-"""What some of our own modules import besides."""
+"""Further libraries that some of our own modules import."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Form(nn.Module, ABC):
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
-        """What `empty` needs, beside the shape, to build this form again; JSON, with `"form": self.kind`."""
+        """JSON from which `empty` builds this form again, given the shape; it holds `"form": self.kind`."""
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -82,10 +82,10 @@ class Form(nn.Module, ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """What is stored in a few words, for people: "4-bit g64 + rank 32"."""
+        """A few words for people that say how the weight is stored: "4-bit g64 + rank 32"."""
 
     def label(self) -> str:
-        """What is stored in fewer words, equal for most layers of a checkpoint; empty if its parts say it."""
+        """The storage in even fewer words, without ranks and the like; empty for a form whose parts say it all."""
         return self.kind.replace("_", " ")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class Form(nn.Module, ABC):
 
 
 def place_of(form: type[Form]) -> str:
-    """Where a class is defined."""
+    """The dotted name of a class, with its module."""
     return f"{form.__module__}.{form.__qualname__}"
 
 
@@ -129,7 +129,7 @@ class Builder:
 
     forms: Mapping[str, type[Form]]
     dtype: torch.dtype
-    """Of the floats whose dtype a form leaves to the model."""
+    """The dtype of floats for which a form has none of its own: the model's."""
     device: Device
 
     def form(self, spec: Spec, shape: tuple[int, int]) -> Form:

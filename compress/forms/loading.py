@@ -70,7 +70,7 @@ class CompressedQuantizationConfig(QuantizationConfigMixin):
         return getattr(self, key, default)
 
     def to_dict(self) -> dict[str, Any]:
-        """What a config.json may hold: nothing that loads.
+        """The content of a config.json that does not load.
 
         A config written by the base model's config class has its public `model_type`; with a
         quant_method that transformers does not know it would load as random weights, without one

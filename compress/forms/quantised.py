@@ -78,11 +78,11 @@ class Quantised(Form, name="quantised"):
         return self.qzeros is None
 
     def codes(self) -> Tensor:
-        """(i, o) int32."""
+        """The unpacked codes: (i, o) int32."""
         return unpack(self.qweight, self.bits, self.shape[1])
 
     def zeros(self) -> Tensor:
-        """(G, o) int32."""
+        """The unpacked zero points: (G, o) int32."""
         if self.qzeros is None:
             return torch.full_like(self.scales, 1 << (self.bits - 1), dtype=torch.int32)
         return unpack(self.qzeros.T.contiguous(), self.bits, self.shape[0]).T

@@ -111,7 +111,7 @@ class Shared(Form, name="shared"):
 
     @property
     def form(self) -> Common:
-        """What it reads. Raises RuntimeError before it is linked."""
+        """The other layer's form. Raises RuntimeError before it is linked."""
         found: Common | None = vars(self)["_form"]
         if found is None:
             raise RuntimeError(f"a shared form that is to read {self.owner} was never linked to it")

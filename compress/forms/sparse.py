@@ -17,7 +17,7 @@ from .packing import pack, unpack, words_for
 
 
 class Along(enum.StrEnum):
-    """What a line is."""
+    """The direction of the lines."""
 
     ROWS = "rows"
     """A row of the weight: the inputs of one output."""

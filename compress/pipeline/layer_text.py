@@ -30,7 +30,7 @@ def written(form: Form, exports: Collection[str]) -> tuple[list[str], int]:
 
 
 def remarks(layer: PlannedLayer, form: Form, dead: int) -> str:
-    """What is to be known of a finished layer, of whose input channels so many are dead."""
+    """Remarks on a finished layer, with `dead` of its input channels zero; empty if there are none."""
     remarks = [layer.note] if layer.note else []
     if isinstance(layer.compressor, Correction) and not has_correction(form):
         remarks.append("no correction: it did not lower the error on the sequences kept aside")
