@@ -6,7 +6,10 @@ over items); it is never zero for lack of knowledge.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 from eval.errors import EvalError
 
@@ -14,10 +17,14 @@ MOST_NATS = 700.0
 """Nats a token whose perplexity a double can hold; a guess among 100,000 tokens costs 12."""
 ACCURACY = "accuracy"
 """The task under which the accuracy of a classifier of whole sequences is told."""
-LATER = "not in the scores of earlier versions, which had what is its default"
+STRICT = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+"""Values are what their types say, in Python as in JSON; a docstring of a field is its description in a JSON Schema.
+
+A field that came later has a default, so that the reports of earlier versions are still read.
+"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class WindowSums:
     """Sums over the predicted tokens of one window of text."""
 
@@ -30,7 +37,7 @@ class WindowSums:
     """Positions where the likeliest token is the original's."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Sample:
     """A prompt and what each model wrote after it, likeliest token by likeliest token."""
 
@@ -41,7 +48,7 @@ class Sample:
     after: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Fidelity:
     """How a model predicts a text, and how far it is from the original on it.
 
@@ -57,11 +64,11 @@ class Fidelity:
     top1_agreement: float
     top1_stderr: float | None
     n_tokens: int
-    windows: tuple[WindowSums, ...] = field(default=(), metadata={"later": LATER}, repr=False)
+    windows: tuple[WindowSums, ...] = field(default=(), repr=False)
     """Its parts, in the text's order: with another model's they give paired differences."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class TaskScore:
     """One metric of one task or group of tasks.
 
@@ -77,11 +84,11 @@ class TaskScore:
     version: str
     higher_is_better: bool
     per_item: tuple[float, ...] = field(default=(), repr=False)
-    n_shot: int | None = field(default=None, metadata={"later": LATER})
+    n_shot: int | None = None
     """Examples in the prompt; None for a group of tasks, and where there is no prompt."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Footprint:
     """What a checkpoint costs: bytes, tokens a second for one sequence, bytes of memory.
 
@@ -100,7 +107,7 @@ class Footprint:
     device: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Scores:
     """All that was measured on one model; None or empty where nothing was asked for."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic.dataclasses import dataclass as record
 from transformers import AutoConfig, PreTrainedModel
 
 from calibration.heads import Head
@@ -27,6 +28,7 @@ from compress.prepare.texts import (
     settled_for,
 )
 from compress.report.report import Comparison
+from compress.report.strict import STRICT
 from eval.fidelity import compare
 from eval.footprint import measure, n_elements, peak_memory
 from eval.harness import Settings, run_tasks
@@ -48,7 +50,7 @@ class Original:
     head: Head
 
 
-@dataclass(frozen=True)
+@record(frozen=True, config=STRICT)
 class OriginalScores:
     """What an original takes and reaches, whatever is compared with it."""
 

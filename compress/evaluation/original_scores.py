@@ -12,12 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic.dataclasses import dataclass as record
+
 from compress.callbacks import Progress
 from compress.config.recipe import Recipe
 from compress.errors import CheckpointError
 from compress.evaluation.compare import Original, OriginalScores, score_original
 from compress.report.environment import describe_environment
-from compress.report.report import decode
+from compress.report.strict import STRICT, read_strictly
 
 _VERSIONS = ("torch", "transformers", "lm_eval", "datasets", "tokenizers")
 _READ = ("*.yaml", "*.yml", "*.py")
@@ -33,7 +35,7 @@ class Found:
     """What a report has to say of them."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True, config=STRICT)
 class _Kept:
     """What a file holds."""
 
@@ -112,9 +114,8 @@ def _write(path: Path, kept: _Kept) -> None:
 
 def _read(path: Path) -> _Kept:
     try:
-        kept: _Kept = decode(_Kept, json.loads(path.read_text(encoding="utf-8")), "scores")
-    except (ValueError, RecursionError) as error:
+        return read_strictly(_Kept, path.read_text(encoding="utf-8"), "scores")
+    except ValueError as error:
         raise CheckpointError(
             f"{path}: not the scores of an original ({error}); remove it, and they are measured again"
         ) from error
-    return kept

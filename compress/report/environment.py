@@ -3,11 +3,13 @@
 import os
 import platform
 import subprocess
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from pydantic.dataclasses import dataclass
+
 from compress.extras import DISTRIBUTION
+from compress.report.strict import STRICT
 
 _RECORDED = (
     "torch",
@@ -22,7 +24,7 @@ _RECORDED = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Environment:
     """Where numbers come from; times compare only between equal ones."""
 

@@ -1,28 +1,27 @@
-"""What a run did and reached, as typed data: report.json, and the table at the end of a run.
+"""What a run did and reached, as typed data: report.json.
 
-The schema is versioned and strict: a report with unknown or missing keys is refused.
+The schema is versioned and strict: a report with unknown or missing keys is refused. A field that came later has a
+default, so that the reports of earlier versions are still read.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, field
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from calibration.heads import Head
 from compress.errors import CheckpointError
 from compress.report.environment import Environment
 from compress.report.recorded_recipe import refuse_unreadable
+from compress.report.strict import STRICT, read_strictly
 from eval.scores import Sample, Scores
 
-SCHEMA = 1
-LATER = "not in the reports of earlier versions, which had what is its default"
+SCHEMA: Literal[1] = 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Spectrum:
     """Singular values, thinned out, of what a layer's low-rank part approximates."""
 
@@ -32,7 +31,7 @@ class Spectrum:
     """The singular values of these ranks over the first."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class LayerReport:
     """What became of one weight."""
 
@@ -51,19 +50,19 @@ class LayerReport:
     """Time of the solver; layers that are solved together share it equally."""
     note: str
     """A fallback that was taken and why; empty if none was."""
-    base_error: float | None = field(default=None, metadata={"later": LATER})
+    base_error: float | None = None
     """The relative error of a base checkpoint's layer without the path; None without such a checkpoint."""
-    rank: int | None = field(default=None, metadata={"later": LATER})
+    rank: int | None = None
     """Of its low-rank part; None if it has none (the atoms of a dictionary are no rank)."""
-    spectrum: Spectrum | None = field(default=None, metadata={"later": LATER})
+    spectrum: Spectrum | None = None
     """In the outputs on the calibration tokens, of the weight less everything but the low-rank part."""
-    stored_with: str | None = field(default=None, metadata={"later": LATER})
+    stored_with: str | None = None
     """The layer that stores, in its own bytes, what this one shares with it; None if it stores all of its own."""
-    failure: str | None = field(default=None, metadata={"later": LATER})
+    failure: str | None = None
     """The error after which it was left as it was (--on-failure keep); None for a layer that was compressed."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class BaseReport:
     """The compressed checkpoint that paths were added to."""
 
@@ -78,11 +77,11 @@ class BaseReport:
     tensor_bytes: int
     n_packed: int
     """Layers that it holds as something else than their weight."""
-    revision: str | None = field(default=None, metadata={"later": LATER})
+    revision: str | None = None
     """The commit, for a checkpoint of the hub."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class KeptTensor:
     """A tensor that is in the output as it was."""
 
@@ -92,7 +91,7 @@ class KeptTensor:
     n_bytes: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExportReport:
     """One written format, and its logits in a fresh process beside the compressed model's."""
 
@@ -107,11 +106,11 @@ class ExportReport:
     top1_agreement: float
     tolerance: float
     """Of the relative difference."""
-    adapter: str | None = None
+    adapter: str | None
     """Folder of the PEFT adapter, relative to the output folder; None if there is none."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Totals:
     """Sums over the layers and over the whole checkpoint."""
 
@@ -125,29 +124,30 @@ class Totals:
     """Root of the summed squared output errors over that of the outputs; None if not measured."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Comparison:
     """The original and the export read back from disk, on the same text and items."""
 
     before: Scores
     after: Scores
-    samples: tuple[Sample, ...] = field(default=(), metadata={"later": LATER})
+    samples: tuple[Sample, ...] = ()
     """What both wrote after the same prompts; empty for models that write nothing."""
-    text_sha256: str | None = field(default=None, metadata={"later": LATER})
+    text_sha256: str | None = None
     """Of the token ids of the held-out text that both read; None without one."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Report:
     """Everything that a reader needs to judge a compressed model and to make it again."""
 
-    schema: int = SCHEMA
+    schema: Literal[1] = SCHEMA
+    """Number of the schema; a report with another one is refused."""
     recipe: dict[str, Any]
     model: str
     """The source as it was resolved: a name, and a revision or a hash."""
     licence: str | None
     """As the source's README names it: an id of the hub, or the name of another one."""
-    licence_link: str | None = field(default=None, metadata={"later": LATER})
+    licence_link: str | None = None
     """Where the source's README says that its licence is."""
     fingerprint: str
     """Sha256 of the source checkpoint."""
@@ -162,11 +162,11 @@ class Report:
     """None if nothing was evaluated."""
     timings: dict[str, float]
     """Seconds of each stage, in order."""
-    base: BaseReport | None = field(default=None, metadata={"later": LATER})
+    base: BaseReport | None = None
     """None: the model itself was compressed."""
-    head: str = field(default=Head.NEXT_TOKEN.value, metadata={"later": LATER})
+    head: str = Head.NEXT_TOKEN.value
     """What the model puts out: next token, classes or features."""
-    peak_memory: dict[str, int] = field(default_factory=dict, metadata={"later": LATER})
+    peak_memory: dict[str, int] = field(default_factory=dict)
     """Most bytes that the process held in memory in each stage; on macOS in it or before."""
     notes: tuple[str, ...]
     """Anything chosen or found on the way: statistics used again, tensors that were not read."""
@@ -206,7 +206,7 @@ class Report:
         schema = data.get("schema")
         if schema != SCHEMA:
             raise CheckpointError(f"report.schema: {schema!r}; this version reads {SCHEMA}")
-        report: Report = decode(cls, data, "report")
+        report = read_strictly(cls, text, "report")
         refuse_unreadable(report.recipe, "report.recipe")
         return report
 
@@ -239,46 +239,3 @@ def _short(text: str) -> str:
 def n_weights(layer: LayerReport) -> int:
     """Of the layer as it was."""
     return layer.shape[0] * layer.shape[1]
-
-
-def decode(hint: Any, value: Any, path: str) -> Any:
-    """A value of type `hint` from what json made of it, strictly.
-
-    Raises:
-        CheckpointError: naming the path of what is wrong.
-    """
-    origin, arguments = get_origin(hint), get_args(hint)
-    if is_dataclass(hint) and isinstance(hint, type):
-        return _decode_object(hint, value, path)
-    if origin in (Union, UnionType) and NoneType in arguments and value is None:
-        return None
-    if origin in (Union, UnionType):
-        inner = [kind for kind in arguments if kind is not NoneType]
-        return decode(inner[0] if len(inner) == 1 else Any, value, path)
-    if origin is tuple and isinstance(value, list):
-        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        if len(kinds) != len(value):
-            raise CheckpointError(f"{path}: {len(value)} values, expected {len(kinds)}")
-        parts = enumerate(zip(kinds, value, strict=True))
-        return tuple(decode(kind, part, f"{path}[{index}]") for index, (kind, part) in parts)
-    try:
-        strict = ConfigDict(strict=True, allow_inf_nan=False)
-        return TypeAdapter(hint, config=strict).validate_python(value)
-    except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        raise CheckpointError(f"{path}: {value!r} does not fit: {message}") from None
-
-
-def _decode_object(kind: type, value: Any, path: str) -> Any:
-    hints = get_type_hints(kind)
-    names = [field.name for field in fields(kind)]
-    if not isinstance(value, Mapping):
-        raise CheckpointError(f"{path}: {value!r} is no object with {', '.join(names)}")
-    unknown = sorted(set(value) - set(names))
-    required = [field.name for field in fields(kind) if "later" not in field.metadata]
-    missing = [key for key in required if key not in value]
-    if unknown or missing:
-        wrong = [f"unknown {', '.join(unknown)}"] if unknown else []
-        wrong += [f"missing {', '.join(missing)}"] if missing else []
-        raise CheckpointError(f"{path}: {'; '.join(wrong)}")
-    return kind(**{name: decode(hints[name], value[name], f"{path}.{name}") for name in value})
