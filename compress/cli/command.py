@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.cli.folders import recipe_of
-from compress.config.flags import HELP, Flags, Parser
+from compress.config.flags import HELP, Flags, Parser, refuse_renamed
 from compress.config.recipe import Recipe
 from compress.config.yaml_file import read_yaml
 from compress.errors import RecipeError
@@ -119,6 +119,7 @@ class Command:
         for argument in self.arguments:
             argument.add_to(parser)
         if self.options is None:
+            refuse_renamed(words, self.own_flags)
             return Given({}, parser.parse_args(words), words)
         flags = Flags(Recipe, METHODS, self.options)
         options, own = flags.parse(recipe, words, parser, self.own_flags)

@@ -24,6 +24,7 @@ from compress.config.options import (
     walk_options,
 )
 from compress.errors import RecipeError
+from compress.families.renamed import flag_now
 
 HELP = ("-h", "--help")
 
@@ -195,6 +196,7 @@ def spelled_out(
         if idle is not None and len(matches) > 1:
             matches = [it for it in matches if it.path[: len(idle)] != idle] or matches
         if not matches:
+            refuse_renamed([flag], own)
             names = {shortest(option, options) for option in options} | {*own}
             raise RecipeError(f"{flag}: no such option{closest(flag, names)}; --help lists them")
         if len(matches) > 1:
@@ -202,6 +204,15 @@ def spelled_out(
                 f"{flag}: could be {' or '.join(map(flag_of, matches))}; write one of these"
             )
         yield shortest(matches[0], options) + equals + value
+
+
+def refuse_renamed(arguments: Iterable[str], own: Collection[str]) -> None:
+    """Raises RecipeError naming the new name of a flag that is none of a command's `own` and had another name."""
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        now = flag_now(flag) if flag.startswith("--") and flag not in own else None
+        if now is not None:
+            raise RecipeError(f"{flag}: this flag is called {now} now")
 
 
 def _joined(value: str | list[str]) -> str | tuple[str, ...]:

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from compress.errors import RecipeError, inside
+from compress.families.renamed import words_now
 
 Registry = Mapping[str, type]
 T = TypeVar("T")
@@ -160,6 +161,8 @@ def build(
             f"{values!r} is not a mapping of options such as `key: value`", option=path
         )
     known = option_hints(kind)
+    if told := words_now(values, known):
+        raise RecipeError(f"{path}: {told}")
     for key in values:
         if key not in known:
             raise RecipeError(f"no such option; {_exist(str(key), known)}", option=f"{path}.{key}")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compress.errors import CheckpointError
+from compress.families.renamed import old_words
 
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "model": (str,),
@@ -28,6 +29,10 @@ def refuse_unreadable(recipe: Mapping[str, Any], path: str) -> None:
         if not isinstance(recipe[key], kinds) or isinstance(recipe[key], bool):
             raise CheckpointError(f"{path}.{key}: {recipe[key]!r} is not {_WORDS[kinds[0]]}")
     _refuse_others(recipe["tasks"], f"{path}.tasks")
+    if told := list(old_words(recipe["method"])):
+        raise CheckpointError(
+            f"{path}.method: {', '.join(told)}: an earlier version wrote this; change the words in the file"
+        )
     method: Any = recipe["method"]
     where = f"{path}.method"
     while method is not None:

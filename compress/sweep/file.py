@@ -26,6 +26,7 @@ from compress.errors import RecipeError
 from compress.families.base import METHODS
 from compress.families.correction import Correction
 from compress.families.quantities import parse_bytes
+from compress.families.renamed import option_now
 from compress.sweep.names import check_name, point_name
 
 KEYS = ("recipe", "points", "axes", "budgets")
@@ -219,6 +220,8 @@ def _with_axes(
         key = next(iter(waiting)) if choice is None else choice
         at = found[key]
         if not at:
+            if now := option_now(key):
+                raise RecipeError(f"axes.{key}: the option is {now} now")
             known = sorted({option.path[-1] for option in options})
             raise RecipeError(f"axes.{key}: no such option{closest(key, known)}")
         if len(at) > 1:
