@@ -162,7 +162,7 @@ def build(
         )
     known = option_hints(kind)
     if told := words_now(values, known):
-        raise RecipeError(f"{path}: {told}")
+        raise RecipeError(told, option=path)
     for key in values:
         if key not in known:
             raise RecipeError(f"no such option; {_exist(str(key), known)}", option=f"{path}.{key}")
