@@ -95,4 +95,4 @@ def _show_methods(found: Inspection, possible: Sequence[Possibility]) -> None:
     for line in tables.refused_lines(possible):
         print(f"refused: {line}")
     print(tables.group_line(found))
-    print("rank <: two factors of a lower rank take fewer bytes than the weight")
+    print("break-even rank: two factors of a lower rank take fewer bytes than the weight")

@@ -73,7 +73,7 @@ def inspection_page(
     possible: Sequence[Possibility],
     spectra: Mapping[str, EffectiveRanks],
 ) -> str:
-    """One HTML file that fetches nothing; `possible` and `spectra` are empty for what was not looked at."""
+    """One HTML file that fetches nothing; `possible` and `spectra` are empty for what was not measured."""
     n = n_layer_columns(found)
     name = name_of(spec)
     return render(

@@ -70,9 +70,9 @@ def _common() -> Iterator[tuple[str, str, Compressor]]:
 def _said(text: str, base: object) -> str:
     """A setting, and what the default base is."""
     if not isinstance(base, Compressor):
-        return text or "as by default"
+        return text or "default"
     bits = f" {base.bits} bits" if isinstance(base, Quantiser) else ""
-    return f"{text or 'as by default'} on {base.name}{bits}"
+    return f"{text or 'default'} on {base.name}{bits}"
 
 
 def _planned(model: Ordinary, method: Compressor) -> tuple[int | None, int | None, str]:

@@ -14,14 +14,14 @@ from compress.models.names import block_and_place
 from compress.report.numbers import NOTHING, counted, megabytes
 
 Cells = tuple[str, ...]
-LAYER_HEAD = ("layer", "n", "out x in", "stored as", "bytes", "share", "rank <")
+LAYER_HEAD = ("layer", "n", "out x in", "stored as", "bytes", "share", "break-even rank")
 OTHER_HEAD = ("tensor", "n", "shape", "stored as", "bytes", "share")
 SPECTRA_HEAD = ("spectrum", "full", "numerical", "stable", "90 %", "99 %")
-METHODS_HEAD = ("setting", "layers", "bits", "whole", "kept")
+METHODS_HEAD = ("setting", "layers", "bits", "whole", "vs now")
 
 
 def n_layer_columns(found: Inspection) -> int:
-    """How many columns of `LAYER_HEAD` there is something to say in: a rank that saves bytes is of ordinary weights."""
+    """How many columns of `LAYER_HEAD` there is something to say in: only ordinary weights have a break-even rank."""
     return len(LAYER_HEAD) - (found.ordinary is None)
 
 
@@ -139,7 +139,7 @@ def _told(members: Sequence[InspectedTensor], whole: int) -> Cells:
 
 
 def _rank(layer: LayerShape | None) -> str:
-    """Below which rank two factors save bytes."""
+    """The break-even rank: two factors of a lower rank take fewer bytes than the weight."""
     return NOTHING if layer is None else str(saving_rank(layer) + 1)
 
 
