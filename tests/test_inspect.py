@@ -212,7 +212,10 @@ def test_a_page_is_written_only_where_there_is_nothing_of_others(workspace, tmp_
     mine, other = tmp_path / "mine.html", tmp_path / "other.html"
     for _ in range(2):
         assert main([*arguments, str(mine)]) == 0
-    assert "Not measured: run with --spectra , which reads every weight." in Read(mine.read_text()).text
+    assert (
+        "Not measured: run with --spectra , which reads every weight."
+        in Read(mine.read_text()).text
+    )
     other.write_text("a thesis")
     capsys.readouterr()
     for place, message in (
