@@ -1,8 +1,6 @@
 """Optional dependencies: what pyproject.toml states, what is refused without them, and the lowest versions promised."""
 
 import re
-import subprocess
-import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -97,29 +95,6 @@ def test_source_that_was_never_installed_refuses_nothing(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(extras, "requires", requires)
     extras.require("the thing")
-
-
-def test_what_loads_a_checkpoint_imports_nothing_of_an_extra() -> None:
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import compress.exports.verify, compress.training, compress.cli.verifying, compress.cli.methods\n"
-        "from compress.families.base import METHODS; dict(METHODS)\n"
-        "print(*{name.partition('.')[0] for name in sys.modules})"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-P", "-c", code, str(ROOT)], capture_output=True, text=True, check=True
-    )
-    brought = {
-        "accelerate",
-        "jinja2",
-        "numpy",
-        "psutil",
-        "rich",
-        "scipy",
-    }  # transformers takes those it finds
-    modules = {"vl-convert-python": "vl_convert"}
-    names = {Requirement(text).name for text in STATED["run"]} - brought
-    assert not {modules.get(name, name) for name in names} & set(ran.stdout.split())
 
 
 LOWEST = {
