@@ -239,7 +239,7 @@ def test_a_plan_shows_every_correction(workspace, capsys):
     given = ["--method", "eora", "--base-checkpoint", str(workspace / "base")]
     given += ["--adapter-budget", "9kB", "--model", str(workspace / "model"), "--samples", "8"]
     given += ["--calibration", str(workspace / "text.txt"), "--seq-len", "32"]
-    assert main(["plan", *given, "--eval-windows", "0", "--tasks"]) == 0
+    assert main(["plan", *given, "--eval-windows", "0", "--tasks", "none"]) == 0
     out = capsys.readouterr().out
     assert "no correction" in out
     assert "--adapter-bits auto looks" not in out

@@ -128,7 +128,7 @@ def test_options_of_the_base_do_not_stand_in_the_way_of_the_corrections(workspac
     base(workspace)
     given = ["--method", "eora", "--base-checkpoint", str(workspace / "base"), "--rank", "4"]
     given += ["--model", str(workspace / "model"), "--calibration", str(workspace / "text.txt")]
-    given += ["--samples", "8", "--seq-len", "32", "--eval-windows", "0", "--tasks"]
+    given += ["--samples", "8", "--seq-len", "32", "--eval-windows", "0", "--tasks", "none"]
     assert main(["plan", *given, "--shrinkage", "0"]) == 0
     assert main(["plan", *given[2:], "--shrinkage", "2"]) == 2
     assert "method.shrinkage" in capsys.readouterr().err

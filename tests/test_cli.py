@@ -120,8 +120,10 @@ def test_lists_take_spaces_and_commas(given: list[str]) -> None:
     assert job(["--wood", *given]).wood == ("a", "b", "c")
 
 
-def test_none_is_the_empty_list_and_so_is_its_flag_alone() -> None:
-    assert job(["--wood", "none"]).wood == job(["--wood"]).wood == ()
+def test_none_is_the_empty_list_and_a_flag_alone_is_refused() -> None:
+    assert job(["--wood", "none"]).wood == ()
+    with pytest.raises(RecipeError, match="--wood: expected at least one argument"):
+        job(["--wood"])
     assert job([], {"wood": "none"}).wood == job([], {"wood": ["none"]}).wood == ()
     assert job(["--wood", "none", "oak"]).wood == ("none", "oak")
 
@@ -207,7 +209,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
 def test_run_hands_the_recipe_to_the_pipeline(ran: list[Recipe], tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text("method: {name: eora, rank: 16}\nsamples: 4\n")
-    main(["run", str(file), "--base", "rtn", "--bits", "3", "--tasks", "--samples", "5"])
+    main(["run", str(file), "--base", "rtn", "--bits", "3", "--tasks", "none", "--samples", "5"])
     (recipe,) = ran
     assert recipe == Recipe.from_mapping(
         {

@@ -362,7 +362,7 @@ def test_the_command_line_takes_a_base_and_refuses_two(workspace, capsys):
     text = str(workspace / "text.txt")
     given = ["--method", "eora", "--base-checkpoint", str(workspace / "base"), "--rank", "4"]
     given += ["--model", str(workspace / "model"), "--calibration", text, "--samples", "8"]
-    given += ["--seq-len", "32", "--eval-windows", "0", "--tasks"]
+    given += ["--seq-len", "32", "--eval-windows", "0", "--tasks", "none"]
     assert main(["plan", *given]) == 0
     assert "whole checkpoint, adapter:" in capsys.readouterr().out
     assert main(["plan", *given, "--bits", "3"]) == 2
