@@ -20,26 +20,7 @@ def workspace(tmp_path, monkeypatch):
 @pytest.fixture
 def quick_verification(request, monkeypatch):
     """Verification does the same in this process and nothing is drawn, except in slow tests: both take seconds."""
-    if request.node.get_closest_marker("slow"):
-        return
-    from compress.evaluation import compare as evaluating
-    from compress.exports.native import NativeExporter
-    from compress.exports.verify import check
-    from compress.pipeline import main as pipeline
-    from eval.footprint import PeakMemory
+    if not request.node.get_closest_marker("slow"):
+        from workspaces import quicken
 
-    def in_this_process(folder, device="cpu"):
-        result = check(folder, device)
-        assert result.passed
-        return result
-
-    def no_pictures(_, folder):
-        (folder / "pictures").mkdir()
-        return []
-
-    monkeypatch.setattr(pipeline, "verify", in_this_process)
-    monkeypatch.setattr(NativeExporter, "verify_alone", lambda _: None)
-    monkeypatch.setattr(pipeline, "run_page", lambda _: "<html></html>")
-    monkeypatch.setattr(pipeline, "write_pictures", no_pictures)
-    memory = PeakMemory(baseline_bytes=1, peak_bytes=2, device_bytes=None)
-    monkeypatch.setattr(evaluating, "peak_memory", lambda *_, **__: memory)
+        quicken(monkeypatch)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from compress.exports import EXPORTS, LayerExport
+from compress.exports import EXPORTS, LayerExport, Use, formats_for
 from compress.exports.verify import write_probe
 from compress.forms.base import Form
 from compress.forms.linear import CompressedLinear
@@ -23,6 +23,7 @@ from compress.forms.sum import Sum
 from compress.models.checkpoint import Reader
 from compress.models.resolve import SourceModel
 
+FORMATS = formats_for(Use.MODEL)
 IDS = torch.tensor([[1, 5, 9, 2, 77, 31, 8, 100, 64, 3, 17, 90]])
 POSITIONS = torch.tensor([0, 3, 7, 11])
 

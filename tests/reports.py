@@ -55,6 +55,7 @@ def make_report() -> Report:
     return Report(
         recipe=Recipe(model="org/tiny", seed=3).to_mapping(),
         model="org/tiny at 0123abc",
+        revision="0123abc",
         licence="apache-2.0",
         fingerprint="f" * 64,
         environment=describe_environment("cpu"),

@@ -14,8 +14,8 @@ import compress
 from calibration.statistics.collection import Statistics
 from calibration.statistics.gram import Gram
 from compress.errors import RecipeError
-from compress.exports.adapter import read_adapter
 from compress.exports.load import load_export
+from compress.exports.peft import read_adapter
 from compress.families.base import LayerShape
 from compress.families.low_rank import Metric, as_low_rank, quantised_low_rank
 from compress.forms.product import Product

@@ -13,8 +13,8 @@ from workspaces import recipe
 import compress
 from compress.cli.main import main
 from compress.errors import RecipeError
-from compress.exports.adapter import read_adapter
 from compress.exports.load import load_export
+from compress.exports.peft import read_adapter
 from compress.families.base import LayerShape, Survey
 from compress.families.correction_options import VLLM_RANKS
 from compress.families.correction_planner import remaining

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from exported import IDS, compressed, corrected, export, logits, python, quantised
+from exported import FORMATS, IDS, compressed, corrected, export, logits, python, quantised
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 from compress.bases import open_base
 from compress.errors import CheckpointError, RecipeError
 from compress.exports import EXPORTS, LayerExport
-from compress.exports.adapter import AdapterWriter, read_adapter
 from compress.exports.gptq import zeros_less_one
 from compress.exports.load import load_export, unpack
+from compress.exports.peft import AdapterWriter, read_adapter
 from compress.families.base import LayerShape
 from compress.forms.dense import Dense
 from compress.forms.linear import CompressedLinear
@@ -61,7 +61,7 @@ def made(request, tmp_path):
     return compressed(tmp_path / "source", **MODELS[request.param])
 
 
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_an_export_read_back_gives_the_logits_of_the_compressed_model(made, tmp_path, name):
     model = load_export(export(made, tmp_path / name, name))
     assert model.dtype == made.model.dtype
@@ -155,7 +155,7 @@ def rewrite(folder, change):
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("part", ["norm", "k_proj"])
 @pytest.mark.parametrize("change", ["missing", "renamed", "extra"])
 def test_a_missing_renamed_or_extra_tensor_is_an_error(tmp_path, name, part, change):
@@ -221,7 +221,7 @@ def test_a_loaded_model_generates(tmp_path):
 
 def test_tokenizer_and_generation_config_go_with_every_export(tmp_path):
     made = compressed(tmp_path / "source")
-    for name in EXPORTS:
+    for name in FORMATS:
         files = {path.name for path in export(made, tmp_path / name, name).iterdir()}
         assert {"tokenizer.json", "tokenizer_config.json", "generation_config.json"} <= files
         assert not {path for path in files if path.endswith((".part", ".scratch"))}

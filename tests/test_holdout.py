@@ -18,8 +18,9 @@ from calibration.statistics.held_out import HeldOut, without_held_out
 from calibration.store import Store
 from calibration.walk import SharedInput, walk
 from compress.errors import RecipeError
-from compress.exports.adapter import read_adapter
-from compress.exports.load import load_bare, load_export
+from compress.exports.load import load_export
+from compress.exports.peft import read_adapter
+from compress.exports.reading import load_bare
 from compress.families.correction import Correction
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ

@@ -8,7 +8,7 @@ from test_on_base import base, on_base
 
 import compress
 from compress.errors import CheckpointError
-from compress.exports.adapter import find_base
+from compress.exports.peft import find_base
 
 pytestmark = pytest.mark.usefixtures("quick_verification")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

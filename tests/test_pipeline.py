@@ -157,7 +157,14 @@ def test_patterns_choose_the_layers(workspace):
         ({"include": ("nothing*",)}, r"include: 'nothing\*' matches no linear layer.*q_proj"),
         ({"exclude": ("lm_head",)}, "exclude: 'lm_head' matches no linear layer"),
         ({"exclude": ("layers",)}, "leave no layer to compress"),
-        ({"export": ("onnx",)}, "export: 'onnx' is no format; there are native"),
+        (
+            {"export": ("onnx",)},
+            "export: 'onnx' is no format; there are adapter, dense, gptq, native",
+        ),
+        (
+            {"export": ("adapter",)},
+            "export: adapter is written by runs on a base checkpoint, not without",
+        ),
         ({"tasks": ("offline_hellaswga",)}, "offline_hellaswag"),
         ({"model": "no/such/folder/here"}, "no/such/folder/here"),
         ({"calibration": ("missing.txt",)}, r"missing\.txt"),

@@ -14,7 +14,7 @@ from reports import layer, make_report
 from compress.config.recipe import Recipe
 from compress.errors import CheckpointError
 from compress.report.card.card import model_card
-from compress.report.card.metadata import base_model
+from compress.report.card.names import base_model
 from compress.report.numbers import counted, megabytes, with_error
 from compress.report.recorded_recipe import method_text
 from compress.report.report import BaseReport, Comparison, Report
@@ -174,18 +174,20 @@ def test_the_card_says_how_vllm_serves_what_it_can(report: Report) -> None:
         "THIS_FOLDER/dense",
     ]
     report = replace(report, layers=(replace(first, rank=600), *others))
-    assert "vLLM serves no adapter of rank 600; 512 is its most." in model_card(report)
+    assert "vLLM serves no adapter of rank 600: the highest rank it takes is 512." in model_card(
+        report
+    )
 
 
 @pytest.mark.parametrize(
     ("base", "served"),
     [
-        ({"format": "gptq, 4 bits, groups of 128"}, ["'my base' "]),
+        ({"format": "gptq, 4 bits, groups of 128", "kind": "gptq"}, ["'my base' "]),
         (
-            {"format": "gptq, 4 bits", "checkpoint": "o/n@v1", "revision": "abc"},
+            {"format": "gptq, 4 bits", "kind": "gptq", "checkpoint": "o/n@v1", "revision": "abc"},
             ["o/n --revision abc "],
         ),
-        ({"format": "native, 4-bit g64"}, []),
+        ({"format": "native, 4-bit g64", "kind": "native"}, []),
     ],
 )
 def test_an_adapter_is_served_on_the_base_that_it_was_made_for(
@@ -235,7 +237,7 @@ def test_the_card_of_a_dense_export_does_not_call_it_packed(report: Report) -> N
         report, native
     )
     card = model_card(report, dense)
-    assert "expanded to full precision" in card
+    assert "dequantised to full precision" in card
     assert "stored as" not in card
     one = replace(report, layers=report.layers[:1], totals=replace(report.totals, n_layers=1))
     assert "1 linear layer of `org/tiny` is stored as 4-bit g32 + rank 8 (1 layer)" in model_card(
@@ -272,13 +274,13 @@ def test_a_card_without_scores_or_errors_says_so(report: Report) -> None:
 
 
 def test_only_what_others_can_follow_is_a_base_model(report: Report) -> None:
-    def base(spec: str, resolved: str) -> str | None:
-        return base_model(replace(report, recipe={"model": spec}, model=resolved))
+    def base(spec: str, revision: str | None) -> str | None:
+        return base_model(replace(report, recipe={"model": spec}, revision=revision))
 
-    assert base("demo", "demo") == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert base("org/model-1.5B", "org/model-1.5B at 0123") == "org/model-1.5B"
+    assert base("demo", None) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert base("org/model-1.5B", "0123") == "org/model-1.5B"
     for local in ("./here", "models/tiny", "/there/model", "model.gguf", "a/b/c"):
-        assert base(local, local) is None
+        assert base(local, None) is None
 
 
 def test_a_method_is_written_with_its_base() -> None:

@@ -5,11 +5,10 @@ import re
 
 import pytest
 import torch
-from exported import IDS, POSITIONS, compressed, export
+from exported import FORMATS, IDS, POSITIONS, compressed, export
 from safetensors.torch import save_file
 
 from compress.errors import CheckpointError, RecipeError
-from compress.exports import EXPORTS
 from compress.exports import verify as verification
 from compress.exports.verify import PROBE, digests, file_digests, verify, write_probe
 from compress.models.checkpoint import Reader
@@ -50,7 +49,7 @@ def rewrite(folder, change):
 
 @pytest.mark.parametrize(
     "name",
-    [name if name == "native" else pytest.param(name, marks=pytest.mark.slow) for name in EXPORTS],
+    [name if name == "native" else pytest.param(name, marks=pytest.mark.slow) for name in FORMATS],
 )
 def test_an_export_is_verified_in_a_fresh_process(made, tmp_path, name):
     found = verify(export(made, tmp_path / name, name))
@@ -62,7 +61,7 @@ def test_an_export_is_verified_in_a_fresh_process(made, tmp_path, name):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_16_bit_export_is_verified_with_a_wider_tolerance(tmp_path, name, dtype):
     made = compressed(tmp_path / "source", dtype=dtype)
     found = verify(export(made, tmp_path / name, name))

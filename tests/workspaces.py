@@ -2,11 +2,17 @@
 
 from pathlib import Path
 
+import pytest
 from families import save_tiny
 
 from compress.config.recipe import Recipe
+from compress.evaluation import compare as evaluating
+from compress.exports.native import NativeExporter
+from compress.exports.verify import Verification, check
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
+from compress.pipeline import main as pipeline
+from eval.footprint import PeakMemory
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs away from 42 hungry bears. " * 60
 
@@ -32,3 +38,23 @@ def recipe(workspace: Path, **changes: object) -> Recipe:
         "method": EoRA(rank=4, base=GPTQ(group_size=32)),
     }
     return Recipe(**{**options, **changes})
+
+
+def quicken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify in this process, and draw nothing."""
+
+    def in_this_process(folder: Path, device: str = "cpu") -> Verification:
+        result = check(folder, device)
+        assert result.passed
+        return result
+
+    def no_pictures(_: object, folder: Path) -> list[Path]:
+        (folder / "pictures").mkdir()
+        return []
+
+    monkeypatch.setattr(pipeline, "verify", in_this_process)
+    monkeypatch.setattr(NativeExporter, "verify_alone", lambda _: None)
+    monkeypatch.setattr(pipeline, "run_page", lambda _: "<html></html>")
+    monkeypatch.setattr(pipeline, "write_pictures", no_pictures)
+    memory = PeakMemory(baseline_bytes=1, peak_bytes=2, device_bytes=None)
+    monkeypatch.setattr(evaluating, "peak_memory", lambda *_, **__: memory)

@@ -250,16 +250,21 @@ def is_list(option: Option) -> bool:
 
 
 def named_values(option: Option) -> tuple[str, ...]:
-    """The values there are, where they have names: the choices, or the members of an enum."""
+    """The values there are, where they have names: the choices, the names of a registry, the members of an enum."""
     kinds = (option.hint, *get_args(option.hint))
     enums = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum)]
-    return option.choices or tuple(str(member.value) for kind in enums for member in kind)
+    registered = tuple(option.field.metadata.get("values", ()))
+    return (
+        option.choices
+        or registered
+        or tuple(str(member.value) for kind in enums for member in kind)
+    )
 
 
 def metavar(option: Option) -> str:
     """What its value is called in help: {auto,float32}, or MODEL; of itself the last word of the option's name."""
     named = named_values(option)
-    if named and not option.choices:
+    if named and not option.choices and "values" not in option.field.metadata:
         return "{" + ",".join(named) + "}"
     return str(option.field.metadata.get("metavar", option.path[-1].rpartition("_")[2].upper()))
 
@@ -301,6 +306,9 @@ def _help(option: Option) -> str:
     text = str(option.field.metadata.get("help", "")).replace("%", "%%")
     if option.choices:
         return f"{text}: {', '.join(option.choices)}"
+    registered = option.field.metadata.get("values")
+    if registered:
+        text = f"{text}: {', '.join(registered)}"
     value = plain(option.value)
     shown = " ".join(map(str, value)) or "empty" if isinstance(value, list) else value
     return f"{text} (default: {str(shown).lower() if value is None else shown})".strip()

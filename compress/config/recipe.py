@@ -13,6 +13,7 @@ from calibration.propagation import Propagate
 from compress.config.options import build, check_types, dump, name_of
 from compress.config.yaml_file import read_yaml
 from compress.errors import RecipeError
+from compress.exports.base import EXPORTS
 from compress.families.base import METHODS, Compressor
 from compress.models.dtype import Dtype
 
@@ -45,7 +46,7 @@ _ENUMS: Mapping[str, type[StrEnum]] = {
 }
 
 
-def _about(group: str, text: str, metavar: str = "") -> dict[str, str]:
+def _about(group: str, text: str, metavar: str = "") -> dict[str, Any]:
     """`metavar`: what help calls the value, where the option's own name does not say it."""
     return {"group": group, "help": text, **({"metavar": metavar} if metavar else {})}
 
@@ -103,9 +104,10 @@ class Recipe:
         default=(AUTO,),
         metadata=_about(
             "general",
-            "formats to write: native, gptq (with a PEFT adapter), dense; on a base checkpoint adapter, native",
+            "formats to write",
             "FORMAT",
-        ),
+        )
+        | {"values": EXPORTS},
     )
     device: str = field(
         default="auto",
@@ -275,11 +277,6 @@ _TWO_BASES = (
 def _refuse_bases(recipe: Recipe) -> None:
     """What cannot be with a base checkpoint, whatever is in it; and what cannot be without one."""
     if recipe.base_checkpoint is None:
-        if "adapter" in recipe.export:
-            raise RecipeError(
-                "adapter is for a correction of a base_checkpoint; gptq writes an adapter beside its checkpoint",
-                option="export",
-            )
         return
     if not recipe.base_checkpoint.strip():
         raise RecipeError(

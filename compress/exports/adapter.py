@@ -1,102 +1,74 @@
-"""Low-rank paths as a PEFT LoRA adapter: W + BA, with scaling exactly 1 for every layer.
-
-PEFT scales a layer by alpha / r, taken from `alpha_pattern` and `rank_pattern` where ranks differ:
-both patterns are equal here. Servers that ignore the patterns divide lora_alpha by r, also 1.
-"""
+"""The corrections of a base checkpoint alone, as a PEFT LoRA adapter: the base stays as it is."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from calibration.heads import Head
+from compress.callbacks import Progress
 from compress.errors import CheckpointError
-from compress.exports.base import Exporter, LayerExport
-from compress.families.low_rank import Factors, as_low_rank
-from compress.forms.low_rank import LowRank
-from compress.models.checkpoint import Reader, Writer, read_json, write_json
-from compress.models.resolve import Wanted, snapshot
-
-PREFIX = "base_model.model."
-STEM = "adapter_model"
-CONFIG = "adapter_config.json"
-_UNSUPPORTED = ("use_dora", "lora_bias", "modules_to_save")
-
-
-class AdapterWriter:
-    """Writes `adapter_config.json` and `adapter_model.safetensors` into a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        """Make the folder, if it is not there."""
-        folder.mkdir(exist_ok=True)
-        self.folder = folder
-        self.ranks: dict[str, int] = {}
-        self.rounded: torch.dtype | None = None
-        self._transposed: set[bool] = set()
-        self._writer = Writer(folder, shard_bytes=1 << 62, stem=STEM)
-
-    def add(self, layer: LayerExport, path: Factors) -> None:
-        """Add a layer's factors (r, i) and (o, r): those on grids by their values, for PEFT knows no such format."""
-        name, form = layer.name, as_low_rank(path)
-        if form is not path:
-            self.rounded = form.up.weight.dtype
-        self.ranks[name] = form.rank
-        self._transposed.add(layer.transposed)
-        self._writer.add(f"{PREFIX}{name}.lora_A.weight", form.down.weight)
-        self._writer.add(f"{PREFIX}{name}.lora_B.weight", form.up.weight)
-
-    def close(
-        self, others: Collection[str], base_reference: str | None, revision: str | None = None
-    ) -> None:
-        """Finish, given the names of the linear layers that have no factors.
-
-        `revision`: the commit of a base that is an id of the hub.
-        A leaf name stands for all layers of that name only if each of them has factors.
-        """
-        leaves = {name.rpartition(".")[2] for name in self.ranks}
-        shared = leaves & {name.rpartition(".")[2] for name in others}
-        targets = {
-            name if name.rpartition(".")[2] in shared else name.rpartition(".")[2]
-            for name in self.ranks
-        }
-        rank = max(self.ranks.values())
-        pattern = {name: r for name, r in sorted(self.ranks.items()) if r != rank}
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base_reference,
-            "revision": revision,
-            "inference_mode": True,
-            "r": rank,
-            "lora_alpha": rank,
-            "rank_pattern": pattern,
-            "alpha_pattern": pattern,
-            "target_modules": sorted(targets),
-            "bias": "none",
-            "lora_dropout": 0.0,
-            # The factors are the same for GPT-2's Conv1D; PEFT turns their product when it merges.
-            "fan_in_fan_out": self._transposed == {True},
-            "init_lora_weights": True,
-            "use_rslora": False,
-            "use_dora": False,
-        }
-        write_json(self.folder / CONFIG, config)
-        self._writer.close()
+from compress.exports.base import (
+    EXPORTS,
+    CorrectionStorage,
+    LayerExport,
+    Planned,
+    Traits,
+    Use,
+)
+from compress.exports.card import CardFacts, vllm_lora, widened_note
+from compress.exports.checkpoint import CheckpointExporter
+from compress.exports.contents import Contents
+from compress.exports.peft import (
+    CONFIG,
+    STEM,
+    AdapterWriter,
+    corrections_in,
+    find_base,
+    read_adapter,
+)
+from compress.exports.reading import add_corrections, load_bare
+from compress.families.base import Compressor
+from compress.models.checkpoint import Reader
+from eval.footprint import Stored, bytes_on_disk
 
 
-class AdapterExporter(Exporter):
-    """The paths alone, for the checkpoint that they were made for, which stays as it is."""
+class AdapterExporter(CheckpointExporter, name="adapter"):
+    """Factors in 16 bits, by the names that PEFT gives them."""
 
-    name = "adapter"
+    traits = Traits(
+        uses=frozenset({Use.ON_BASE}),
+        heads=frozenset({Head.NEXT_TOKEN}),
+        corrections=CorrectionStorage.HALF,
+        needs_base=True,
+        own_folder=True,
+        adapter=".",
+        ordinary=False,
+        loading_reads=("*.json",),
+        library="peft",
+        relation="adapter",
+        weights="corrections, without the base",
+        vllm=True,
+    )
 
     def _begin(self) -> None:
         self._adapter = AdapterWriter(self.folder)
         self._bare: set[str] = set()
+
+    @classmethod
+    def problem(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
+        """It holds every correction; the runs that write it have nothing else."""
+        del compressor, shape
+        return ""
+
+    @classmethod
+    def planned_bytes(cls, plan: Planned) -> int:
+        """Two factors of 16 bits a number for each corrected layer."""
+        return sum(layer.adapter_bytes for layer in plan.layers)
 
     @property
     def rounded(self) -> torch.dtype | None:
@@ -104,88 +76,99 @@ class AdapterExporter(Exporter):
         return self._adapter.rounded
 
     def _write_layer(self, layer: LayerExport) -> None:
-        if layer.path is None:
+        if layer.correction is None:
             self._bare.add(layer.name)
         else:
-            self._adapter.add(layer, layer.path)
+            self._adapter.add(layer, layer.correction)
 
     def add_tensor(self, name: str, tensor: Tensor) -> None:
-        """Nothing is copied; matrices are remembered, as the names of layers without a path."""
+        """Nothing is copied; matrices are remembered, as the names of layers without a correction."""
         self._copied[name] = tuple(tensor.shape)
         if tensor.ndim > 1 and name.endswith(".weight"):
             self._bare.add(name.removesuffix(".weight"))
 
     def close(self) -> None:
-        """Give the files their names. Raises CheckpointError if there is no path, or a tensor was lost on the way."""
+        """Give the files their names. Raises CheckpointError if there is no correction, or a tensor was lost."""
         self._refuse_lost()
         if not self._adapter.ranks:
             raise CheckpointError(
-                f"{self.name} export: no path to write, for none lowered the error on the sequences kept aside; use "
-                "other text, or --holdout none"
+                f"{self.name} export: no correction to write, for none lowered the error on the held-out sequences; "
+                "use other text, or --holdout none"
             )
         self._write_config()
 
     def _write_config(self) -> None:
         self._adapter.close(self._bare, self.base_reference, self.base_revision)
 
+    @classmethod
+    def is_in(cls, folder: Path) -> bool:
+        """Whether there is a PEFT adapter and no model of its own."""
+        return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
-def find_base(folder: Path) -> Path:
-    """The checkpoint that an adapter in a folder of its own says it belongs to.
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype | None, device: torch.device) -> PreTrainedModel:
+        """The base checkpoint's model with a correction added to each layer that the adapter has factors for."""
+        model = load_bare(find_base(folder), dtype, device)
+        add_corrections(model, read_adapter(folder), folder)
+        return model
 
-    A relative path counts from the current folder, or else from the adapter's; an id of the hub, which has a commit
-    beside it, is looked up in its cache, or fetched. Raises CheckpointError.
-    """
-    config = read_json(folder / CONFIG)
-    named, commit = config.get("base_model_name_or_path"), config.get("revision")
-    if named and commit:
-        wanted = Wanted(
-            f"{folder / CONFIG}: base_model_name_or_path",
-            "load it once where the hub can be reached",
+    @classmethod
+    def base_of(cls, folder: Path) -> Path | None:
+        """The checkpoint that the adapter's configuration names."""
+        return find_base(folder)
+
+    @classmethod
+    def tensors(cls, folder: Path) -> Iterator[tuple[str, Tensor]]:
+        """Two factors for each layer."""
+        yield from Reader(folder, STEM).items()
+
+    @classmethod
+    def stored(cls, folder: Path) -> Stored:
+        """Bytes of the folder and of the factors."""
+        return Stored(bytes_on_disk(folder), Reader(folder, STEM).total_bytes)
+
+    @classmethod
+    def contents(cls, folder: Path, progress: Progress) -> Contents | None:
+        """The correction of each layer; the layers are the base's."""
+        del progress
+        return Contents(
+            format="adapter",
+            producer=None,
+            layers=(),
+            others=(),
+            corrections=corrections_in(folder),
         )
-        return snapshot(f"{named}@{commit}", wanted)[0]
-    places = [Path(str(named)).expanduser(), folder / str(named)] if named else []
-    found = next((place for place in places if place.is_dir()), None)
-    if found is None:
-        raise CheckpointError(
-            f"{folder}: its base_model_name_or_path, {named!r}, is no folder here; correct {CONFIG}, or call from "
-            "the folder that the path counts from"
+
+    @classmethod
+    def introduction(cls, card: CardFacts) -> str:
+        """Sizes of the corrections alone and together with the base."""
+        text = (
+            f"This is a PEFT adapter that holds the corrections alone, {card.added_size}. With the base they take "
+            f"{card.size}; the original takes {card.original_size}."
         )
-    return found
+        return "\n\n".join([text, *widened_note(card)])
 
+    @classmethod
+    def how_to_load(cls, card: CardFacts) -> str:
+        """With PEFT, on the base as the tool that wrote it wants to be loaded."""
+        assert card.base is not None  # the runs that write it have one
+        revision = f', revision="{card.base.revision}"' if card.base.revision else ""
+        return f"""\
+As a PEFT adapter of the checkpoint `{card.base.name}`, which is loaded as the tool that wrote it wants:
 
-def read_adapter(folder: Path) -> dict[str, LowRank]:
-    """The factors of every layer, the adapter's scaling folded into `up`.
+```python
+from peft import PeftModel
+from transformers import {card.auto_class}
 
-    Raises CheckpointError for an adapter that is more than W + BA, or that contradicts itself.
-    """
-    config, reader = read_json(folder / CONFIG), Reader(folder, STEM)
-    odd = [key for key in _UNSUPPORTED if config.get(key)]
-    if odd or config.get("peft_type") != "LORA":
-        raise CheckpointError(f"{folder}: only plain LoRA adapters are read; found {odd or config}")
-    suffix = ".lora_A.weight"
-    names = [key.removeprefix(PREFIX).removesuffix(suffix) for key in reader if suffix in key]
-    if len(reader) != 2 * len(names):
-        raise CheckpointError(f"{folder}: it holds something else than pairs of lora_A and lora_B")
-    return {name: _factors(reader, config, name) for name in names}
+model = {card.auto_class}.from_pretrained("{card.base.name}"{revision})
+model = PeftModel.from_pretrained(model, "{card.folder}")
+```"""
 
-
-def _factors(reader: Mapping[str, Tensor], config: Mapping[str, Any], name: str) -> LowRank:
-    down = reader[f"{PREFIX}{name}.lora_A.weight"]
-    up_name = f"{PREFIX}{name}.lora_B.weight"
-    if up_name not in reader:
-        raise CheckpointError(f"the adapter has lora_A of {name} and no lora_B")
-    up = reader[up_name]
-    rank = _matching(config.get("rank_pattern"), name, config["r"])
-    if (down.shape[0], up.shape[1]) != (rank, rank):
-        raise CheckpointError(f"the adapter's {name} has rank {down.shape[0]}, its config {rank}")
-    alpha = _matching(config.get("alpha_pattern"), name, config["lora_alpha"])
-    scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return LowRank.from_factors(up if scaling == 1 else up * scaling, down)
-
-
-def _matching(patterns: Mapping[str, float] | None, name: str, default: float) -> float:
-    """As PEFT reads its patterns: a regular expression for the end of the name."""
-    found = [
-        value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name)
-    ]
-    return found[0] if found else default
+    @classmethod
+    def how_to_serve(cls, card: CardFacts) -> str:
+        """As a LoRA on the base, where vLLM serves the base."""
+        assert card.base is not None
+        kind = card.base.kind
+        if kind is not None and kind in EXPORTS and not EXPORTS[kind].traits.vllm:
+            return f"vLLM does not serve it: its base is a {kind} checkpoint, which vLLM does not read."
+        return vllm_lora(card, card.base.name, card.base.revision)

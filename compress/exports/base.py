@@ -1,42 +1,149 @@
-"""What every export shares: the rest of the source model, and the proof that nothing was lost."""
+"""What an export format is: all that planning, writing, verifying, inspecting and the model card ask of it.
+
+A format is one file in this folder, or in another distribution: a subclass of `Exporter`, mostly of
+`checkpoint.CheckpointExporter`, with `name=`. Nothing else has to know its name. The names are options of a run, so
+this module imports no torch.
+"""
 
 from __future__ import annotations
 
-import shutil
+import enum
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import torch
-from torch import Tensor
-
-from compress.bases import AsDense
-from compress.errors import CheckpointError, RecipeError
-from compress.families.base import Compressor
-from compress.families.low_rank import Factors
-from compress.forms.base import Form
-from compress.models.checkpoint import Reader, Writer, read_json, some
+from calibration.heads import Head
+from compress.errors import PluginError, RecipeError
+from compress.registry import Registry
 
 if TYPE_CHECKING:
-    from compress.models.resolve import SourceModel
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
-COMPANIONS = (
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "LICENSE*",
-    "NOTICE*",
-)
-"""Files of the source that go with every export: tokenizer, generation settings, licence."""
+    from compress.bases import AsDense
+    from compress.callbacks import Progress
+    from compress.exports.card import CardFacts
+    from compress.exports.contents import Contents
+    from compress.families.base import Compressor
+    from compress.families.low_rank import Factors
+    from compress.forms.base import Form
+    from compress.models.resolve import SourceModel
+    from eval.footprint import Stored
+
+
+class Use(enum.StrEnum):
+    """Runs that can write a format."""
+
+    MODEL = "without a base checkpoint"
+    """Those that compress a model."""
+    ON_BASE = "on a base checkpoint"
+    """Those that add corrections to a compressed checkpoint."""
+
+
+class CorrectionStorage(enum.StrEnum):
+    """How a format stores the factors of a low-rank correction that were rounded to few bits."""
+
+    CODES = "codes"
+    """As codes, in these few bits."""
+    HALF = "16 bits"
+    """By their values, in 16 bits."""
+    MERGED = "merged"
+    """Not at all: the correction is added to the weight."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """Constant facts of a format; none has a default, so that none can be forgotten."""
+
+    uses: frozenset[Use]
+    heads: frozenset[Head]
+    """Kinds of models that its readers load."""
+    corrections: CorrectionStorage
+    needs_base: bool
+    """Whether it is of use only together with the base checkpoint that it was made for, which it does not hold."""
+    own_folder: bool
+    """Whether it goes into a folder of its own even where it is the only export of a run."""
+    adapter: str | None
+    """Where, in its folder, a PEFT adapter lies if a run writes one: "adapter", or "." for the folder itself."""
+    ordinary: bool
+    """Whether it is an ordinary checkpoint, which any folder is that no other format recognises."""
+    loading_reads: tuple[str, ...]
+    """Glob patterns of the files that loading reads, weights apart: their digests are part of the verification."""
+    library: str
+    """The model card's `library_name`."""
+    relation: str
+    """The model card's `base_model_relation`: quantized, adapter, finetune or merge."""
+    weights: str
+    """What it holds, in a few words, for a table of several formats: "packed"."""
+    vllm: bool
+    """Whether vLLM serves it."""
+
+
+class PlannedLayer(Protocol):
+    """A layer that will be compressed; all bytes are of its weight."""
+
+    @property
+    def name(self) -> str:
+        """In the model."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+
+    @property
+    def compressor(self) -> Compressor:
+        """What makes its form, with all options settled."""
+
+    @property
+    def native_bytes(self) -> int:
+        """Bytes of its form as it is."""
+
+    @property
+    def correction_bytes(self) -> int:
+        """Bytes of the low-rank correction in its form; 0 without one."""
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of that correction in a PEFT adapter, which holds 16 bits a number."""
+
+
+class KeptTensor(Protocol):
+    """A tensor that is copied."""
+
+    @property
+    def name(self) -> str:
+        """In the checkpoint that it is copied from."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored."""
+
+    @property
+    def n_bytes(self) -> int:
+        """As stored."""
+
+
+class Planned(Protocol):
+    """A plan, as far as it tells what an export will hold."""
+
+    @property
+    def layers(self) -> Sequence[PlannedLayer]:
+        """The layers that are compressed."""
+
+    @property
+    def kept(self) -> Sequence[KeptTensor]:
+        """All other tensors."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of all other tensors."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What most of the source is stored in."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +155,38 @@ class LayerExport:
     bias: Tensor | None
     transposed: bool
     """Whether the source stores the weight as (i, o): GPT-2's Conv1D."""
-    path: Factors | None = None
+    correction: Factors | None = None
     """The part of the form that a base checkpoint has not, in a run on top of one; None for its own layers."""
 
 
 class Exporter(ABC):
-    """Writes one checkpoint: add every layer and every other tensor, then close.
+    """Writes one export: add every layer and every other tensor, then close.
 
-    Names are those that the model in memory gives its tensors.
+    Names of layers and tensors are those that the model in memory gives them.
     """
 
     name: ClassVar[str]
+    traits: ClassVar[Traits]
 
+    def __init_subclass__(cls, *, name: str = "", **kwargs: Any) -> None:
+        """Register a format. Raises PluginError for one that leaves out what nothing can take the place of."""
+        super().__init_subclass__(**kwargs)
+        if not name:
+            return
+        absent = [
+            member
+            for member in sorted(_ABSTRACT)
+            if getattr(getattr(cls, member), "__isabstractmethod__", False)
+        ]
+        absent += [] if isinstance(getattr(cls, "traits", None), Traits) else ["traits"]
+        if absent:
+            raise PluginError(
+                f"export format {name!r} ({cls.__module__}.{cls.__qualname__}) lacks {', '.join(absent)}"
+            )
+        cls.name = name
+        EXPORTS.register(name, cls)
+
+    @abstractmethod
     def __init__(
         self,
         folder: Path,
@@ -75,22 +202,9 @@ class Exporter(ABC):
         `base`: the compressed checkpoint that the layers are built on; what no layer replaces is its, not the source's.
         Raises CheckpointError if the source is already quantised.
         """
-        self.folder, self.source, self.base_reference = Path(folder), source, base_reference
-        self.base_revision = base_revision
-        self.config = read_json(source.folder / "config.json") if base is None else base.base.config
-        if self.config.get("quantization_config"):
-            raise CheckpointError(
-                f"{source.folder} is already quantised; compress the model that it was made from"
-            )
-        self.reader = Reader(source.folder) if base is None else base
-        self.dtype = main_dtype(self.reader)
-        self.writer = Writer(self.folder)
-        self._replaced: set[str] = set()
-        self._copied: dict[str, tuple[int, ...]] = {}
-        self._begin()
+        self.folder = Path(folder)
 
-    def _begin(self) -> None:  # noqa: B027  (most have something to note, not all)
-        """Make room for what a format notes of its layers."""
+    # Before a run
 
     @classmethod
     def check(
@@ -98,52 +212,43 @@ class Exporter(ABC):
     ) -> None:
         """Refuse what the format cannot hold. Raises RecipeError naming the layer."""
         for name, compressor in compressors.items():
-            problem = cls._problem(compressor, shapes[name])
+            problem = cls.problem(compressor, shapes[name])
             if problem:
                 raise RecipeError(f"export: {cls.name} cannot hold {name}: {problem}")
 
     @classmethod
-    def _problem(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
+    @abstractmethod
+    def problem(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
         """Why the format cannot hold what a compressor makes of a weight (o, i); empty if it can."""
-        del compressor, shape
-        return ""
 
-    @property
-    def rounded(self) -> torch.dtype | None:
-        """What the format has rounded values to that the forms hold exactly; None if nothing."""
-        return None
+    @classmethod
+    @abstractmethod
+    def planned_bytes(cls, plan: Planned) -> int:
+        """Bytes of tensor data that an export of a plan will write, to the byte."""
 
+    # In a run
+
+    @abstractmethod
     def add_layer(self, layer: LayerExport) -> None:
         """Write a finished layer. Raises CheckpointError for what the format cannot hold."""
-        self._replaced.add(f"{layer.name}.weight")
-        if layer.bias is not None:
-            self._replaced.add(f"{layer.name}.bias")
-        self._write_layer(layer)
 
+    @abstractmethod
     def add_tensor(self, name: str, tensor: Tensor) -> None:
-        """Write a tensor of the source that no layer replaces, as it is."""
-        self._copied[name] = tuple(tensor.shape)
-        self.writer.add(name, tensor)
+        """Write a tensor of the source that no layer replaces."""
 
+    @abstractmethod
     def close(self) -> None:
         """Write what goes with the weights, and give everything its final name.
 
-        Raises CheckpointError if a tensor of the source is neither copied nor replaced, or if there
-        is none.
+        Raises CheckpointError if a tensor of the source is neither copied nor replaced, or if there is none.
         """
-        self._refuse_lost()
-        if not self.writer.names:
-            raise CheckpointError(f"{self.name} export: no tensor to write")
-        for path in companions(self.source.folder):
-            copy(path, self.folder / path.name)
-        self._write_config()
-        self.writer.close()
 
-    @abstractmethod
-    def _write_layer(self, layer: LayerExport) -> None: ...
+    @property
+    def rounded(self) -> torch.dtype | None:
+        """The dtype that the format has rounded values to which the forms hold exactly; None if it rounded nothing."""
+        return None
 
-    @abstractmethod
-    def _write_config(self) -> None: ...
+    # On disk
 
     @classmethod  # noqa: B027  (most formats promise nothing)
     def verify_alone(cls, folder: Path) -> None:
@@ -152,52 +257,83 @@ class Exporter(ABC):
         It may run code that lies in the folder. Raises CheckpointError.
         """
 
-    def base_config(self) -> dict[str, Any]:
-        """The source's config.json, with the dtype that it may leave to the weights."""
-        config = {key: value for key, value in self.config.items() if key != "torch_dtype"}
-        dtype = config.get("dtype") or self.config.get("torch_dtype")
-        return config | {"dtype": dtype or str(self.dtype).removeprefix("torch.")}
+    @classmethod
+    @abstractmethod
+    def is_in(cls, folder: Path) -> bool:
+        """Whether a folder holds this format, by its own configuration."""
 
-    def _refuse_lost(self) -> None:
-        """Compare numbers, because a source may name its tensors otherwise than the model."""
-        written = self._replaced | set(self._copied)
-        if len(written) == len(self.reader):
-            return
-        lost = [name for name in self.reader if not _known(name, written)]
-        odd = [name for name in written if not _known(name, set(self.reader))]
-        raise CheckpointError(
-            f"{self.name} export: {len(self.reader)} tensors in {self.source.folder}, and "
-            f"{len(written)} copied or replaced"
-            + (f"; lost: {some(lost)}" if lost else "")
-            + (f"; not from there: {some(odd)}" if odd else "")
-        )
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, dtype: torch.dtype | None, device: torch.device) -> PreTrainedModel:
+        """The model of an export, corrections included, in eval mode; `dtype` None is what its configuration names.
+
+        Raises CheckpointError for an export that is incomplete or does not fit its configuration.
+        """
+
+    @classmethod
+    @abstractmethod
+    def base_of(cls, folder: Path) -> Path | None:
+        """The checkpoint that an export belongs to and does not hold; None for one that is whole."""
+
+    @classmethod
+    @abstractmethod
+    def tensors(cls, folder: Path) -> Iterator[tuple[str, Tensor]]:
+        """Every stored tensor by name, those of an adapter beside it included."""
+
+    @classmethod
+    @abstractmethod
+    def stored(cls, folder: Path) -> Stored:
+        """Bytes that an export takes, without a base that it does not hold."""
+
+    @classmethod
+    def weights_dtype(cls, folder: Path) -> torch.dtype | None:  # noqa: ARG003  (for formats that round)
+        """The dtype that whole weights were rounded to; None where forms are stored as they are."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def contents(cls, folder: Path, progress: Progress) -> Contents | None:
+        """What `inspect` tells of an export; None for ordinary weights, which are told as any model's are."""
+
+    # On the model card, as Markdown
+
+    @classmethod
+    @abstractmethod
+    def introduction(cls, card: CardFacts) -> str:
+        """What the export holds and how large it is: the card's first paragraphs below the title."""
+
+    @classmethod
+    @abstractmethod
+    def how_to_load(cls, card: CardFacts) -> str:
+        """How it is loaded, with the code; begins with a line that names the format."""
+
+    @classmethod
+    @abstractmethod
+    def how_to_serve(cls, card: CardFacts) -> str:
+        """How it is served, with the command, or by what it is not served."""
 
 
-def _known(name: str, names: set[str]) -> bool:
-    """Whether the name is among others, up to a prefix such as GPT-2's `transformer.`."""
-    return name in names or any(
-        other.endswith(f".{name}") or name.endswith(f".{other}") for other in names
-    )
+_ABSTRACT = frozenset(Exporter.__abstractmethods__)
+EXPORTS: Registry[Exporter] = Registry("compress.exports", "export format")
+"""Every export format by name."""
 
 
-def companions(folder: Path) -> list[Path]:
-    """The files of a model folder that go with every export of it."""
-    found = {path for pattern in COMPANIONS for path in folder.glob(pattern)}
-    return sorted(path for path in found if path.is_file() or path.name.startswith("chat_template"))
+def formats_for(use: Use) -> list[str]:
+    """The names of the formats that a kind of run can write."""
+    return [name for name, kind in EXPORTS.items() if use in kind.traits.uses]
 
 
-def copy(source: Path, target: Path) -> None:
-    """Copy a file, or a folder of files, following links."""
-    if source.is_dir():
-        shutil.copytree(source, target)
-    else:
-        shutil.copyfile(source, target)
+def needs_base(exports: Sequence[str]) -> bool:
+    """Whether one of these formats does not hold the base checkpoint that it was made for."""
+    return any(EXPORTS[name].traits.needs_base for name in exports)
 
 
-def main_dtype(reader: Reader | AsDense) -> torch.dtype:
-    """The floating dtype that holds most of a checkpoint's bytes; float32 if none does."""
-    sizes: Counter[torch.dtype] = Counter()
-    for name in reader:
-        if reader.dtype(name).is_floating_point:
-            sizes[reader.dtype(name)] += reader.nbytes(name)
-    return sizes.most_common(1)[0][0] if sizes else torch.float32
+def stores_codes(exports: Sequence[str]) -> bool:
+    """Whether one of these formats stores corrections of few bits as codes."""
+    return any(EXPORTS[name].traits.corrections is CorrectionStorage.CODES for name in exports)
+
+
+def widens(exports: Sequence[str]) -> bool:
+    """Whether corrections of few bits are written in 16 bits alone, for none of these formats stores their codes."""
+    stored = {EXPORTS[name].traits.corrections for name in exports}
+    return CorrectionStorage.HALF in stored and not stores_codes(exports)

@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from transformers import PreTrainedModel
 
+from calibration.heads import Head
+from compress.callbacks import Progress
 from compress.errors import CheckpointError
-from compress.exports.base import Exporter, LayerExport
+from compress.exports.base import CorrectionStorage, LayerExport, Planned, Traits, Use
+from compress.exports.card import CardFacts, load_with_transformers, vllm, whole_size
+from compress.exports.checkpoint import (
+    LOADING_READS,
+    CheckpointExporter,
+    main_dtype,
+    quant_method_of,
+)
+from compress.exports.contents import Contents
+from compress.exports.reading import load_bare
 from compress.families.base import Compressor
-from compress.models.checkpoint import write_json
+from compress.models.checkpoint import Reader, write_json
 
 
-class DenseExporter(Exporter):
+class DenseExporter(CheckpointExporter, name="dense"):
     """Loads wherever the source does, and is as large; weights are rounded to the source's dtype."""
 
-    name = "dense"
+    traits = Traits(
+        uses=frozenset({Use.MODEL}),
+        heads=frozenset(Head),
+        corrections=CorrectionStorage.MERGED,
+        needs_base=False,
+        own_folder=False,
+        adapter=None,
+        ordinary=True,
+        loading_reads=LOADING_READS,
+        library="transformers",
+        relation="quantized",
+        weights="dequantised to full precision",
+        vllm=True,
+    )
 
     @classmethod
-    def _problem(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
+    def problem(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
+        """A shifted mean has no place in most layers; every weight has."""
         del shape
         method: object = compressor
         while isinstance(method, Compressor):
@@ -27,6 +55,12 @@ class DenseExporter(Exporter):
                 )
             method = getattr(method, "base", None)
         return ""
+
+    @classmethod
+    def planned_bytes(cls, plan: Planned) -> int:
+        """Every weight in the source's dtype."""
+        weights = sum(layer.shape[0] * layer.shape[1] for layer in plan.layers)
+        return weights * plan.dtype.itemsize + plan.kept_bytes
 
     def _write_layer(self, layer: LayerExport) -> None:
         weight = layer.form.dense().contiguous()
@@ -43,3 +77,46 @@ class DenseExporter(Exporter):
 
     def _write_config(self) -> None:
         write_json(self.folder / "config.json", self.base_config())
+
+    @classmethod
+    def is_in(cls, folder: Path) -> bool:
+        """Whether there is a config.json that names no quantisation."""
+        return (folder / "config.json").is_file() and quant_method_of(folder) is None
+
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype | None, device: torch.device) -> PreTrainedModel:
+        """As transformers loads it."""
+        return load_bare(folder, dtype, device)
+
+    @classmethod
+    def weights_dtype(cls, folder: Path) -> torch.dtype | None:
+        """The dtype of most weights."""
+        return main_dtype(Reader(folder))
+
+    @classmethod
+    def contents(cls, folder: Path, progress: Progress) -> Contents | None:
+        """None: they are ordinary weights."""
+        del folder, progress
+        return None
+
+    @classmethod
+    def introduction(cls, card: CardFacts) -> str:
+        """That the weights are those of the compressed layers, and save nothing."""
+        return (
+            f"The weights of {card.layers} are those of their compressed forms, {card.forms}, dequantised to full "
+            f"precision: it answers as the compressed model does and is not smaller. {whole_size(card)} Nothing was "
+            "trained."
+        )
+
+    @classmethod
+    def how_to_load(cls, card: CardFacts) -> str:
+        """With transformers, as the original."""
+        return (
+            "As ordinary dense weights in full precision, which every tool reads; not smaller than the original:\n\n"
+            f"{load_with_transformers(card)}"
+        )
+
+    @classmethod
+    def how_to_serve(cls, card: CardFacts) -> str:
+        """With vLLM."""
+        return vllm(card)

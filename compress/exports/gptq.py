@@ -1,4 +1,4 @@
-"""GPTQ checkpoints, as transformers, gptqmodel and vLLM read them, with corrects as an adapter.
+"""GPTQ checkpoints, as transformers, gptqmodel and vLLM read them, with corrections as an adapter.
 
 Tensors of a layer: qweight (i * bits / 32, o) int32, scales (G, o) fp16, qzeros (G, o * bits / 32)
 int32, g_idx (i,) int32. Format "gptq" (v1) stores every zero less one. Readers add the one to whole
@@ -14,14 +14,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from calibration.heads import Head
+from compress.bases import open_base
+from compress.callbacks import Progress
 from compress.errors import CheckpointError
-from compress.exports.adapter import AdapterWriter
-from compress.exports.base import Exporter, LayerExport
+from compress.exports.base import CorrectionStorage, LayerExport, Planned, Traits, Use
+from compress.exports.card import (
+    CardFacts,
+    load_adapter_beside,
+    load_with_transformers,
+    packed_introduction,
+    vllm,
+    widened_note,
+)
+from compress.exports.checkpoint import (
+    ADAPTER,
+    LOADING_READS,
+    CheckpointExporter,
+    quant_method_of,
+)
+from compress.exports.contents import Contents, contents_of_base
+from compress.exports.peft import AdapterWriter, corrections_in, read_adapter
+from compress.exports.reading import add_corrections, load_bare
 from compress.families.base import Compressor
 from compress.families.low_rank import Factors
 from compress.families.quantiser import Quantiser
@@ -34,14 +56,26 @@ from compress.forms.sum import Sum
 from compress.models.checkpoint import some, write_json
 
 BITS = (2, 3, 4, 8)
-ADAPTER = "adapter"
 _BLOCK = re.compile(r"(?P<blocks>.+?)\.\d+\.(?P<part>.+)")
 
 
-class GptqExporter(Exporter):
+class GptqExporter(CheckpointExporter, name="gptq"):
     """Quantised layers in one checkpoint, their low-rank corrections in `adapter/` beside it."""
 
-    name = "gptq"
+    traits = Traits(
+        uses=frozenset({Use.MODEL}),
+        heads=frozenset({Head.NEXT_TOKEN}),
+        corrections=CorrectionStorage.HALF,
+        needs_base=False,
+        own_folder=False,
+        adapter=ADAPTER,
+        ordinary=False,
+        loading_reads=(*LOADING_READS, f"{ADAPTER}/*.json"),
+        library="transformers",
+        relation="quantized",
+        weights="packed",
+        vllm=True,
+    )
 
     def _begin(self) -> None:
         self._forms: dict[str, _Facts] = {}
@@ -53,14 +87,25 @@ class GptqExporter(Exporter):
         return None if self._adapter is None else self._adapter.rounded
 
     @classmethod
-    def _problem(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
-        base: Compressor | None = compressor
-        while base is not None and not isinstance(base, Quantiser):
-            compressor, base = base, getattr(base, "base", None)
+    def problem(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
+        """It holds codes on a grid that its readers know, in shapes that fill whole words."""
+        base = _quantiser_of(compressor)
         if base is None:
-            return f"{compressor.name} does not quantise; choose native or dense"
+            return f"{_innermost(compressor).name} does not quantise; choose native or dense"
         problem = _problem(base.bits, base.group_of(shape[1]), shape)
         return f"{problem}; choose native or dense" if problem else ""
+
+    @classmethod
+    def planned_bytes(cls, plan: Planned) -> int:
+        """Codes, scales, zero points and group indices of each layer, and its correction in the adapter."""
+        layers = 0
+        for layer in plan.layers:
+            base = _quantiser_of(layer.compressor)
+            if base is None:
+                raise ValueError(f"{layer.name}: {layer.compressor.name} does not quantise")
+            widened = layer.adapter_bytes - layer.correction_bytes
+            layers += layer.native_bytes + widened + base.gptq_extra_bytes(layer.shape)
+        return layers + plan.kept_bytes
 
     def _write_layer(self, layer: LayerExport) -> None:
         base, correction = _parts(layer)
@@ -127,6 +172,43 @@ class GptqExporter(Exporter):
             config["dynamic"] = {f"-:^{re.escape(layer)}$": {} for layer in sorted(kept)}
             config["modules_in_block_to_quantize"] = [_targets(self._forms, kept)]
         return config
+
+    @classmethod
+    def is_in(cls, folder: Path) -> bool:
+        """Whether the quantisation in config.json, or a file beside it, is GPTQ."""
+        return quant_method_of(folder) == "gptq"
+
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype | None, device: torch.device) -> PreTrainedModel:
+        """Read without gptqmodel; the corrections of an adapter beside it are added."""
+        model = load_bare(folder, dtype, device)
+        if (folder / ADAPTER).is_dir():
+            add_corrections(model, read_adapter(folder / ADAPTER), folder)
+        return model
+
+    @classmethod
+    def contents(cls, folder: Path, progress: Progress) -> Contents | None:
+        """Grids of the layers, and ranks of their corrections."""
+        found = contents_of_base(open_base(folder), progress)
+        return replace(found, corrections=corrections_in(folder / ADAPTER))
+
+    @classmethod
+    def introduction(cls, card: CardFacts) -> str:
+        """Forms, bits and size, and what the adapter makes of few bits."""
+        notes = [] if card.adapter is None else widened_note(card)
+        return "\n\n".join([packed_introduction(card), *notes])
+
+    @classmethod
+    def how_to_load(cls, card: CardFacts) -> str:
+        """With transformers and gptqmodel; the corrections with PEFT."""
+        code = load_with_transformers(card, ', device_map="auto"')
+        text = f"As a GPTQ checkpoint, with transformers and gptqmodel installed:\n\n{code}"
+        return text if card.adapter is None else f"{text}\n\n{load_adapter_beside(card)}"
+
+    @classmethod
+    def how_to_serve(cls, card: CardFacts) -> str:
+        """With vLLM, which takes the adapter as a LoRA."""
+        return vllm(card)
 
     def _kept_in_blocks(self) -> list[str]:
         """Matrices of the blocks that stay as they are, and that readers would take for ours."""
@@ -197,6 +279,19 @@ def _parts(layer: LayerExport) -> tuple[Quantised, Factors | None]:
         f"gptq export: {layer.name} is a sum of {kinds}; the format holds a quantised weight and "
         "one low-rank correction of it"
     )
+
+
+def _quantiser_of(compressor: Compressor) -> Quantiser | None:
+    """The method that makes the codes, a base at any depth; None if nothing quantises."""
+    method: object = compressor
+    while method is not None and not isinstance(method, Quantiser):
+        method = getattr(method, "base", None)
+    return method
+
+
+def _innermost(compressor: Compressor) -> Compressor:
+    base = getattr(compressor, "base", None)
+    return _innermost(base) if isinstance(base, Compressor) else compressor
 
 
 def _problem(bits: int, group_size: int, shape: tuple[int, int]) -> str:

@@ -1,54 +1,51 @@
-"""Loads any of our exports, and compressed checkpoints of other tools, into a transformers model.
-
-Packed formats are read without the libraries that wrote them: every layer becomes the form that its tensors describe.
-An adapter, beside its base as `adapter/` or in a folder of its own, becomes a low-rank path of each of its layers.
-"""
+"""Loads any of our exports, and compressed checkpoints of other tools, into a transformers model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import PreTrainedModel
 
-from calibration.heads import Head
-from calibration.outputs import AUTO_CLASSES, head_of
-from calibration.walk import is_linear
-from compress.bases import Base, open_base
-from compress.bases.plain import PlainBase
+from compress.bases import open_base
 from compress.errors import CheckpointError
-from compress.exports.adapter import CONFIG, STEM, find_base, read_adapter
-from compress.exports.gptq import ADAPTER
-from compress.forms import loading
-from compress.forms.base import Form
-from compress.forms.dense import Dense
+from compress.exports.base import EXPORTS, Exporter
+from compress.exports.reading import Device, load_bare
 from compress.forms.linear import CompressedLinear
-from compress.forms.low_rank import LowRank
-from compress.forms.sum import Sum
-from compress.models.checkpoint import Reader, read_json, some
-from compress.models.layers import bias_of, weight_oi
 from eval.footprint import Stored, bytes_on_disk, tensor_bytes
 
-Device = torch.device | str
-PLAIN, ADAPTED = "dense", "adapter"
+
+def recognised(folder: Path) -> type[Exporter] | None:
+    """The export format that a folder holds, by the folder's own configuration; None if no format recognises it.
+
+    Raises CheckpointError for a folder that two formats recognise.
+    """
+    found = [kind for kind in EXPORTS.values() if kind.is_in(folder)]
+    special = [kind for kind in found if not kind.traits.ordinary]
+    if len(special) > 1:
+        names = " and ".join(kind.name for kind in special)
+        raise CheckpointError(f"{folder}: it looks like {names} at once; keep one of them there")
+    return next(iter(special or found), None)
+
+
+def format_of(folder: Path) -> type[Exporter] | None:
+    """The export format that a folder holds; None for a checkpoint in a format that only other tools write.
+
+    Raises CheckpointError for what is neither.
+    """
+    found = recognised(folder)
+    if found is None:
+        open_base(folder)
+    return found
 
 
 def loader_name(folder: Path) -> str:
-    """What loads this export: "native", "dense", "adapter", or the format of a packed checkpoint ("gptq").
+    """The name of the export format that a folder holds, or of the format of another tool's checkpoint ("awq").
 
     Raises CheckpointError for a quantisation that is not read.
     """
-    folder = Path(folder)
-    if (folder / CONFIG).is_file() and not (folder / "config.json").is_file():
-        return ADAPTED
-    if read_json(folder / "config.json").get("model_type") == loading.FORMAT:
-        return "native"
-    kind = open_base(folder).format
-    return PLAIN if kind == PlainBase.format else kind
+    kind = format_of(Path(folder))
+    return open_base(folder).format if kind is None else kind.name
 
 
 def load_export(
@@ -59,37 +56,23 @@ def load_export(
     Raises CheckpointError for a checkpoint that is incomplete or does not fit its config.
     """
     folder = Path(folder)
-    if loader_name(folder) == ADAPTED:
-        model = load_bare(find_base(folder), dtype, device)
-        add_corrections(model, read_adapter(folder), folder)
-        return model
-    model = load_bare(folder, dtype, device)
-    if (folder / ADAPTER).is_dir():
-        add_corrections(model, read_adapter(folder / ADAPTER), folder)
-    return model
-
-
-def load_bare(
-    folder: Path, dtype: torch.dtype | None = None, device: Device = "cpu"
-) -> PreTrainedModel:
-    """The same without an adapter that lies beside the checkpoint."""
-    load = _load_plain if loader_name(folder) in ("native", PLAIN) else _load_packed
-    try:
-        model: Any = load(folder, dtype or "auto")
-    except (ValueError, RuntimeError, OSError) as error:
-        raise CheckpointError(f"{folder} does not load: {error}") from error
-    loaded: PreTrainedModel = model.to(device).eval()
-    return loaded
+    kind = format_of(folder)
+    if kind is None:
+        return load_bare(folder, dtype, device)
+    return kind.load(folder, dtype, torch.device(device))
 
 
 def stored_in(folder: Path) -> Stored:
-    """What an export takes, together with the checkpoint that an adapter belongs to."""
-    if loader_name(folder) != ADAPTED:
+    """What an export takes, together with the base checkpoint that it belongs to."""
+    kind = format_of(folder)
+    if kind is None:
         return Stored(bytes_on_disk(folder), tensor_bytes(folder))
-    base = find_base(folder)
+    own, base = kind.stored(folder), kind.base_of(folder)
+    if base is None:
+        return own
     return Stored(
-        bytes_on_disk(folder) + bytes_on_disk(base),
-        Reader(folder, STEM).total_bytes + open_base(base).reader.total_bytes,
+        own.bytes_on_disk + bytes_on_disk(base),
+        own.tensor_bytes + open_base(base).reader.total_bytes,
     )
 
 
@@ -107,87 +90,3 @@ def unpack(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, CompressedLinear):
             module.form = module.form.unpacked(model.dtype)
-
-
-def _load_plain(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
-    Reader(folder)  # says which file is cut short
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    found: Any = AUTO_CLASSES[head_of(config) or Head.NEXT_TOKEN].from_pretrained(
-        folder, output_loading_info=True, local_files_only=True, dtype=dtype
-    )
-    _refuse_differences(found[1])
-    model: PreTrainedModel = found[0]
-    return model
-
-
-def _refuse_differences(info: Mapping[str, Any]) -> None:
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        found = [str(key) for key in info.get(what, ())]
-        if found:
-            raise CheckpointError(f"{what.replace('_', ' ')}: {some(found)}")
-
-
-def _on_meta(config: PretrainedConfig) -> PreTrainedModel:
-    """The architecture alone."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AUTO_CLASSES[head_of(config) or Head.NEXT_TOKEN].from_config(
-            config
-        )
-    return model
-
-
-def _load_packed(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
-    """Turn the tensors into those of the native format, and load them as such."""
-    base = open_base(folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    state = {name: base.reader[name] for name in base.plain}
-    modules = dict(_on_meta(AutoConfig.for_model(**base.config)).named_modules())
-    table = {}
-    for name in base.layers:
-        form = base.form(name)
-        if not is_linear(modules.get(name, nn.Identity())):
-            state[f"{name}.weight"] = form.dense().contiguous()  # an expert, merged with others
-            continue
-        table[name] = {"shape": form.shape, "bias": f"{name}.bias" in state, "form": form.spec()}
-        state |= {f"{name}.form.{key}": value for key, value in form.state_dict().items()}
-    loading.register_quantizer()
-    config.quantization_config = loading.CompressedQuantizationConfig(table)
-    config.name_or_path = str(folder)
-    _untie_packed_head(config, base)
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    model: PreTrainedModel = model_class.from_pretrained(
-        None, config=config, state_dict=state, dtype=dtype
-    )
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return model
-
-
-def _untie_packed_head(config: Any, base: Base) -> None:
-    """A head with codes of its own shares nothing with the embeddings, whatever the config has kept saying."""
-    if "lm_head" in base.layers:
-        config.tie_word_embeddings = False
-
-
-def add_corrections(model: PreTrainedModel, paths: Mapping[str, LowRank], folder: Path) -> None:
-    """Add a low-rank path to each of these layers, in the model's dtype and where the layer is.
-
-    Raises CheckpointError for a layer that the model lacks or whose shape is another.
-    """
-    modules = dict(model.named_modules())
-    for name, path in paths.items():
-        layer = modules.get(name)
-        if layer is None or not (isinstance(layer, CompressedLinear) or is_linear(layer)):
-            raise CheckpointError(
-                f"{folder}: the adapter has factors for {name}, which is no linear layer of {type(model).__name__}"
-            )
-        form = layer.form if isinstance(layer, CompressedLinear) else Dense(weight_oi(layer))
-        assert isinstance(form, Form)
-        if path.shape != form.shape:
-            raise CheckpointError(
-                f"{folder}: the adapter's factors for {name} make {path.shape}; the layer is {form.shape}"
-            )
-        device = next(iter(form.state_dict().values())).device
-        terms = [form, path.unpacked(model.dtype).to(device)]
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, CompressedLinear(Sum(terms), bias_of(layer)))

@@ -28,21 +28,15 @@ from torch import Tensor
 from calibration.outputs import predictions
 from compress.bases import open_base
 from compress.errors import CheckpointError, RecipeError
-from compress.exports.adapter import STEM, find_base
-from compress.exports.base import main_dtype
-from compress.exports.gptq import ADAPTER
-from compress.exports.load import ADAPTED, PLAIN, load_export, loader_name
+from compress.exports.base import EXPORTS, Exporter
+from compress.exports.load import format_of
 from compress.forms.registered import FORMS
-from compress.models.checkpoint import Reader, read_json, some
+from compress.models.checkpoint import read_json, some
 
 PROBE = "probe.safetensors"
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Relative L2 difference of the logits, by the narrowest dtype on the way."""
 TOLERANCE_16_BIT = 2e-2
-_READ_BY_LOADING = (
-    *("*.py", "*.json", "tokenizer*", "chat_template*", "chat_template*/*", "vocab*"),
-    *("merges.txt", "*.model", "*.tiktoken", f"{ADAPTER}/*.json"),
-)
 _FREE = ("report.json",)
 
 
@@ -51,7 +45,7 @@ class Verification:
     """An export's logits beside those of the compressed model."""
 
     loader: str
-    """native, gptq, dense, adapter."""
+    """The name of its format."""
     max_abs_difference: float
     relative_difference: float
     """L2 norm of the difference over that of the compressed model's logits."""
@@ -97,17 +91,13 @@ def write_probe(
 
 def digests(folder: Path) -> dict[str, str]:
     """A digest of dtype, shape and bytes of every tensor of an export, its adapter's too."""
-    stem = STEM if loader_name(folder) == ADAPTED else "model"
-    found = {name: _digest(tensor) for name, tensor in Reader(folder, stem).items()}
-    if (folder / ADAPTER).is_dir():
-        adapter = Reader(folder / ADAPTER, STEM)
-        found |= {f"{ADAPTER}/{name}": _digest(tensor) for name, tensor in adapter.items()}
-    return found
+    return {name: _digest(tensor) for name, tensor in _format_of(folder).tensors(folder)}
 
 
 def file_digests(folder: Path) -> dict[str, str]:
     """Sha256 of every file of an export that loading reads, its tensors apart."""
-    paths = {path for pattern in _READ_BY_LOADING for path in folder.glob(pattern)}
+    patterns = _format_of(folder).traits.loading_reads
+    paths = {path for pattern in patterns for path in folder.glob(pattern)}
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(paths)
@@ -116,10 +106,17 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def base_digest(folder: Path) -> dict[str, str]:
-    """Sha256 of the checkpoint that an adapter in a folder of its own belongs to; empty for what has none."""
-    if loader_name(folder) != ADAPTED:
-        return {}
-    return {"sha256": open_base(find_base(folder)).reader.fingerprint}
+    """Sha256 of the checkpoint that an export belongs to and does not hold; empty for one that is whole."""
+    base = _format_of(folder).base_of(folder)
+    return {} if base is None else {"sha256": open_base(base).reader.fingerprint}
+
+
+def _format_of(folder: Path) -> type[Exporter]:
+    """Raises CheckpointError for a checkpoint that is no export."""
+    found = format_of(folder)
+    if found is None:
+        raise CheckpointError(f"{folder} is in a format that other tools write, so it is no export")
+    return found
 
 
 def _digest(tensor: Tensor) -> str:
@@ -163,7 +160,7 @@ def _answer_of_a_fresh_process(folder: Path, device: str) -> dict[str, Any]:
                 str(folder.resolve()),
                 device,
                 str(answer),
-                *sorted(FORMS.modules_of_the_program()),
+                *sorted(FORMS.modules_of_the_program() | EXPORTS.modules_of_the_program()),
             ],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
             stdin=subprocess.DEVNULL,
@@ -185,18 +182,18 @@ def check(folder: Path, device: str) -> Verification:
     _refuse_changes(folder, "tensors", digests(folder), json.loads(metadata["tensors"]))
     _refuse_changes(folder, "its base", base_digest(folder), json.loads(metadata.get("base", "{}")))
     dtype = getattr(torch, metadata["dtype"]) if "dtype" in metadata else None
-    model = load_export(folder, dtype, device)
+    kind = _format_of(folder)
+    model = kind.load(folder, dtype, torch.device(device))
     with torch.inference_mode():
         output = predictions(model(input_ids=input_ids.to(device)))
     found = output[0, positions.to(device)].double().cpu()
     difference, expected = found - logits.double(), logits.double()
-    loader = loader_name(folder)
-    stored = main_dtype(Reader(folder)) if loader == PLAIN else model.dtype
+    stored = kind.weights_dtype(folder) or model.dtype
     rounded = getattr(torch, metadata["rounded"]) if "rounded" in metadata else model.dtype
     on_the_way = (model.dtype, stored, rounded)
     tolerances = [TOLERANCES.get(each, TOLERANCE_16_BIT) for each in on_the_way]
     return Verification(
-        loader=loader,
+        loader=kind.name,
         max_abs_difference=float(difference.abs().max()),
         relative_difference=float(difference.norm() / expected.norm()),
         top1_agreement=float((found.argmax(-1) == expected.argmax(-1)).double().mean()),
@@ -250,7 +247,7 @@ def _refuse_changes(
 def main(folder: Path, device: str, answer: Path, modules: Sequence[str]) -> None:
     """Entry of the fresh process: write the result, or the error, as JSON.
 
-    `modules` are imported first: they define forms of the program that asks.
+    `modules` are imported first: they define forms and export formats of the program that asks.
     """
     for module in modules:
         import_module(module)

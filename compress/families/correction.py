@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
@@ -276,11 +276,6 @@ def _path_of(form: Form, weight: Tensor) -> Tensor:
     correction = form.terms[-1]
     assert isinstance(correction, Form)
     return correction.dense().to(weight.dtype)
-
-
-def widens(exports: Collection[str]) -> bool:
-    """Whether corrections of few bits are written in 16 bits alone: PEFT has no other format, native holds codes."""
-    return "native" not in exports and not {"adapter", "gptq"}.isdisjoint(exports)
 
 
 def has_correction(form: Form) -> bool:

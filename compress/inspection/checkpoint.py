@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from transformers import AutoConfig
 
 from calibration.skeleton import PartLoader, build_skeleton
-from compress.bases import Base, open_base
-from compress.bases.detecting import open_reader, quantisation_of
-from compress.bases.plain import PlainBase
+from compress.bases import open_base
 from compress.callbacks import Progress
 from compress.errors import CheckpointError
-from compress.exports.adapter import CONFIG, PREFIX, STEM, find_base
-from compress.exports.gptq import ADAPTER
-from compress.forms.build import empty
-from compress.forms.loading import FORMAT
-from compress.models.checkpoint import Reader, read_json
+from compress.exports.base import Exporter
+from compress.exports.contents import Contents, StoredTensor, contents_of_base, dtype_name
+from compress.exports.load import recognised
+from compress.models.checkpoint import Reader
 from compress.models.devices import settle_dtype
 from compress.models.dtype import Dtype
 from compress.models.resolve import resolve_model
@@ -89,31 +85,26 @@ def inspect(spec: str, *, progress: Progress) -> Inspection:
     Raises CheckpointError or InputError saying what was found, and what `resolve_model` raises.
     """
     folder = Path(spec).expanduser()
-    if (folder / CONFIG).is_file() and not (folder / "config.json").is_file():
-        return _adapted(_stored(find_base(folder), progress), folder, Reader(folder, STEM))
-    if (folder / "config.json").is_file() and _is_compressed(folder):
-        return _stored(folder, progress)
     _refuse_several(folder)
-    return _ordinary(resolve_model(spec, None, progress=progress).folder)
+    return _stored(folder, progress) or _ordinary(
+        resolve_model(spec, None, progress=progress).folder
+    )
+
+
+def _inspected(folder: Path, progress: Progress) -> Inspection:
+    return _stored(folder, progress) or _ordinary(folder)
 
 
 def _refuse_several(folder: Path) -> None:
     """Raises CheckpointError for the output folder of a run whose exports have a folder each, naming these."""
-    if not (folder / "report.json").is_file() or (folder / "config.json").is_file():
+    if not (folder / "report.json").is_file() or recognised(folder):
         return
-    inside = sorted(
-        path.parent for name in (CONFIG, "config.json") for path in folder.glob(f"*/{name}")
-    )
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and recognised(path))
     if inside:
         raise CheckpointError(
             f"{folder}: it holds no checkpoint itself, but {', '.join(map(str, inside))}; inspect "
             f"{inside[0] if len(inside) == 1 else 'one of these'}"
         )
-
-
-def _is_compressed(folder: Path) -> bool:
-    config = read_json(folder / "config.json")
-    return config.get("model_type") == FORMAT or quantisation_of(folder, config) is not None
 
 
 def _ordinary(folder: Path) -> Inspection:
@@ -143,95 +134,65 @@ def _ordinary(folder: Path) -> Inspection:
     )
 
 
-def _stored(folder: Path, progress: Progress) -> Inspection:
-    """Of a checkpoint whose layers are forms, or codes that become some."""
-    config = read_json(folder / "config.json")
-    if config.get("model_type") == FORMAT:
-        reader = open_reader(folder)
-        layers, taken = _native_layers(reader, config)
-        found = ("native", "compress-llm")
-    else:
-        base = open_base(folder)
-        if isinstance(base, PlainBase):
-            return _ordinary(folder)
-        reader = base.reader
-        layers = list(_packed_layers(base, progress))
-        taken = {tensor for name in base.layers for tensor in base.tensors_of(name)}
-        found = (base.description, base.producer or "")
-    others = (_tensor(reader, name, STORED) for name in reader if name not in taken)
+def _stored(folder: Path, progress: Progress) -> Inspection | None:
+    """A checkpoint whose layers are forms, or codes that become some; None for ordinary weights, or no checkpoint."""
+    kind = recognised(folder)
+    base = None if kind is None else kind.base_of(folder)
+    contents = _contents(folder, kind, progress)
+    if contents is None:
+        return None
+    found = _inspection(folder, contents) if base is None else _inspected(base, progress)
+    return _corrected(found, folder, contents.corrections) if contents.corrections else found
+
+
+def _contents(folder: Path, kind: type[Exporter] | None, progress: Progress) -> Contents | None:
+    if kind is not None:
+        return kind.contents(folder, progress)
+    if not (folder / "config.json").is_file():
+        return None
+    return contents_of_base(open_base(folder), progress)
+
+
+def _inspection(folder: Path, contents: Contents) -> Inspection:
+    layers = [_told(layer, COMPRESSIBLE) for layer in contents.layers]
+    others = [_told(other, STORED) for other in contents.others]
     numbers = {part for layer in layers for part in layer.name.split(".") if part.isdigit()}
-    inspected = Inspection(
+    return Inspection(
         folder=folder,
-        format=found[0],
-        producer=found[1] or None,
+        format=contents.format,
+        producer=contents.producer,
         n_blocks=len(numbers),
         tensors=(*layers, *others),
         ordinary=None,
     )
-    if (folder / ADAPTER / CONFIG).is_file():
-        return _adapted(inspected, folder, Reader(folder / ADAPTER, STEM))
-    return inspected
 
 
-def _native_layers(
-    reader: Reader, config: Mapping[str, object]
-) -> tuple[list[InspectedTensor], set[str]]:
-    """By the table in config.json; and the names of the tensors that belong to them."""
-    table = config.get("layers")
-    if not isinstance(table, Mapping):
-        raise CheckpointError(
-            f"{reader.folder}: config.json lacks layers; get the checkpoint again"
-        )
-    layers, taken = [], set()
-    for name, entry in table.items():
-        o, i = entry["shape"]
-        try:
-            form = empty(entry["form"], (o, i), torch.float32, "meta")
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{reader.folder}: {name} has a form that cannot be read: {error}"
-            ) from error
-        keys = [f"{name}.form.{key}" for key in form.state_dict()]
-        absent = [key for key in keys if key not in reader]
-        if absent:
-            raise CheckpointError(f"{reader.folder}: {absent[0]} is missing; get it again")
-        taken.update(keys)
-        layers.append(_layer(name, form.shape, form.describe(), sum(map(reader.nbytes, keys))))
-    return layers, taken
-
-
-def _packed_layers(base: Base, progress: Progress) -> Iterator[InspectedTensor]:
-    """Each is read, and let go: only its codes tell whether it has zeros, or groups in another order."""
-    for index, name in enumerate(base.layers):
-        progress("read layers", index, len(base.layers))
-        form = base.form(name)
-        yield _layer(name, form.shape, form.describe(), base.stored_bytes(name))
-    progress("read layers", len(base.layers), len(base.layers))
-
-
-def _layer(name: str, shape: tuple[int, int], stored: str, n_bytes: int) -> InspectedTensor:
+def _told(tensor: StoredTensor, reason: str) -> InspectedTensor:
     return InspectedTensor(
-        name=name, shape=shape, stored=stored, n_bytes=n_bytes, reason=COMPRESSIBLE
+        name=tensor.name,
+        shape=tensor.shape,
+        stored=tensor.stored,
+        n_bytes=tensor.n_bytes,
+        reason=reason,
     )
 
 
-def _adapted(base: Inspection, folder: Path, adapter: Reader) -> Inspection:
-    """With the paths of an adapter, each at its layer."""
-    suffix = ".lora_A.weight"
-    paths = {key.removeprefix(PREFIX).removesuffix(suffix): key for key in adapter if suffix in key}
+def _corrected(base: Inspection, folder: Path, corrections: Sequence[StoredTensor]) -> Inspection:
+    """With the corrections of an adapter, each at its layer."""
+    left = {correction.name: correction for correction in corrections}
     tensors = []
     for tensor in base.tensors:
-        key = paths.pop(tensor.name, None)
-        if key is None:
-            tensors.append(tensor)
-            continue
-        rank = adapter.shape(key)[0]
-        more = adapter.nbytes(key) + adapter.nbytes(key.replace("lora_A", "lora_B"))
-        stored = f"{tensor.stored} + rank {rank}"
-        tensors.append(replace(tensor, stored=stored, n_bytes=tensor.n_bytes + more))
-    if paths:
+        correction = left.pop(tensor.name, None)
+        if correction is not None:
+            tensor = replace(
+                tensor,
+                stored=f"{tensor.stored} + {correction.stored}",
+                n_bytes=tensor.n_bytes + correction.n_bytes,
+            )
+        tensors.append(tensor)
+    if left:
         raise CheckpointError(
-            f"{folder}: the adapter has factors for {next(iter(paths))}, which {base.folder} does not hold"
+            f"{folder}: the adapter has factors for {next(iter(left))}, which {base.folder} does not hold"
         )
     return replace(
         base, folder=folder, format=f"{base.format}, with an adapter", tensors=tuple(tensors)
@@ -246,8 +207,3 @@ def _tensor(reader: Reader, name: str, reason: str) -> InspectedTensor:
         n_bytes=reader.nbytes(name),
         reason=reason,
     )
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """As people write it: "bfloat16"."""
-    return str(dtype).removeprefix("torch.")

@@ -24,12 +24,13 @@ from calibration.store import Store
 from calibration.stream import Stream
 from calibration.walk import Block, SharedInput, walk
 from compress.errors import LayerError
+from compress.exports.base import needs_base
 from compress.families.correction import Correction
 from compress.forms.base import Form
 from compress.forms.linear import CompressedLinear
 from compress.models.layers import bias_of, is_transposed, refuse_not_finite, weight_oi
 from compress.on_base.base import OnBase, base_of, correction_of
-from compress.pipeline.layer_text import remarks, written
+from compress.pipeline.layer_text import factor_bits, remarks, written
 from compress.pipeline.spectra import cut_of
 from compress.pipeline.stopwatch import Stopwatch
 from compress.planning.groups import Group, Inputs, groups_of, inputs_in_turn, name_owners
@@ -245,7 +246,7 @@ def _finish(
     bias, base_error = bias_of(module), None
     if job.base is not None:
         bare = output_energy(weight.double() - _dense(job, layer, base_of(form)), gram)
-        if "adapter" in job.plan.exports:  # the base's own tensors stay what they are
+        if needs_base(job.plan.exports):  # the base's own tensors stay what they are
             terms = [job.base.described(layer.name, base_of(form)) or terms[0], *terms[1:]]
             n_bytes += job.base.stored_bytes(layer.name) - base_of(form).n_bytes()
         bias, base_error = job.base.bias(layer.name), _relative(bare, energy)
@@ -264,6 +265,7 @@ def _finish(
         spectrum=spectrum,
         seconds=seconds,
         note=remarks(layer, form, dead),
+        correction_bits=factor_bits(form) if isinstance(layer.compressor, Correction) else None,
         stored_with=layer.owner or None,
     )
     stand_in = form.unpacked(job.dtype).to(job.device)

@@ -16,7 +16,7 @@ from calibration.stream import Stream
 from compress.callbacks import Progress
 from compress.config.recipe import OnFailure
 from compress.errors import LayerError
-from compress.exports import EXPORTS, ON_BASE, Exporter, LayerExport
+from compress.exports import EXPORTS, Exporter, LayerExport
 from compress.exports.verify import write_probe
 from compress.models.layers import refuse_not_finite
 from compress.on_base.base import base_of, correction_of
@@ -77,7 +77,7 @@ def _exporters(prepared: Prepared, folders: Mapping[str, Path]) -> list[Exporter
     recipe, source, on_base = prepared.recipe, prepared.source, prepared.on_base
     if on_base is not None:
         given = (source, on_base.reference, on_base.view, on_base.revision)
-        return [ON_BASE[name](path, *given) for name, path in folders.items()]
+        return [EXPORTS[name](path, *given) for name, path in folders.items()]
     out = recipe.folder.name
     return [
         # Where an adapter says that its base is: the folder as published, never a path of this machine.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 
-from compress.families.correction import Correction, has_correction, widens
+from compress.exports.base import widens
+from compress.families.correction import Correction, has_correction
 from compress.families.low_rank import as_low_rank
 from compress.forms.base import Form
+from compress.forms.low_rank import LowRank
 from compress.forms.product import Product
+from compress.forms.quantised import Quantised
 from compress.forms.sum import Sum
 from compress.planning.layer import PlannedLayer
 
 
-def written(form: Form, exports: Collection[str]) -> tuple[list[str], int]:
+def written(form: Form, exports: Sequence[str]) -> tuple[list[str], int]:
     """The terms of a form, each in a few words, and its bytes, as exports of these formats hold it.
 
     They are those of the form itself, unless its correction is on grids and only PEFT adapters are there to hold it.
@@ -27,6 +30,18 @@ def written(form: Form, exports: Collection[str]) -> tuple[list[str], int]:
     texts[-1] = f"rank {correction.rank} rounded to {correction.down.describe()}"
     more = as_low_rank(correction).n_bytes() - correction.n_bytes()
     return texts, form.n_bytes() + more
+
+
+def factor_bits(form: Form) -> int | None:
+    """Bits of a number in the factors of a form's correction; None without one."""
+    if not isinstance(form, Sum) or not has_correction(form):
+        return None
+    correction = form.terms[-1]
+    if isinstance(correction, LowRank):
+        return 8 * correction.down.weight.element_size()
+    assert isinstance(correction, Product)
+    assert isinstance(correction.down, Quantised)
+    return correction.down.bits
 
 
 def remarks(layer: PlannedLayer, form: Form, dead: int) -> str:

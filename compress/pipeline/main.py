@@ -29,8 +29,7 @@ from compress.evaluation.compare import (
     resolve_original,
 )
 from compress.evaluation.original_scores import Originals
-from compress.exports import EXPORTS, ON_BASE
-from compress.exports.gptq import ADAPTER
+from compress.exports import EXPORTS
 from compress.exports.load import stored_in
 from compress.exports.verify import verify
 from compress.pipeline.export import export
@@ -197,8 +196,8 @@ def _clear_away(out: Path) -> None:
 
 
 def _export_folders(recipe: Recipe, folder: Path) -> dict[str, Path]:
-    """One export is the output folder itself; several have a folder each, and an adapter has in any case."""
-    if len(recipe.export) == 1 and recipe.export[0] != ADAPTER:
+    """One export is the output folder itself, unless its format wants one of its own; several have a folder each."""
+    if len(recipe.export) == 1 and not EXPORTS[recipe.export[0]].traits.own_folder:
         return {recipe.export[0]: folder}
     folders = {name: folder / name for name in recipe.export}
     for path in folders.values():
@@ -210,13 +209,14 @@ def _verified(name: str, root: Path, device: str, progress: Progress) -> ExportR
     progress(f"verify {name}", 0, 1)
     path = root / name if (root / name).is_dir() else root
     found = verify(path, device=device)
-    {**EXPORTS, **ON_BASE}[name].verify_alone(path)
+    EXPORTS[name].verify_alone(path)
     progress(f"verify {name}", 1, 1)
-    adapter = path if name == ADAPTER else path / ADAPTER
+    place = EXPORTS[name].traits.adapter
+    adapter = None if place is None else path / place
     return ExportReport(
         format=name,
         folder=str(path.relative_to(root)),
-        adapter=str(adapter.relative_to(root)) if adapter.is_dir() else None,
+        adapter=str(adapter.relative_to(root)) if adapter and adapter.is_dir() else None,
         tensor_bytes=stored_in(path).tensor_bytes,
         loader=found.loader,
         relative_difference=found.relative_difference,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from calibration.heads import Head
 from calibration.outputs import head_of
+from compress.exports.load import loader_name
 from compress.pipeline.export import Outcome
 from compress.pipeline.stopwatch import Stopwatch
 from compress.prepare.prepare import Prepared
@@ -25,6 +26,7 @@ def make_report(
     return Report(
         recipe=prepared.recipe.to_mapping(),
         model=_model_text(prepared),
+        revision=prepared.source.revision,
         licence=prepared.source.licence,
         licence_link=prepared.source.licence_link,
         fingerprint=prepared.reader.fingerprint,
@@ -56,6 +58,7 @@ def _base_report(prepared: Prepared) -> BaseReport | None:
         tensor_bytes=base.reader.total_bytes,
         n_packed=len(base.layers),
         revision=on_base.revision,
+        kind=loader_name(base.folder),
     )
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from compress.exports.base import widens
 from compress.families.base import Compressor
-from compress.families.correction import Correction, widens
+from compress.families.correction import Correction
 from compress.families.factorisation import Factorisation
 from compress.families.given import Given
-from compress.families.quantiser import Quantiser
 
 
 @dataclass(frozen=True)
@@ -63,21 +63,10 @@ class PlannedLayer:
             return 0
         return self.compressor.adapter_bytes(self.shape)
 
-    def held_bytes(self, exports: Collection[str]) -> int:
+    def held_bytes(self, exports: Sequence[str]) -> int:
         """What it takes where these formats are written: without a native one, its correction is in a PEFT adapter."""
         return self.bytes_after + (self.held_correction_bytes(exports) - self.correction_bytes)
 
-    def held_correction_bytes(self, exports: Collection[str]) -> int:
+    def held_correction_bytes(self, exports: Sequence[str]) -> int:
         """The same of its correction alone."""
         return self.adapter_bytes if widens(exports) else self.correction_bytes
-
-    @property
-    def gptq_bytes(self) -> int:
-        """What the GPTQ layout takes, adapter included; the native size for methods without codes, which it refuses."""
-        method: object = self.compressor
-        while not isinstance(method, Quantiser):
-            method = getattr(method, "base", None)
-            if method is None:
-                return self.bytes_after
-        widened = self.adapter_bytes - self.correction_bytes  # a PEFT adapter holds 16 bits
-        return self.bytes_after + widened + method.gptq_extra_bytes(self.shape)

@@ -20,7 +20,7 @@ from calibration.store import stored_bytes
 from calibration.walk import is_linear
 from compress.bases import AsDense
 from compress.errors import CheckpointError, RecipeError, inside
-from compress.exports.base import main_dtype
+from compress.exports.checkpoint import main_dtype
 from compress.families.base import Compressor, LayerShape, Survey
 from compress.families.correction import Correction
 from compress.models.checkpoint import Reader

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from compress.exports.base import EXPORTS
 from compress.families.base import Compressor
 from compress.planning.layer import PlannedLayer
 from compress.planning.text import correction_notes, shared_lines
@@ -52,26 +53,13 @@ class Plan:
         return self.export_bytes("native")
 
     def export_bytes(self, name: str) -> int:
-        """Tensor data of an export by its name, that of an adapter's base included.
-
-        Raises KeyError for one that is not native, gptq, dense or adapter.
-        """
-        if name == "adapter":
-            return self.written_bytes(name) + (self.base_bytes or 0)
-        layers = {
-            "native": (layer.native_bytes for layer in self.layers),
-            "gptq": (layer.gptq_bytes for layer in self.layers),
-            "dense": (
-                layer.shape[0] * layer.shape[1] * self.dtype.itemsize for layer in self.layers
-            ),
-        }
-        return sum(layers[name]) + self.kept_bytes
+        """Tensor data of an export by its format's name, that of a base that it does not hold included."""
+        base = (self.base_bytes or 0) if EXPORTS[name].traits.needs_base else 0
+        return self.written_bytes(name) + base
 
     def written_bytes(self, name: str) -> int:
-        """The same without an adapter's base, which is where it is."""
-        if name == "adapter":
-            return sum(layer.adapter_bytes for layer in self.layers)
-        return self.export_bytes(name)
+        """Tensor data that an export writes, by its format's name."""
+        return EXPORTS[name].planned_bytes(self)
 
     @property
     def notes(self) -> tuple[str, ...]:

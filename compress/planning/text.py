@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-from compress.families.correction import Correction, widens
+from compress.exports.base import stores_codes, widens
+from compress.families.correction import Correction
 from compress.families.correction_options import FULL_BITS
 from compress.planning.layer import PlannedLayer
 
 
-def correction_notes(layers: Sequence[PlannedLayer], exports: Collection[str]) -> tuple[str, ...]:
+def correction_notes(layers: Sequence[PlannedLayer], exports: Sequence[str]) -> tuple[str, ...]:
     """Where few bits save nothing in the formats that are written: a sentence for each reason."""
     if widens(exports):
         coded = [layer for layer in layers if layer.correction_bytes != layer.adapter_bytes]
         return (_widened(coded),) if coded else ()
     wasteful = [layer for layer in layers if layer.correction_bytes > layer.adapter_bytes]
-    return (_wasted(wasteful),) if wasteful and "native" in exports else ()
+    return (_wasted(wasteful),) if wasteful and stores_codes(exports) else ()
 
 
 def _widened(layers: Sequence[PlannedLayer]) -> str:

@@ -6,7 +6,7 @@ output folder can be made and the disks suffice is asked by `output_place` and `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -34,7 +34,7 @@ from calibration.text.data import Tokens
 from compress.callbacks import Progress
 from compress.config.recipe import Recipe, StatisticsMode
 from compress.errors import RecipeError
-from compress.exports import EXPORTS, ON_BASE
+from compress.exports import EXPORTS, Use, formats_for
 from compress.families.base import Survey
 from compress.families.correction import Correction
 from compress.families.correction_options import FULL_BITS
@@ -226,13 +226,9 @@ def refuse_unfit_exports(recipe: Recipe, plan: Plan) -> None:
 
 def refuse_early(recipe: Recipe) -> None:
     """Raises for what the recipe alone can tell, the output folder aside."""
-    there = EXPORTS if recipe.base_checkpoint is None else ON_BASE
-    unknown = [name for name in recipe.export if name not in there]
-    if unknown:
-        which = "" if recipe.base_checkpoint is None else " on a base checkpoint"
-        raise RecipeError(
-            f"{unknown[0]!r} is no format{which}; there are {', '.join(there)}", option="export"
-        )
+    refuse_unknown_exports(
+        recipe.export, Use.MODEL if recipe.base_checkpoint is None else Use.ON_BASE
+    )
     if PairStatistic.among(recipe.method.needs) and recipe.propagate is not Propagate.BLOCK:
         raise RecipeError(
             "original fits layers to the original's outputs on inputs from the compressed blocks before "
@@ -253,6 +249,23 @@ def refuse_early(recipe: Recipe) -> None:
         )
     if recipe.tasks:
         check_tasks(recipe.tasks, recipe.include_path)
+
+
+def refuse_unknown_exports(names: Sequence[str], use: Use) -> None:
+    """Raises RecipeError for a format that is not there, or that such a run does not write."""
+    there = formats_for(use)
+    wrong = next((name for name in names if name not in there), None)
+    if wrong is None:
+        return
+    if wrong not in EXPORTS:
+        raise RecipeError(
+            f"{wrong!r} is no format; there are {', '.join(EXPORTS)}", option="export"
+        )
+    others = " and ".join(EXPORTS[wrong].traits.uses)
+    raise RecipeError(
+        f"{wrong} is written by runs {others}, not {use}; formats that are: {', '.join(there)}",
+        option="export",
+    )
 
 
 def refuse_rescaled(recipe: Recipe, on_base: OnBase) -> None:

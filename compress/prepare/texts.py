@@ -13,6 +13,7 @@ from calibration.outputs import head_of
 from calibration.text.data import Framing, Split, Tokens, load_tokens, load_windows, parse_source
 from compress.config.recipe import Recipe
 from compress.errors import RecipeError
+from compress.exports import EXPORTS, Use, formats_for
 from eval.footprint import context_length
 
 FEW = 32
@@ -72,9 +73,11 @@ def settled_for(recipe: Recipe, config: PretrainedConfig) -> Recipe:
             "correction of a method (--method eora --base rtn)",
             option="base_checkpoint",
         )
-    if "gptq" in recipe.export:
+    unfit = next((name for name in recipe.export if head not in EXPORTS[name].traits.heads), None)
+    if unfit is not None:
+        fit = [name for name in formats_for(Use.MODEL) if head in EXPORTS[name].traits.heads]
         raise RecipeError(
-            "gptq is for models that write text; choose native or dense", option="export"
+            f"{unfit} is for models that write text; choose {' or '.join(fit)}", option="export"
         )
     if recipe.tasks not in ((), Recipe().tasks):
         raise RecipeError(

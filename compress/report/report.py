@@ -56,6 +56,8 @@ class LayerReport:
     """Of its low-rank part; None if it has none (the atoms of a dictionary are no rank)."""
     spectrum: Spectrum | None = None
     """In the outputs on the calibration tokens, of the weight less everything but the low-rank part."""
+    correction_bits: int | None = None
+    """Bits of a number in the factors of its low-rank correction, before an adapter widens them; None without one."""
     stored_with: str | None = None
     """The layer that stores, in its own bytes, what this one shares with it; None if it stores all of its own."""
     failure: str | None = None
@@ -79,6 +81,8 @@ class BaseReport:
     """Layers that it holds as something else than their weight."""
     revision: str | None = None
     """The commit, for a checkpoint of the hub."""
+    kind: str | None = None
+    """The name of its format: "gptq"; None if it was not recorded."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -164,6 +168,8 @@ class Report:
     """Seconds of each stage, in order."""
     base: BaseReport | None = None
     """None: the model itself was compressed."""
+    revision: str | None = None
+    """The commit of the source, for one that came from the hub."""
     head: str = Head.NEXT_TOKEN.value
     """What the model puts out: next token, classes or features."""
     peak_memory: dict[str, int] = field(default_factory=dict)

@@ -4,20 +4,22 @@ A folder with one export is described as that export, so that it can be publishe
 that holds several has a card that tells them apart.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
-from compress.report.card.loading import loading
-from compress.report.card.metadata import (
-    base_name,
-    front_matter,
-    has_few_bits,
-    model_name,
-    source_name,
+from compress.report.card.facts import (
+    bits_text,
+    exporter_of,
+    facts_of,
+    forms_text,
+    in_which_format,
+    stored_text,
 )
+from compress.report.card.loading import loading
+from compress.report.card.metadata import front_matter
+from compress.report.card.names import base_name, model_name, source_name
 from compress.report.card.pictures import pictures
 from compress.report.changes import INTERVAL_NAME, correction_text
 from compress.report.formats import changes_table, samples_text
@@ -57,86 +59,27 @@ def model_card(report: Report, export: ExportReport | None = None) -> str:
 
 
 def _introduction(report: Report, export: ExportReport | None) -> Iterator[str]:
-    source, method = source_name(report), method_text(report.recipe["method"])
     if report.base is not None:
-        yield f"# {base_name(report.base)}, corrected with {method}"
-        yield from _corrected(report, report.base, export)
+        yield f"# {base_name(report.base)}, corrected with {method_text(report.recipe['method'])}"
+        yield _corrected(report, report.base, export)
+    else:
+        yield f"# {model_name(report)}"
+    if export is not None:
+        yield exporter_of(export).introduction(facts_of(report, export, export.folder))
         return
-    yield f"# {model_name(report)}"
-    if export is None:
-        yield f"{_packed(report, export)}. Nothing was trained."
-        yield "\n".join(["One folder for each format:", "", *_sizes(report)])
-    elif export.format == "dense":
-        yield (
-            f"The weights of {counted(report.totals.n_layers, 'linear layer')} of `{source}` are "
-            f"those of their compressed forms, {_form_text(report)}, expanded to full precision: "
-            f"it answers as the compressed model does and is not smaller. {_size(report, export)} "
-            "Nothing was trained."
-        )
-    else:
-        yield f"{_packed(report, export)}. {_size(report, export)} Nothing was trained."
-        if export.adapter is not None:
-            yield from _widened(report)
+    if report.base is None:
+        yield f"{stored_text(report, export)}. Nothing was trained."
+    yield "\n".join(["One folder for each format:", "", *_sizes(report)])
 
 
-def _corrected(report: Report, base: BaseReport, export: ExportReport | None) -> Iterator[str]:
+def _corrected(report: Report, base: BaseReport, export: ExportReport | None) -> str:
     totals, writer = report.totals, f", written by {base.producer}" if base.producer else ""
-    yield (
+    return (
         f"`{base_name(base)}` is a compressed checkpoint of `{source_name(report)}`: {base.format}{writer}, "
-        f"{megabytes(base.tensor_bytes)}, sha256 `{base.fingerprint}`. A low-rank path was added to "
-        f"{counted(totals.n_layers, 'linear layer')} of it, {_form_text(report)}, which takes "
-        f"{totals.layer_bits_per_weight:.2f} bits per weight in these layers, base and path "
-        f"together{_where_packed(report, export)}. The base itself was not changed, and nothing was trained."
-    )
-    if export is None:
-        yield "\n".join(["One folder for each format:", "", *_sizes(report)])
-    elif export.format == "adapter":
-        yield (
-            f"This is the paths alone, {megabytes(export.tensor_bytes - base.tensor_bytes)}. With the base they take "
-            f"{megabytes(export.tensor_bytes)}; the original takes {megabytes(totals.tensor_bytes_before)}."
-        )
-        yield from _widened(report)
-    else:
-        yield f"This checkpoint holds base and paths. {_size(report, export)}"
-
-
-def _where_packed(report: Report, export: ExportReport | None) -> str:
-    """Which of several exports the figures of the layers are those of, where paths of few bits make a difference."""
-    formats = [each.format for each in report.exports]
-    others = len(formats) > 1 if export is None else export.format != "native"
-    return (
-        " in the native export" if has_few_bits(report) and "native" in formats and others else ""
-    )
-
-
-def _widened(report: Report) -> Iterator[str]:
-    """What a PEFT adapter does to paths of few bits."""
-    if has_few_bits(report):
-        yield (
-            "PEFT has no format for factors of few bits, so an adapter holds their values in 16; "
-            "a native export stores the codes."
-        )
-
-
-def _packed(report: Report, export: ExportReport | None) -> str:
-    totals = report.totals
-    verb = "is" if totals.n_layers == 1 else "are"
-    return (
-        f"{counted(totals.n_layers, 'linear layer')} of `{source_name(report)}` {verb} stored as "
-        f"{_form_text(report)}, which takes {totals.layer_bits_per_weight:.2f} bits per weight "
-        f"in these layers{_where_packed(report, export)}"
-    )
-
-
-def _form_text(report: Report) -> str:
-    forms = [f"{form} ({counted(n, 'layer')})" for form, n in _forms(report.layers)]
-    return ", ".join(forms) or "they were"
-
-
-def _size(report: Report, export: ExportReport) -> str:
-    return (
-        f"The whole checkpoint takes {megabytes(export.tensor_bytes)}; the original takes "
-        f"{megabytes(report.totals.tensor_bytes_before)}."
+        f"{megabytes(base.tensor_bytes)}, sha256 `{base.fingerprint}`. A low-rank correction was added to "
+        f"{counted(totals.n_layers, 'linear layer')} of it, {forms_text(report)}, which takes {bits_text(report)}, "
+        f"base and correction together{in_which_format(report, export)}. The base itself was not changed, and nothing "
+        "was trained."
     )
 
 
@@ -144,14 +87,10 @@ def _sizes(report: Report) -> Iterator[str]:
     yield "| format | folder | whole checkpoint | weights |"
     yield "| --- | --- | ---: | --- |"
     for export in report.exports:
-        kind = _WEIGHTS.get(export.format, "packed")
+        kind = exporter_of(export).traits.weights
         size = megabytes(export.tensor_bytes)
         yield f"| {export.format} | `{export.folder}` | {size} | {kind} |"
     yield f"| original | | {megabytes(report.totals.tensor_bytes_before)} | |"
-
-
-def _forms(layers: tuple[LayerReport, ...]) -> list[tuple[str, int]]:
-    return Counter(layer.form for layer in layers).most_common()
 
 
 def _scores(report: Report, export: ExportReport | None) -> Iterator[str]:
@@ -276,8 +215,6 @@ def _origin(report: Report) -> Iterator[str]:
         f"{place.n_threads} threads. Sha256 of the source: `{report.fingerprint}`."
     )
 
-
-_WEIGHTS = {"dense": "expanded to full precision", "adapter": "those of the base, with it"}
 
 _LIMITS = (
     "Compression changes what a model says, also where the scores above do not look; test it on "

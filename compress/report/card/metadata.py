@@ -5,7 +5,6 @@ The library checks the shape of it without a network; `ModelCard.validate` asks 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,12 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from calibration.heads import Head
+from compress.report.card.facts import exporter_of
+from compress.report.card.names import base_model, base_name, model_name
 from compress.report.metrics import METRICS
-from compress.report.recorded_recipe import method_text
-from compress.report.report import BaseReport, ExportReport, Report
+from compress.report.report import ExportReport, Report
 from compress.report.sides import evaluated, sides_of
 from eval.scores import ACCURACY, TaskScore
-
-_DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 PIPELINES: Mapping[str, str] = {
     Head.NEXT_TOKEN: "text-generation",
@@ -77,58 +74,38 @@ _LICENCES = frozenset(
 
 def front_matter(report: Report, export: ExportReport | None) -> ModelCardData:
     """What a card says to machines; results only of the export that was evaluated."""
-    names = method_text(report.recipe["method"]).split(" on ")
     matter: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": PIPELINES[report.head],
-        "tags": ["compress", "compressed", *names],
+        "tags": ["compress", "compressed", *_methods(report.recipe["method"])],
         **_licence(report),
     }
-    base = base_model(report)
-    if export is not None and export.format == "adapter":
-        # What it adapts may be a folder of somebody's: the original's id would be wrong.
-        matter["library_name"] = "peft"
-        if report.base is not None and report.base.revision is not None:
-            matter |= {"base_model": base_name(report.base), "base_model_relation": "adapter"}
-    elif base is not None:
-        matter |= {"base_model": base, "base_model_relation": "quantized"}
+    if export is not None:
+        traits = exporter_of(export).traits
+        matter["library_name"] = traits.library
+        base = _base_of(report, export)
+        if base is not None:
+            matter |= {"base_model": base, "base_model_relation": traits.relation}
+    elif base_model(report) is not None:
+        matter |= {"base_model": base_model(report), "base_model_relation": "quantized"}
     results = list(_results(report)) if evaluated(report, export) else []
     if results:
         matter |= {"model_name": model_name(report), "eval_results": results}
     return ModelCardData(**matter)
 
 
-def base_name(base: BaseReport) -> str:
-    """The compressed checkpoint that a run built on: its hub id, or its folder's own name."""
-    if base.revision is None:
-        return Path(base.checkpoint).name
-    return base.checkpoint.partition("@")[0]
+def _base_of(report: Report, export: ExportReport) -> str | None:
+    """The hub id of what an export is made from; None for a folder of somebody's, whose original would be wrong."""
+    if not exporter_of(export).traits.needs_base:
+        return base_model(report)
+    return None if report.base is None or report.base.revision is None else base_name(report.base)
 
 
-def has_few_bits(report: Report) -> bool:
-    """Whether there are paths whose factors are on grids."""
-    bits = str(report.recipe["method"].get("adapter_bits", "16"))
-    return bits != "16" and any("-bit" in each.form.rpartition("rank")[2] for each in report.layers)
-
-
-def base_model(report: Report) -> str | None:
-    """The hub id of what was compressed; None for a local path, which nobody else can follow."""
-    spec = str(report.recipe["model"])
-    if spec == "demo":
-        return _DEMO
-    # Only what came from the hub has a revision; a relative path may look like a hub id.
-    is_on_hub = _HUB_ID.fullmatch(spec) and report.model.startswith(f"{spec} at ")
-    return spec if is_on_hub else None
-
-
-def source_name(report: Report) -> str:
-    """What was compressed, as a reader knows it."""
-    return base_model(report) or Path(str(report.recipe["model"])).name
-
-
-def model_name(report: Report) -> str:
-    """The compressed model in a few words, with no folder of this machine."""
-    return f"{source_name(report).rpartition('/')[2]}, compressed with {method_text(report.recipe['method'])}"
+def _methods(method: Mapping[str, Any]) -> Iterator[str]:
+    """The names of a method and of its bases."""
+    yield str(method["name"])
+    if isinstance(method.get("base"), Mapping):
+        yield from _methods(method["base"])
 
 
 def _licence(report: Report) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compress.report.card.metadata import source_name
+from compress.report.card.names import source_name
 from compress.report.comparison import Figures, RunComparison
 from compress.report.metrics import Metric, Shown, shown_in
 from compress.report.numbers import NOTHING, Written, counted

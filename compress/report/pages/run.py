@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.report.card.metadata import source_name
+from compress.report.card.names import source_name
 from compress.report.changes import correction_text
 from compress.report.numbers import megabytes
 from compress.report.pages.charts import (

@@ -18,16 +18,14 @@ MOST_LINES = 40
 HEIGHT = 170
 _LEAST = 1e-4
 _NEARLY_ALL = 0.85
-_NONE = "No layer has a low-rank part, so there is no spectrum that was cut."
-_UNKNOWN = "The report has no spectra: it was written by an earlier version."
+_NONE = "No spectra: no layer has a low-rank part, or the report was written by a version that recorded none."
 
 
 def spectra_figures(report: Report, palette: Palette) -> tuple[str, list[Figure]]:
     """A chart for each projection with a line for each block; without any, the sentence that says why."""
     shown = [layer for layer in report.layers if layer.spectrum is not None]
     if not shown:
-        cut = any("rank " in layer.form for layer in report.layers)
-        return (_UNKNOWN if cut else _NONE), []
+        return _NONE, []
     places = places_of([layer.name for layer in report.layers])
     projections: dict[str, list[LayerReport]] = {}
     for layer in shown:

@@ -1,0 +1,124 @@
+"""What a model card knows of an export, and the texts that several formats share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from shlex import quote
+
+from compress.families.correction_options import VLLM_RANKS
+
+NO_TEXT = "No command for serving is given: the model does not write text."
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardBase:
+    """The compressed checkpoint that corrections were made for."""
+
+    name: str
+    """Its id on the hub, or its folder's own name."""
+    revision: str | None
+    """Its commit, for a checkpoint of the hub."""
+    kind: str | None
+    """The name of its format; None if the report is of a version that did not record it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """Facts of a run and of one of its exports, from the report; sizes are texts such as "4.2 GB"."""
+
+    folder: str
+    """The export's folder as the card's reader writes it: "THIS_FOLDER"."""
+    adapter: str | None
+    """The same of its PEFT adapter; None if there is none."""
+    auto_class: str
+    """The transformers class that loads the model: "AutoModelForCausalLM"."""
+    writes_text: bool
+    """Whether the model predicts the next token."""
+    stored: str
+    """The compressed layers and their form: "10 linear layers of `org/tiny` are stored as 4-bit g32, which takes 4.6
+    bits per weight in these layers"."""
+    layers: str
+    """How many layers of what: "10 linear layers of `org/tiny`"."""
+    forms: str
+    """What they are stored as, with numbers of layers: "4-bit g128 + rank 32 (210 layers)"."""
+    size: str
+    """Of the whole checkpoint, a base that it does not hold included."""
+    original_size: str
+    added_size: str
+    """Of what the export adds to its base; of all of it where there is no base."""
+    rank: int | None
+    """The highest rank of a correction; None if there is none, or the report is of an earlier version."""
+    few_bits: bool
+    """Whether factors of corrections were rounded to fewer than 16 bits."""
+    base: CardBase | None
+    """None: the model itself was compressed."""
+
+
+def packed_introduction(card: CardFacts) -> str:
+    """The first paragraph for a format that holds the layers in their forms, and everything else."""
+    if card.base is not None:
+        return f"This checkpoint holds the base and its corrections. {whole_size(card)}"
+    return f"{card.stored}. {whole_size(card)} Nothing was trained."
+
+
+def whole_size(card: CardFacts) -> str:
+    """The size of the checkpoint beside that of the original."""
+    return f"The whole checkpoint takes {card.size}; the original takes {card.original_size}."
+
+
+def widened_note(card: CardFacts) -> list[str]:
+    """What a PEFT adapter does to factors of few bits, as a paragraph; none where there are no such factors."""
+    if not card.few_bits:
+        return []
+    return [
+        "PEFT has no format for factors of few bits: the adapter stores their values in 16 bits, and the native format "
+        "stores the codes."
+    ]
+
+
+def load_with_transformers(card: CardFacts, options: str = "") -> str:
+    """Code that loads model and tokenizer with transformers; `options` are further arguments of the model's loading."""
+    return f"""\
+```python
+from transformers import {card.auto_class}, AutoTokenizer
+
+model = {card.auto_class}.from_pretrained("{card.folder}"{options})
+tokenizer = AutoTokenizer.from_pretrained("{card.folder}")
+```"""
+
+
+def load_adapter_beside(card: CardFacts) -> str:
+    """Code that adds an adapter which lies beside its checkpoint to the model that was loaded from this."""
+    return f"""\
+The low-rank corrections are a PEFT adapter beside it; without it the model is not corrected:
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(model, "{card.adapter}")
+```"""
+
+
+def vllm(card: CardFacts) -> str:
+    """How vLLM serves a checkpoint that it reads, with its adapter if there is one."""
+    if not card.writes_text:
+        return NO_TEXT
+    if card.adapter is not None:
+        return vllm_lora(card, card.folder, None)
+    return f"With vLLM: `vllm serve {card.folder}`."
+
+
+def vllm_lora(card: CardFacts, model: str, revision: str | None) -> str:
+    """How vLLM serves a model with the export's adapter as a LoRA; it takes no rank but those that it knows."""
+    if not card.writes_text:
+        return NO_TEXT
+    if card.rank is None:
+        return "The report does not tell the rank of the adapter, which vLLM has to be given (--max-lora-rank)."
+    most = next((rank for rank in VLLM_RANKS if rank >= card.rank), None)
+    if most is None:
+        return f"vLLM serves no adapter of rank {card.rank}: the highest rank it takes is {VLLM_RANKS[-1]}."
+    commit = f" --revision {revision}" if revision else ""
+    return (
+        f"With vLLM: `vllm serve {quote(model)}{commit} --enable-lora --max-lora-rank {most} "
+        f'--lora-modules corrected={card.adapter}`. Requests for the corrected model name "corrected".'
+    )

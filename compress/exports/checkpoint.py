@@ -1,0 +1,187 @@
+"""Common to formats that are a folder of safetensors: the rest of the source, and the proof that nothing was lost."""
+
+from __future__ import annotations
+
+import shutil
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from compress.bases import AsDense
+from compress.bases.detecting import quantisation_of
+from compress.errors import CheckpointError
+from compress.exports.base import Exporter, LayerExport
+from compress.exports.peft import STEM
+from compress.forms.loading import FORMAT
+from compress.models.checkpoint import Reader, Writer, read_json, some
+from eval.footprint import Stored, bytes_on_disk, tensor_bytes
+
+if TYPE_CHECKING:
+    from compress.models.resolve import SourceModel
+
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "LICENSE*",
+    "NOTICE*",
+)
+"""Files of the source that go with every export: tokenizer, generation settings, licence."""
+LOADING_READS = (
+    *("*.py", "*.json", "tokenizer*", "chat_template*", "chat_template*/*", "vocab*"),
+    *("merges.txt", "*.model", "*.tiktoken"),
+)
+"""Files that transformers reads to load a folder, weights apart."""
+ADAPTER = "adapter"
+"""The folder of an adapter that lies beside its checkpoint."""
+
+
+class CheckpointExporter(Exporter):
+    """A folder that transformers loads: config.json, the source's other tensors, tokenizer and licence."""
+
+    def __init__(
+        self,
+        folder: Path,
+        source: SourceModel,
+        base_reference: str | None = None,
+        base: AsDense | None = None,
+        base_revision: str | None = None,
+    ) -> None:
+        self.folder, self.source, self.base_reference = Path(folder), source, base_reference
+        self.base_revision = base_revision
+        self.config = read_json(source.folder / "config.json") if base is None else base.base.config
+        if self.config.get("quantization_config"):
+            raise CheckpointError(
+                f"{source.folder} is already quantised; compress the model that it was made from"
+            )
+        self.reader = Reader(source.folder) if base is None else base
+        self.dtype = main_dtype(self.reader)
+        self.writer = Writer(self.folder)
+        self._replaced: set[str] = set()
+        self._copied: dict[str, tuple[int, ...]] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        """Make room for what a format notes of its layers."""
+
+    def add_layer(self, layer: LayerExport) -> None:
+        """Write a finished layer. Raises CheckpointError for what the format cannot hold."""
+        self._replaced.add(f"{layer.name}.weight")
+        if layer.bias is not None:
+            self._replaced.add(f"{layer.name}.bias")
+        self._write_layer(layer)
+
+    def add_tensor(self, name: str, tensor: Tensor) -> None:
+        """Write a tensor of the source that no layer replaces, as it is."""
+        self._copied[name] = tuple(tensor.shape)
+        self.writer.add(name, tensor)
+
+    def close(self) -> None:
+        """Write what goes with the weights, and give everything its final name.
+
+        Raises CheckpointError if a tensor of the source is neither copied nor replaced, or if there is none.
+        """
+        self._refuse_lost()
+        if not self.writer.names:
+            raise CheckpointError(f"{self.name} export: no tensor to write")
+        for path in companions(self.source.folder):
+            copy(path, self.folder / path.name)
+        self._write_config()
+        self.writer.close()
+
+    @abstractmethod
+    def _write_layer(self, layer: LayerExport) -> None: ...
+
+    @abstractmethod
+    def _write_config(self) -> None: ...
+
+    def base_config(self) -> dict[str, Any]:
+        """The source's config.json, with the dtype that it may leave to the weights."""
+        config = {key: value for key, value in self.config.items() if key != "torch_dtype"}
+        dtype = config.get("dtype") or self.config.get("torch_dtype")
+        return config | {"dtype": dtype or str(self.dtype).removeprefix("torch.")}
+
+    def _refuse_lost(self) -> None:
+        """Compare numbers, because a source may name its tensors otherwise than the model."""
+        written = self._replaced | set(self._copied)
+        if len(written) == len(self.reader):
+            return
+        lost = [name for name in self.reader if not _known(name, written)]
+        odd = [name for name in written if not _known(name, set(self.reader))]
+        raise CheckpointError(
+            f"{self.name} export: {len(self.reader)} tensors in {self.source.folder}, and "
+            f"{len(written)} copied or replaced"
+            + (f"; lost: {some(lost)}" if lost else "")
+            + (f"; not from there: {some(odd)}" if odd else "")
+        )
+
+    @classmethod
+    def base_of(cls, folder: Path) -> Path | None:
+        """The checkpoint is whole."""
+        del folder
+        return None
+
+    @classmethod
+    def tensors(cls, folder: Path) -> Iterator[tuple[str, Tensor]]:
+        """Those of the shards, then those of an adapter beside them by its folder's name."""
+        yield from Reader(folder).items()
+        if (folder / ADAPTER).is_dir():
+            for name, tensor in Reader(folder / ADAPTER, STEM).items():
+                yield f"{ADAPTER}/{name}", tensor
+
+    @classmethod
+    def stored(cls, folder: Path) -> Stored:
+        """What is in the folder, an adapter beside the checkpoint included."""
+        return Stored(bytes_on_disk(folder), tensor_bytes(folder))
+
+
+def _known(name: str, names: set[str]) -> bool:
+    """Whether the name is among others, up to a prefix such as GPT-2's `transformer.`."""
+    return name in names or any(
+        other.endswith(f".{name}") or name.endswith(f".{other}") for other in names
+    )
+
+
+def companions(folder: Path) -> list[Path]:
+    """The files of a model folder that go with every export of it."""
+    found = {path for pattern in COMPANIONS for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.is_file() or path.name.startswith("chat_template"))
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, or a folder of files, following links."""
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+def main_dtype(reader: Reader | AsDense) -> torch.dtype:
+    """The floating dtype that holds most of a checkpoint's bytes; float32 if none does."""
+    sizes: Counter[torch.dtype] = Counter()
+    for name in reader:
+        if reader.dtype(name).is_floating_point:
+            sizes[reader.dtype(name)] += reader.nbytes(name)
+    return sizes.most_common(1)[0][0] if sizes else torch.float32
+
+
+def quant_method_of(folder: Path) -> str | None:
+    """The quantisation that a folder's own config names, FORMAT for the native one; None for none, or no config."""
+    if not (folder / "config.json").is_file():
+        return None
+    config = read_json(folder / "config.json")
+    if config.get("model_type") == FORMAT:
+        return FORMAT
+    settings = quantisation_of(folder, config)
+    return None if settings is None else str(settings.get("quant_method"))

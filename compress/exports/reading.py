@@ -1,0 +1,136 @@
+"""Reads a checkpoint into a transformers model: ordinary and native ones, and packed ones whoever wrote them.
+
+Packed formats are read without the libraries that wrote them: every layer becomes the form that its tensors describe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from calibration.heads import Head
+from calibration.outputs import AUTO_CLASSES, head_of
+from calibration.walk import is_linear
+from compress.bases import Base, open_base
+from compress.bases.plain import PlainBase
+from compress.errors import CheckpointError
+from compress.forms import loading
+from compress.forms.base import Form
+from compress.forms.dense import Dense
+from compress.forms.linear import CompressedLinear
+from compress.forms.low_rank import LowRank
+from compress.forms.sum import Sum
+from compress.models.checkpoint import Reader, read_json, some
+from compress.models.layers import bias_of, weight_oi
+
+Device = torch.device | str
+
+
+def load_bare(
+    folder: Path, dtype: torch.dtype | None = None, device: Device = "cpu"
+) -> PreTrainedModel:
+    """The model of a checkpoint in eval mode, without an adapter that lies beside it.
+
+    Raises CheckpointError for a checkpoint that is incomplete or does not fit its config.
+    """
+    native = read_json(folder / "config.json").get("model_type") == loading.FORMAT
+    whole = native or isinstance(open_base(folder), PlainBase)
+    load = _load_plain if whole else _load_packed
+    try:
+        model: Any = load(folder, dtype or "auto")
+    except (ValueError, RuntimeError, OSError) as error:
+        raise CheckpointError(f"{folder} does not load: {error}") from error
+    loaded: PreTrainedModel = model.to(device).eval()
+    return loaded
+
+
+def _load_plain(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
+    Reader(folder)  # says which file is cut short
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    found: Any = AUTO_CLASSES[head_of(config) or Head.NEXT_TOKEN].from_pretrained(
+        folder, output_loading_info=True, local_files_only=True, dtype=dtype
+    )
+    _refuse_differences(found[1])
+    model: PreTrainedModel = found[0]
+    return model
+
+
+def _refuse_differences(info: Mapping[str, Any]) -> None:
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        found = [str(key) for key in info.get(what, ())]
+        if found:
+            raise CheckpointError(f"{what.replace('_', ' ')}: {some(found)}")
+
+
+def _on_meta(config: PretrainedConfig) -> PreTrainedModel:
+    """The architecture alone."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AUTO_CLASSES[head_of(config) or Head.NEXT_TOKEN].from_config(
+            config
+        )
+    return model
+
+
+def _load_packed(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
+    """Turn the tensors into those of the native format, and load them as such."""
+    base = open_base(folder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    state = {name: base.reader[name] for name in base.plain}
+    modules = dict(_on_meta(AutoConfig.for_model(**base.config)).named_modules())
+    table = {}
+    for name in base.layers:
+        form = base.form(name)
+        if not is_linear(modules.get(name, nn.Identity())):
+            state[f"{name}.weight"] = form.dense().contiguous()  # an expert, merged with others
+            continue
+        table[name] = {"shape": form.shape, "bias": f"{name}.bias" in state, "form": form.spec()}
+        state |= {f"{name}.form.{key}": value for key, value in form.state_dict().items()}
+    loading.register_quantizer()
+    config.quantization_config = loading.CompressedQuantizationConfig(table)
+    config.name_or_path = str(folder)
+    _untie_packed_head(config, base)
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model: PreTrainedModel = model_class.from_pretrained(
+        None, config=config, state_dict=state, dtype=dtype
+    )
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model
+
+
+def _untie_packed_head(config: Any, base: Base) -> None:
+    """A head with codes of its own shares nothing with the embeddings, whatever the config has kept saying."""
+    if "lm_head" in base.layers:
+        config.tie_word_embeddings = False
+
+
+def add_corrections(
+    model: PreTrainedModel, corrections: Mapping[str, LowRank], folder: Path
+) -> None:
+    """Add a low-rank correction to each of these layers, in the model's dtype and where the layer is.
+
+    Raises CheckpointError for a layer that the model lacks or whose shape is another.
+    """
+    modules = dict(model.named_modules())
+    for name, correction in corrections.items():
+        layer = modules.get(name)
+        if layer is None or not (isinstance(layer, CompressedLinear) or is_linear(layer)):
+            raise CheckpointError(
+                f"{folder}: the adapter has factors for {name}, which is no linear layer of {type(model).__name__}"
+            )
+        form = layer.form if isinstance(layer, CompressedLinear) else Dense(weight_oi(layer))
+        assert isinstance(form, Form)
+        if correction.shape != form.shape:
+            raise CheckpointError(
+                f"{folder}: the adapter's factors for {name} make {correction.shape}; the layer is {form.shape}"
+            )
+        device = next(iter(form.state_dict().values())).device
+        terms = [form, correction.unpacked(model.dtype).to(device)]
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, CompressedLinear(Sum(terms), bias_of(layer)))
