@@ -345,7 +345,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(source, tmp_path, base, edi
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quant_method": "hqq"}, "quant_method 'hqq' is not read; there are gptq"),
+        ({"quant_method": "hqq"}, "quant_method 'hqq' is not read; there are awq"),
         (
             {"quant_method": "bitsandbytes", "load_in_8bit": True},
             r"load_in_8bit \(LLM\.int8\) quantises activations",

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compress.bases.base import Base, is_whole, on_grid, refuse_bad_scales
+from compress.bases.base import Base, Loading, is_whole, on_grid, refuse_bad_scales
+from compress.bases.folder import CheckpointFolder
 from compress.bases.packed import fields
 from compress.errors import CheckpointError
 from compress.forms.base import Form
@@ -23,11 +24,20 @@ VERSIONS = ("gemm",)
 _OUTPUTS = len(ORDER)
 
 
-class AwqBase(Base):
+class AwqBase(Base, name="awq"):
     """Layers as AWQ's three tensors, packed along the outputs."""
 
-    format = "awq"
     parts = ("qweight", "scales", "qzeros")
+    loading = Loading(
+        packages=("gptqmodel", "accelerate"), imports=(), arguments={}, peft=True, vllm=()
+    )
+
+    @classmethod
+    def recognises(cls, folder: CheckpointFolder) -> bool:
+        """By its name; old files have none, but `w_bit`."""
+        if folder.quant_method is not None or folder.quantisation is None:
+            return super().recognises(folder)
+        return "w_bit" in folder.quantisation
 
     def _find_layers(self) -> tuple[str, ...]:
         named = self.settings.get("version") or self.settings.get("format") or VERSIONS[0]
@@ -51,10 +61,10 @@ class AwqBase(Base):
         return size
 
     @property
-    def description(self) -> str:
-        """As in "awq, 4 bits, groups of 128"."""
+    def grid(self) -> str:
+        """As in "4 bits, groups of 128"."""
         size = self._group_size
-        return f"awq, {BITS} bits, {'whole rows' if size == -1 else f'groups of {size}'}"
+        return f"{BITS} bits, {'whole rows' if size == -1 else f'groups of {size}'}"
 
     def shape(self, name: str) -> tuple[int, int]:
         """From the shape of qweight."""

@@ -1,4 +1,7 @@
-"""What every compressed checkpoint is to us: layers that are stored as codes, and ordinary tensors.
+"""What a base is: a checkpoint that somebody has compressed, as layers that are stored in forms, and ordinary tensors.
+
+A format is one file in this folder, or in another distribution: a subclass of `Base` with `name=`. It says by itself
+what it recognises, how it reads a layer, how people call it and how others load it; nothing else has to know it.
 
 Shapes: o = out_features, i = in_features, G = number of groups of inputs.
 """
@@ -8,17 +11,38 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor
 
-from compress.errors import CheckpointError
+from compress.bases.folder import CheckpointFolder
+from compress.errors import CheckpointError, PluginError
 from compress.forms.base import Form
 from compress.forms.dense import Dense
 from compress.forms.quantised import Quantised
-from compress.models.checkpoint import Reader, some
+from compress.models.checkpoint import some
+from compress.registry import Registry
+
+BASES: Registry[Base] = Registry("compress.bases", "base format")
+"""Every format by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How others load a checkpoint of a format, for model cards; nothing has a default, so that none is forgotten."""
+
+    packages: tuple[str, ...]
+    """Distributions that transformers needs for it."""
+    imports: tuple[str, ...]
+    """Statements that must run before `from_pretrained`."""
+    arguments: Mapping[str, str]
+    """Further arguments of `from_pretrained`, as code: {"device_map": '"auto"'}."""
+    peft: bool
+    """Whether PEFT puts an adapter on the model that transformers makes of it."""
+    vllm: tuple[str, ...] | None
+    """Further arguments of `vllm serve`; None: vLLM does not serve it."""
 
 
 class Base(ABC):
@@ -28,29 +52,56 @@ class Base(ABC):
     """
 
     format: ClassVar[str]
-    """What detection calls it: "gptq", "plain"."""
+    """Its name in the registry: "gptq", "plain"."""
+    loading: ClassVar[Loading]
+    """How others load it."""
+    ordinary: ClassVar[bool] = False
+    """Whether it is what a checkpoint is that no other format recognises."""
     parts: ClassVar[tuple[str, ...]] = ()
     """Last words of the names of the tensors that take the place of a weight; the first of them is always there."""
 
-    def __init__(
-        self,
-        folder: Path,
-        reader: Reader,
-        config: Mapping[str, Any],
-        settings: Mapping[str, Any],
-    ) -> None:
-        """`config` is the model's config.json without its quantisation, `settings` the latter.
+    def __init_subclass__(cls, *, name: str = "", **kwargs: Any) -> None:
+        """`name` registers it. Raises PluginError if it lacks what a model card says of it."""
+        super().__init_subclass__(**kwargs)
+        if not name:
+            return
+        if not isinstance(getattr(cls, "loading", None), Loading):
+            raise PluginError(
+                f"{cls.__module__}.{cls.__qualname__}: a base format needs `loading`, a Loading that says how others "
+                "load it"
+            )
+        cls.format = name
+        BASES.register(name, cls)
 
-        Raises CheckpointError for tensors that belong to no layer, and for settings that are not read.
-        """
-        self.folder, self.reader = folder, reader
-        self.config, self.settings = dict(config), dict(settings)
+    def __init__(self, folder: CheckpointFolder) -> None:
+        """Raises CheckpointError for tensors that belong to no layer, and for settings that are not read."""
+        self.folder, self.reader = folder.path, folder.reader
+        self.config: dict[str, Any] = dict(self._model_config(folder))
+        """The model's config.json without its quantisation."""
+        self.settings: dict[str, Any] = dict(self._settings(folder))
+        """What the checkpoint says of its quantisation."""
         self.layers = self._find_layers()
+
+    @classmethod
+    def recognises(cls, folder: CheckpointFolder) -> bool:
+        """Whether a folder holds a checkpoint of this format: its quantisation has the format's name, by default."""
+        return folder.quant_method == cls.format
+
+    def _model_config(self, folder: CheckpointFolder) -> Mapping[str, Any]:
+        return folder.model_config
+
+    def _settings(self, folder: CheckpointFolder) -> Mapping[str, Any]:
+        return folder.quantisation or {}
+
+    @property
+    @abstractmethod
+    def grid(self) -> str:
+        """What the weights are stored as, in a few words: "4 bits, groups of 128"; empty if the format says it all."""
 
     @property
     def description(self) -> str:
-        """Format and what it says of its grid, in a few words, for people."""
-        return self.format
+        """Format and grid, for people: "gptq, 4 bits, groups of 128"."""
+        return ", ".join(part for part in (self.format, self.grid) if part)
 
     @property
     def producer(self) -> str | None:

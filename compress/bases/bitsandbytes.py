@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.bases.base import Base, is_whole, refuse_bad_scales
+from compress.bases.base import Base, Loading, is_whole, refuse_bad_scales
 from compress.errors import CheckpointError
 from compress.forms.base import Form
 from compress.forms.dense import Dense
@@ -44,13 +44,15 @@ _STATE = "weight.quant_state.bitsandbytes__"
 _NESTED = ("weight.nested_absmax", "weight.nested_quant_map")
 
 
-class BitsandbytesBase(Base):
+class BitsandbytesBase(Base, name="bitsandbytes"):
     """Layers as bytes of codes, with a table of what they mean and the size of every block beside them."""
 
-    format = "bitsandbytes"
     parts = (
         *("weight.absmax", "weight", "weight.quant_map", *_NESTED),
         *(f"{_STATE}{kind}" for kind in CODES),
+    )
+    loading = Loading(
+        packages=("bitsandbytes", "accelerate"), imports=(), arguments={}, peft=True, vllm=()
     )
 
     def _find_layers(self) -> tuple[str, ...]:
@@ -63,11 +65,11 @@ class BitsandbytesBase(Base):
         return super()._find_layers()
 
     @property
-    def description(self) -> str:
-        """As in "bitsandbytes, nf4, double quantised"."""
+    def grid(self) -> str:
+        """As in "nf4, double quantised"."""
         kind = self.settings.get("bnb_4bit_quant_type", "4 bits")
         double = self.settings.get("bnb_4bit_use_double_quant")
-        return ", ".join([self.format, str(kind), *(["double quantised"] if double else [])])
+        return ", ".join([str(kind), *(["double quantised"] if double else [])])
 
     def shape(self, name: str) -> tuple[int, int]:
         """As the layer's quant_state says."""

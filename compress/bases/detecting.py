@@ -1,4 +1,4 @@
-"""Finds out from a folder's own config what compressed checkpoint it holds, and refuses what it cannot read."""
+"""Finds out from a folder's own config what compressed checkpoint it holds, and refuses what no base reads."""
 
 from __future__ import annotations
 
@@ -6,24 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compress.bases.awq import AwqBase
-from compress.bases.base import Base
-from compress.bases.bitsandbytes import BitsandbytesBase
-from compress.bases.gptq import GptqBase
-from compress.bases.native import NativeBase
-from compress.bases.packed import PackedBase
-from compress.bases.plain import PlainBase
+from compress.bases.base import BASES, Base
+from compress.bases.folder import CheckpointFolder
 from compress.errors import CheckpointError
-from compress.forms.loading import FORMAT
-from compress.models.checkpoint import Reader, read_json
-
-READERS: Mapping[str, type[Base]] = {
-    kind.format: kind for kind in (GptqBase, AwqBase, PackedBase, BitsandbytesBase)
-}
-"""By quant_method."""
-_SIDE_FILES = ("quantize_config.json", "quant_config.json")
-"""Where tools wrote their settings before config.json had a place for them."""
-_CONFIG_KEYS = ("quantization_config", "compression_config")
+from compress.models.checkpoint import Reader
 
 
 def open_base(folder: Path) -> Base:
@@ -31,56 +17,40 @@ def open_base(folder: Path) -> Base:
 
     Raises CheckpointError saying what was found and what is read.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: no such folder; name one that holds config.json and safetensors"
+    found = CheckpointFolder(Path(folder))
+    return kind_of(found)(found)
+
+
+def kind_of(folder: CheckpointFolder) -> type[Base]:
+    """The one class of bases that recognises a folder; ordinary weights are what no other recognises.
+
+    Raises CheckpointError if there is none, or more than one.
+    """
+    mine = [kind for kind in BASES.values() if kind.recognises(folder)]
+    found = [kind for kind in mine if not kind.ordinary] or mine
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        named = folder.quant_method
+        what = (
+            "a quantisation without a quant_method" if named is None else f"quant_method {named!r}"
         )
-    config = read_json(folder / "config.json")
-    if config.get("model_type") == FORMAT:
-        return NativeBase(folder, open_reader(folder), config)
-    settings = quantisation_of(folder, config)
-    plain = {key: value for key, value in config.items() if key not in _CONFIG_KEYS}
-    if settings is None:
-        return PlainBase(folder, open_reader(folder), plain, {})
-    method = str(settings.get("quant_method"))
-    if method not in READERS:
-        raise CheckpointError(
-            f"{folder}: quant_method {method!r} is not read; there are {', '.join(READERS)}, checkpoints of this "
-            "toolkit, and folders of ordinary weights"
-        )
-    return READERS[method](folder, open_reader(folder), plain, settings)
+        raise CheckpointError(f"{folder.path}: {what} is not read; there are {', '.join(BASES)}")
+    raise CheckpointError(
+        f"{folder.path}: {' and '.join(kind.format for kind in found)} both take it for theirs; uninstall the "
+        "distribution that adds one of them"
+    )
+
+
+def open_reader(folder: Path) -> Reader:
+    """The tensors of a checkpoint, whatever it calls its files."""
+    return CheckpointFolder(folder).reader
 
 
 def quantisation_of(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """What config.json, or a file beside it, says of a quantisation, with its quant_method; None if nothing does."""
-    for key in _CONFIG_KEYS:
-        found = config.get(key)
-        if isinstance(found, Mapping) and found:
-            return _with_method(found)
-    for name in _SIDE_FILES:
-        if (folder / name).is_file():
-            return _with_method(read_json(folder / name))
-    return None
-
-
-def _with_method(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Old files do not name their method; their keys do."""
-    if settings.get("quant_method"):
-        return dict(settings)
-    if "w_bit" in settings:
-        return {**settings, "quant_method": "awq"}
-    return {**settings, "quant_method": "gptq"} if "bits" in settings else dict(settings)
-
-
-def open_reader(folder: Path) -> Reader:
-    """The tensors under the name that everybody uses, or under the only other one there is (auto-gptq's)."""
-    names = {path.name for path in folder.iterdir()}
-    if names & {"model.safetensors", "model.safetensors.index.json"}:
-        return Reader(folder)
-    ends = (".safetensors.index.json", ".safetensors")
-    for end in ends:
-        stems = {n.removesuffix(end) for n in names if n.endswith(end)} - {"adapter_model", "probe"}
-        if len(stems) == 1:
-            return Reader(folder, stems.pop())
-    return Reader(folder)
+    del config
+    found = CheckpointFolder(folder)
+    if found.quantisation is None:
+        return None
+    return {**found.quantisation, "quant_method": kind_of(found).format}

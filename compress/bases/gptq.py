@@ -16,6 +16,7 @@ from torch import Tensor
 
 from compress.bases.base import (
     Base,
+    Loading,
     exact_in_fp16,
     fits,
     is_whole,
@@ -24,6 +25,7 @@ from compress.bases.base import (
     refuse_bad_scales,
     table_in,
 )
+from compress.bases.folder import CheckpointFolder
 from compress.errors import CheckpointError
 from compress.forms.base import Form
 from compress.forms.packing import CODES_A_ROW, WORD, pack, unpack
@@ -34,20 +36,29 @@ ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
 """By checkpoint_format, what is to be added to a stored zero."""
 
 
-class GptqBase(Base):
+class GptqBase(Base, name="gptq"):
     """Layers as GPTQ's four tensors."""
 
-    format = "gptq"
     parts = ("qweight", "scales", "qzeros", "g_idx")
+    loading = Loading(
+        packages=("gptqmodel", "optimum"), imports=(), arguments={}, peft=True, vllm=()
+    )
+
+    @classmethod
+    def recognises(cls, folder: CheckpointFolder) -> bool:
+        """By its name; old files have none, but `bits`, and no `w_bit` as those of AWQ."""
+        if folder.quant_method is not None or folder.quantisation is None:
+            return super().recognises(folder)
+        return "bits" in folder.quantisation and "w_bit" not in folder.quantisation
 
     @property
-    def description(self) -> str:
-        """As in "gptq, 4 bits, groups of 128"."""
+    def grid(self) -> str:
+        """As in "4 bits, groups of 128, by act-order"."""
         size, kind = self.settings.get("group_size"), self.settings.get("checkpoint_format")
         groups = "whole rows" if size == -1 else f"groups of {size}"
         version = ", v2" if kind == "gptq_v2" else ""
         order = ", by act-order" if self.settings.get("desc_act") else ""
-        return f"gptq, {self.settings.get('bits')} bits, {groups}{order}{version}"
+        return f"{self.settings.get('bits')} bits, {groups}{order}{version}"
 
     @property
     def producer(self) -> str | None:

@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from compress.bases.base import Base
+from compress.bases.base import Base, Loading
+from compress.bases.folder import CheckpointFolder
 from compress.errors import CheckpointError
 from compress.forms.base import Form
 from compress.forms.build import empty
 from compress.forms.loading import FORMAT, READ_VERSIONS
-from compress.models.checkpoint import Reader
 
 
-class NativeBase(Base):
+class NativeBase(Base, name="native"):
     """Layers by the table in config.json."""
 
-    format = FORMAT
+    loading = Loading(
+        packages=("compress-llm",),
+        imports=("import compress",),
+        arguments={},
+        peft=False,
+        vllm=None,
+    )
 
-    def __init__(self, folder: Path, reader: Reader, config: Mapping[str, Any]) -> None:
-        """`config` is the whole of config.json."""
+    @classmethod
+    def recognises(cls, folder: CheckpointFolder) -> bool:
+        """By the model type, which nothing but the toolkit loads."""
+        return folder.config.get("model_type") == FORMAT
+
+    def _model_config(self, folder: CheckpointFolder) -> Mapping[str, Any]:
+        config = folder.config
         version = config.get("format_version")
         if version not in READ_VERSIONS:
             raise CheckpointError(
-                f"{folder}: format_version {version!r} is not read; {', '.join(map(str, READ_VERSIONS))} are"
+                f"{folder.path}: format_version {version!r} is not read; {', '.join(map(str, READ_VERSIONS))} are"
             )
         absent = [k for k in ("base_config", "base_model_type", "layers") if k not in config]
         if absent:
             raise CheckpointError(
-                f"{folder}: config.json lacks {', '.join(absent)}; get the checkpoint again"
+                f"{folder.path}: config.json lacks {', '.join(absent)}; get the checkpoint again"
             )
-        base = {**config["base_config"], "model_type": config["base_model_type"]}
-        super().__init__(folder, reader, base, {"layers": config["layers"]})
+        return {**config["base_config"], "model_type": config["base_model_type"]}
+
+    def _settings(self, folder: CheckpointFolder) -> Mapping[str, Any]:
+        return {"layers": folder.config["layers"]}
 
     def _find_layers(self) -> tuple[str, ...]:
         layers: Mapping[str, Any] = self.settings["layers"]
@@ -48,10 +60,10 @@ class NativeBase(Base):
         return tuple(layers)
 
     @property
-    def description(self) -> str:
-        """The forms that the layers are stored in: "native, 4-bit g64, low rank"."""
+    def grid(self) -> str:
+        """The forms that the layers are stored in: "4-bit g64, low rank"."""
         labels = {part.label() for name in self.layers for part in self._empty(name).parts()}
-        return ", ".join(["native", *sorted(labels - {""})])
+        return ", ".join(sorted(labels - {""}))
 
     @property
     def producer(self) -> str | None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from compress.bases.base import (
     Base,
+    Loading,
     fits,
     is_whole,
     on_grid,
@@ -35,13 +36,15 @@ _WORD = 32
 _UNREAD = "compressed-tensors' pack-quantized and dense are read"
 
 
-class PackedBase(Base):
+class PackedBase(Base, name="compressed-tensors"):
     """Layers as words of codes, with their shape beside them."""
 
-    format = "compressed-tensors"
     parts = (
         *("weight_packed", "weight_scale", "weight_shape"),
         *("weight_zero_point", "weight_g_idx"),
+    )
+    loading = Loading(
+        packages=("compressed-tensors",), imports=(), arguments={}, peft=True, vllm=()
     )
 
     def _find_layers(self) -> tuple[str, ...]:
@@ -77,13 +80,11 @@ class PackedBase(Base):
             yield table_in(groups, name)
 
     @property
-    def description(self) -> str:
-        """As in "compressed-tensors, 4 bits, groups of 64"."""
+    def grid(self) -> str:
+        """As in "4 bits, groups of 64"."""
         kinds = {self._kind(it) for group in self._groups() if (it := table_in(group, "weights"))}
         sparsity = table_in(self.settings, "sparsity_config").get("sparsity_structure")
-        return ", ".join(
-            [self.format, *sorted(kinds), *([f"sparse {sparsity}"] if sparsity else [])]
-        )
+        return ", ".join([*sorted(kinds), *([f"sparse {sparsity}"] if sparsity else [])])
 
     @staticmethod
     def _kind(weights: Mapping[str, Any]) -> str:

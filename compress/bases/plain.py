@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from compress.bases.base import Base
+from compress.bases.base import Base, Loading
+from compress.bases.folder import CheckpointFolder
 from compress.errors import CheckpointError
 from compress.forms.base import Form
 from compress.models.checkpoint import some
@@ -13,14 +14,25 @@ _NARROWEST = 2
 """Bytes of a number; narrower ones are quantised."""
 
 
-class PlainBase(Base):
+class PlainBase(Base, name="plain"):
     """Every weight is one tensor."""
 
-    format = "plain"
+    ordinary = True
+    loading = Loading(packages=(), imports=(), arguments={}, peft=True, vllm=())
+
+    @classmethod
+    def recognises(cls, folder: CheckpointFolder) -> bool:
+        """Whether nothing is said of a quantisation."""
+        return folder.quantisation is None
+
+    @property
+    def grid(self) -> str:
+        """There is none."""
+        return ""
 
     @property
     def description(self) -> str:
-        """As people call it."""
+        """Without a format's name: there is none."""
         return "ordinary weights"
 
     def _find_layers(self) -> tuple[str, ...]:

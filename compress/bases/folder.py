@@ -1,0 +1,72 @@
+"""A folder with a checkpoint, and what its own files say of how the weights are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from compress.errors import CheckpointError
+from compress.models.checkpoint import Reader, read_json
+
+_SIDE_FILES = ("quantize_config.json", "quant_config.json")
+"""Where tools wrote their settings before config.json had a place for them."""
+_CONFIG_KEYS = ("quantization_config", "compression_config")
+_USUAL = frozenset({"model.safetensors", "model.safetensors.index.json"})
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """What formats are recognised by. Files are read when they are asked for; no tensor is."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        """Raises CheckpointError if there is no such folder."""
+        if not self.path.is_dir():
+            raise CheckpointError(
+                f"{self.path}: no such folder; name one that holds config.json and safetensors"
+            )
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """All of config.json. Raises CheckpointError if it cannot be read."""
+        return read_json(self.path / "config.json")
+
+    @cached_property
+    def model_config(self) -> Mapping[str, Any]:
+        """config.json without what it says of a quantisation."""
+        return {key: value for key, value in self.config.items() if key not in _CONFIG_KEYS}
+
+    @cached_property
+    def quantisation(self) -> Mapping[str, Any] | None:
+        """What config.json, or a file of settings beside it, says of a quantisation; None if nothing does."""
+        for key in _CONFIG_KEYS:
+            found = self.config.get(key)
+            if isinstance(found, Mapping) and found:
+                return found
+        for name in _SIDE_FILES:
+            if (self.path / name).is_file():
+                return read_json(self.path / name)
+        return None
+
+    @property
+    def quant_method(self) -> str | None:
+        """The name that the quantisation gives itself; None without a quantisation, or without a name (old files)."""
+        named = (self.quantisation or {}).get("quant_method")
+        return str(named) if named else None
+
+    @cached_property
+    def reader(self) -> Reader:
+        """The tensors, under the name that everybody uses, or the only other one there is (auto-gptq's)."""
+        names = {path.name for path in self.path.iterdir()}
+        if names & _USUAL:
+            return Reader(self.path)
+        for end in (".safetensors.index.json", ".safetensors"):
+            stems = {name.removesuffix(end) for name in names if name.endswith(end)}
+            stems -= {"adapter_model", "probe"}
+            if len(stems) == 1:
+                return Reader(self.path, stems.pop())
+        return Reader(self.path)

@@ -1,0 +1,64 @@
+"""A tiny checkpoint of every base format, for the contract: a new format needs its line in CHECKPOINTS."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import foreign
+import torch
+from foreign import change_config, grid, write
+from torch import Tensor
+from workspaces import recipe
+
+import compress
+from compress.methods.rtn import RTN
+
+Maker = Callable[[Path, Path], Path]
+
+
+def pruned(weight: Tensor) -> dict[str, Tensor]:
+    """Half of the weights, 2:4."""
+    kept = weight.abs().reshape(-1, 4).argsort(1).argsort(1) > 1
+    return {"weight": weight * kept.reshape(weight.shape)}
+
+
+def plain(source: Path, folder: Path) -> Path:
+    write(source, folder, {}, pruned)
+    change_config(folder, quantization_config=None)
+    return folder
+
+
+def native(source: Path, folder: Path) -> Path:
+    compress.run(recipe(source.parent, method=RTN(group_size=16), out=folder))
+    return folder
+
+
+def int8_rows(weight: Tensor) -> dict[str, Tensor]:
+    """Of docs/extend/int8_rows.py, a row at a time."""
+    scales = torch.stack([row.abs().max() / 127 for row in weight]).half()
+    rows = [(row / s.float()).round() for row, s in zip(weight, scales, strict=True)]
+    return {"codes": torch.stack(rows).to(torch.int8), "row_scale": scales}
+
+
+CHECKPOINTS: Mapping[str, Maker] = {
+    "awq": lambda source, folder: write(
+        source, folder, foreign.AWQ, lambda w: foreign.awq_layer(grid(w, kind="asymmetric"))
+    ),
+    "bitsandbytes": lambda source, folder: write(
+        source,
+        folder,
+        foreign.BITSANDBYTES,
+        lambda w: foreign.bitsandbytes_layer(foreign.blocks(w)),
+    ),
+    "compressed-tensors": lambda source, folder: write(
+        source, folder, foreign.packed_config(), lambda w: foreign.packed_layer(grid(w))
+    ),
+    "gptq": lambda source, folder: write(
+        source, folder, foreign.GPTQ, lambda w: foreign.gptq_layer(grid(w))
+    ),
+    "int8-rows": lambda source, folder: write(
+        source, folder, {"quant_method": "int8-rows"}, int8_rows
+    ),
+    "native": native,
+    "plain": plain,
+}
+"""By the format's name: from a folder with a model to one with its compressed checkpoint."""
