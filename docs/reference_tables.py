@@ -21,6 +21,7 @@ from compress.cli.commands import COMMANDS
 from compress.config.options import choice_of, choices, describe, is_leaf, option_hints, plain
 from compress.config.recipe import Recipe
 from compress.families.base import METHODS, Compressor
+from compress.families.options import resolves_to
 from compress.report.metrics import METRICS, Metric
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,14 +149,16 @@ def _takes(hint: Any) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
+    value = field.default
     if field.default_factory is not dataclasses.MISSING:
-        made = plain(field.default_factory())
-        return f"`{getattr(made, 'name', made)}`"
-    if field.default is dataclasses.MISSING:
+        value = field.default_factory()
+    elif value is None:
+        value = resolves_to(field)
+    if value is dataclasses.MISSING:
         return ""
-    value = plain(field.default)
     if value is None:
         return "`none`"
+    value = getattr(value, "name", None) if isinstance(value, Compressor) else plain(value)
     shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
     return f"`{shown}`" if shown else "empty"
 

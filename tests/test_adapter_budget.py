@@ -218,7 +218,7 @@ def test_a_fisher_on_the_output_side_runs_on_a_base(workspace, size):
 
 
 def test_a_rank_beside_a_budget_is_refused():
-    with pytest.raises(RecipeError, match="rank: 8 does nothing beside --adapter-budget 9kB"):
+    with pytest.raises(RecipeError, match="rank: 8 has no effect beside --adapter-budget 9kB"):
         EoRA(rank=8, adapter_budget="9kB")
 
 
@@ -252,18 +252,21 @@ def test_a_plan_shows_every_correction(workspace, capsys):
         ({"adapter_budget": "much"}, r"adapter_budget: 'much' is not an amount.*or 5% of the base"),
         (
             {"adapter_budget": "200%"},
-            r"adapter_budget: 200% is more than all of the base's bytes; 100% is",
+            r"adapter_budget: 200% is more than 100% of the base's bytes; give at most 100%",
         ),
         ({"adapter_budget": "1XB"}, r"'1XB' is not an amount.*units: B, kB, MB, GB, TB, KiB"),
-        ({"allocation": "uniform"}, r"uniform spreads an --adapter-budget"),
-        ({"adapter_importance": "kl"}, r"compares layers, and nothing here does"),
+        ({"allocation": "uniform"}, "allocation: uniform has no effect without --adapter-budget"),
+        (
+            {"adapter_importance": "kl"},
+            "adapter_importance: kl has no effect where no plan compares layers",
+        ),
         (
             {"adapter_budget": "1MB", "base": SVDLLM(allocation="spectrum")},
-            r"a survey of what svd_llm loses, whose own plan takes one",
+            "a survey of the error that svd_llm leaves, and svd_llm needs one",
         ),
         (
             {"adapter_budget": "1MB", "base": CoSpaDi(share="depth")},
-            r"a survey of one block at a time, and cospadi compresses several together",
+            "a survey of one block at a time, and cospadi compresses layers of several blocks",
         ),
     ],
 )

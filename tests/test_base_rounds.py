@@ -114,5 +114,5 @@ def test_a_checkpoint_is_never_made_again():
 
 
 def test_a_negative_number_of_rounds_is_refused():
-    with pytest.raises(RecipeError, match=r"base_rounds: -1 is no number of rounds"):
+    with pytest.raises(RecipeError, match="base_rounds: must be 0 or more, got -1"):
         EoRA(base_rounds=-1)

@@ -201,7 +201,7 @@ def test_a_correction_reads_the_weight_where_nothing_came_before():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"base": LoRD(keep=0.5)}, r"target: lord puts means of outputs back"),
+        ({"base": LoRD(keep=0.5)}, r"target: lord corrects the mean of the layer's own outputs"),
         ({"holdout": "1/8"}, r"holdout: .* --target layer"),
         (
             {"base": SVDLLM(keep=0.5, target="original")},

@@ -192,5 +192,5 @@ def test_fewer_than_eight_sequences_leave_nothing_aside(workspace):
 
 
 def test_a_base_that_puts_means_back_has_no_guard():
-    with pytest.raises(RecipeError, match="holdout: lord puts means of outputs back"):
+    with pytest.raises(RecipeError, match="holdout: lord corrects the mean of the outputs"):
         EoRA(holdout="1/8", base=LoRD())

@@ -484,7 +484,7 @@ def test_svd_residual_corrects_a_checkpoint_too(workspace):
         ({"method": EoRA(rank=64)}, "rank: 64 is above"),
         (
             {"method": EoRA(rank=600, ranks_for="vllm")},
-            "600 is above 512, the most that vLLM serves",
+            "600 is above 512, the largest that vLLM serves",
         ),
     ],
 )

@@ -95,16 +95,16 @@ def test_bytes_kept_are_bytes_on_disk(keep, bits):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sparsity": 1.0}, r"sparsity: 1\.0 is no share of zeros"),
-        ({"keep": 0.0}, r"keep: 0\.0 is no share"),
-        ({"per_row": 0}, r"per_row: 0"),
+        ({"sparsity": 1.0}, r"sparsity: must be between 0 and 1 \(e\.g\. 0\.5\), got 1\.0"),
+        ({"keep": 0.0}, r"keep: must be between 0 and 1 \(e\.g\. 0\.8\), got 0\.0"),
+        ({"per_row": 0}, "per_row: must be 1 or more, got 0"),
         (
             {"pattern": "2:4", "sparsity": 0.6},
-            r"sparsity: 0\.6 does nothing beside --pattern",
+            r"sparsity: 0\.6 has no effect beside --pattern",
         ),
-        ({"keep": 0.6, "sparsity": 0.6}, r"sparsity: 0\.6 does nothing beside --keep"),
-        ({"per_row": 5, "keep": 0.6}, r"per_row: 5 does nothing beside --keep"),
-        ({"pattern": "2:4", "keep": 0.6}, r"keep: 0\.6 does nothing beside --pattern"),
+        ({"keep": 0.6, "sparsity": 0.6}, r"sparsity: 0\.6 has no effect beside --keep"),
+        ({"per_row": 5, "keep": 0.6}, r"per_row: 5 has no effect beside --keep"),
+        ({"pattern": "2:4", "keep": 0.6}, r"keep: 0\.6 has no effect beside --pattern"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):

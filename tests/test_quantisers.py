@@ -165,7 +165,7 @@ def test_a_group_of_zeros_stays_zero():
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
 def test_every_combination_of_options_plans_the_bytes_that_it_stores(bits, symmetry, order, shape):
-    method = GPTQ(bits=bits, symmetry=symmetry, order=order, group_size=32)
+    method = GPTQ(bits=bits, symmetry=symmetry, act_order=order, group_size=32)
     [form] = method.compress([weight(*shape)], statistics(inputs(shape[1])))
     assert form.n_bytes() == method.planned_bytes(shape)
     if bits != 5 and shape[0] % 32 == 0:
@@ -218,7 +218,7 @@ def test_a_whole_row_can_be_one_group():
     [
         ({"bits": 7}, "bits: 7 is not supported; there are 2, 3, 4, 5, 6, 8"),
         ({"group_size": 0}, "group_size: 0"),
-        ({"symmetry": "skewed"}, "symmetry: 'skewed' is none of symmetric, asymmetric"),
+        ({"symmetry": "skewed"}, "symmetry: unknown 'skewed'; choose symmetric, asymmetric"),
         ({"damping": -1.0}, "damping: -1.0"),
     ],
 )

@@ -202,7 +202,7 @@ def test_yaml_round_trips_whatever_is_in_it(
     file = tmp_path_factory.mktemp("yaml") / "recipe.yaml"
     recipe = Recipe(model=f"m{text}", statistics=mode, seed=seed, exclude=(text, "off", "1e-3"))
     file.write_text(recipe.to_yaml(), encoding="utf-8")
-    assert Recipe.from_yaml(file) == recipe
+    assert Recipe.from_yaml(file).to_mapping() == recipe.to_mapping()
 
 
 def test_the_default_recipe_is_eora_on_gptq() -> None:
@@ -214,7 +214,9 @@ def test_the_default_recipe_is_eora_on_gptq() -> None:
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_round_trips_through_a_mapping(name: str) -> None:
     recipe = Recipe(method=METHODS[name]())
-    assert Recipe.from_mapping(recipe.to_mapping()) == recipe
+    mapping = recipe.to_mapping()
+    assert Recipe.from_mapping(mapping).to_mapping() == mapping
+    assert Recipe.from_mapping(mapping).method == recipe.method.resolved()
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

@@ -185,9 +185,15 @@ def test_a_measured_cost_times_the_lost_energy_is_the_divergence(workspace, monk
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"importance": "kl"}, r"importance: kl does nothing in a uniform plan"),
-        ({"importance": "fisher", "allocation": "welore"}, r"does nothing in a welore plan"),
-        ({"floor": 0.2, "allocation": "by_type"}, r"floor: 0\.2 does nothing"),
+        ({"importance": "kl"}, "importance: kl has no effect with --allocation uniform"),
+        (
+            {"importance": "fisher", "allocation": "welore"},
+            "has no effect with --allocation welore",
+        ),
+        (
+            {"floor": 0.2, "allocation": "by_type"},
+            r"floor: 0\.2 .* it is for --allocation spectrum",
+        ),
     ],
 )
 def test_an_option_that_a_plan_would_not_look_at_is_refused(options, message):

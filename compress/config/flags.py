@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, NoReturn, get_args, get_origin
 
 from compress.config.options import (
+    NONE,
     Option,
     Registry,
     build,
@@ -114,8 +115,8 @@ class Flags:
         known = parser.parse_args(list(spelled_out(arguments, options, own, idle)))
         for option in options:
             name = ".".join(option.path)
-            if hasattr(known, name) and not option.choices:
-                chosen = with_value(chosen, option.path, _joined(getattr(known, name)))
+            if hasattr(known, name):
+                chosen = _overlaid(chosen, option, _joined(getattr(known, name)))
         return chosen, known
 
     def _takes(self, option: Option) -> bool:
@@ -153,6 +154,17 @@ def with_value(values: Mapping[str, Any], path: tuple[str, ...], value: object) 
     if isinstance(inner, str):  # a method written as its name alone
         inner = {"name": inner}
     return {**values, head: with_value(inner, rest, value)}
+
+
+def _overlaid(
+    values: Mapping[str, Any], option: Option, given: str | tuple[str, ...]
+) -> dict[str, Any]:
+    """`values` with an option as a flag gives it; a method by its name, even where that is the default."""
+    if not option.choices:
+        return with_value(values, option.path, given)
+    if given == NONE:
+        return with_value(values, option.path, None)
+    return with_value(values, (*option.path, "name"), given)
 
 
 def add_options(parser: argparse.ArgumentParser, options: Sequence[Option]) -> None:

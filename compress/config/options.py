@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from compress.errors import RecipeError, inside
+from compress.families.options import Options, resolves_to
 from compress.families.renamed import words_now
 
 Registry = Mapping[str, type]
@@ -97,7 +98,7 @@ def parse_leaf(hint: Any, value: object, path: str) -> Any:
         value = split_list(value)
     if get_origin(hint) is tuple and isinstance(value, Sequence) and list(value) == [NONE]:
         value = ()
-    if isinstance(value, str) and types.NoneType in get_args(hint) and value.lower() == "none":
+    if isinstance(value, str) and value.lower() == NONE and _may_be_none(hint):
         return None
     if isinstance(hint, type) and issubclass(hint, Enum) and type(value) is int:
         value = str(value)  # a number to YAML, the name of a choice here: `value_bits: 4`
@@ -110,6 +111,14 @@ def parse_leaf(hint: Any, value: object, path: str) -> Any:
         raise RecipeError(_wrong(given, hint), option=path) from None
     except RuntimeError as error:
         raise RecipeError(f"{given!r}: {error} Write the folder in full.", option=path) from error
+
+
+def _may_be_none(hint: Any) -> bool:
+    """Whether the word none means that nothing was given: not where an enum has a member of that name."""
+    kinds = get_args(hint)
+    enums = (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum))
+    has_member = any(member.value == NONE for kind in enums for member in kind)
+    return types.NoneType in kinds and not has_member
 
 
 def split_list(text: str) -> tuple[str, ...]:
@@ -168,7 +177,9 @@ def build(
             raise RecipeError(f"no such option; {_exist(str(key), known)}", option=f"{path}.{key}")
     given = {}
     for key, value in values.items():
-        default = getattr(start, key) if start is not None else _default(kind, key)
+        default = getattr(start, key) if start is not None else None
+        if default is None:
+            default = _default(kind, key)
         given[key] = _read(known[key], value, f"{path}.{key}", registry, default)
     if start is not None:
         return _construct(lambda: replace(start, **given), path)  # type: ignore[type-var]
@@ -176,7 +187,9 @@ def build(
 
 
 def dump(options: object, registry: Registry) -> dict[str, Any]:
-    """The plain mapping from which `build` makes an equal object."""
+    """The plain mapping from which `build` makes an object that does the same; defaults are written out."""
+    if isinstance(options, Options):
+        options = options.resolved()
     mapping: dict[str, Any] = {}
     for name, hint in option_hints(type(options)).items():
         value = getattr(options, name)
@@ -209,13 +222,15 @@ def name_of(options: object, registry: Registry) -> str:
 def walk_options(
     options: object, registry: Registry, path: tuple[str, ...] = ()
 ) -> Iterator[Option]:
-    """Every option of an options object and of the choices inside it, parents first."""
+    """Every option of an options object and of the choices inside it, parents first, with its value or default."""
     hints = option_hints(type(options))
     for field in fields(options):  # type: ignore[arg-type]
         if field.name not in hints:
             continue
         here, hint, value = (*path, field.name), hints[field.name], getattr(options, field.name)
-        names = () if is_leaf(hint) else tuple(_offered(options, hint, registry))
+        if value is None and isinstance(options, Options):
+            value = options.default_of(field.name)
+        names = () if is_leaf(hint) else tuple(_offered(options, field, hint, registry))
         yield Option(here, hint, value, field, names)
         if names and value is not None:
             yield from walk_options(value, registry, here)
@@ -242,9 +257,9 @@ def choices(hint: Any, registry: Registry) -> dict[str, type]:
     return {name: kind for name, kind in sorted(registry.items()) if issubclass(kind, wanted)}
 
 
-def _offered(options: object, hint: Any, registry: Registry) -> Iterator[str]:
-    """The choices that `options` does not refuse in any case."""
-    if types.NoneType in get_args(hint):
+def _offered(options: object, field: Field[Any], hint: Any, registry: Registry) -> Iterator[str]:
+    """The choices for a field that `options` does not refuse in any case; none where it may stay empty."""
+    if types.NoneType in get_args(hint) and "resolves_to" not in field.metadata:
         yield NONE
     for name, kind in choices(hint, registry).items():
         if not issubclass(kind, getattr(options, "refused_choices", ())):
@@ -284,7 +299,8 @@ def _default(kind: type, name: str) -> object:
     field = next(field for field in fields(kind) if field.name == name)
     if field.default_factory is not MISSING:
         return field.default_factory()
-    return None if field.default is MISSING else field.default
+    default = None if field.default is MISSING else field.default
+    return resolves_to(field) if default is None else default
 
 
 def _construct(make: Callable[[], T], path: str) -> T:

@@ -225,7 +225,7 @@ class Recipe:
         return cls.from_mapping(read_yaml(path))
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain values (text, numbers, lists) from which `from_mapping` makes an equal recipe."""
+        """Plain values (text, numbers, lists), defaults written out, from which `from_mapping` makes the same job."""
         values = dump(self, METHODS)
         if self.base_checkpoint is not None:
             del values["method"]["base"]  # not used
@@ -247,7 +247,7 @@ class Recipe:
             return self.out
         if self.base_checkpoint is not None:
             return Path(default_folder(self.base_checkpoint, self.method_name, None))
-        return Path(default_folder(self.model, self.method_name, self.method))
+        return Path(default_folder(self.model, self.method_name, self.method.resolved()))
 
 
 def _refuse_texts(recipe: Recipe) -> None:
@@ -301,8 +301,7 @@ def _refuse_bases(recipe: Recipe) -> None:
             f"{recipe.base_checkpoint} is never changed; use 0, or leave base_checkpoint out",
             option="method.base_rounds",
         )
-    default = METHODS[recipe.method_name]()
-    if isinstance(default, Correction) and recipe.method.base != default.base:
+    if recipe.method.base is not None:
         raise RecipeError(_TWO_BASES, option="base_checkpoint")
 
 

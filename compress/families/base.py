@@ -9,13 +9,13 @@ object that holds a tensor.
 
 from __future__ import annotations
 
-import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.errors import RecipeError
+from compress.families.options import Options
 from compress.registry import Registry
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class LayerShape:
     """What was found of it, once the method has asked."""
 
 
-class Compressor(ABC):
+class Compressor(Options, ABC):
     """Turns weights into forms. Subclasses are frozen keyword-only dataclasses; their fields are their options."""
 
     name: ClassVar[str]
@@ -103,19 +103,6 @@ class Compressor(ABC):
         if name:
             cls.name = name
             METHODS.register(name, cls)
-
-    def __post_init__(self) -> None:
-        """Take an enum option by its value too, `value_bits=4` say. Raises RecipeError listing the values there are."""
-        for entry in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            kind, value = type(entry.default), getattr(self, entry.name)
-            if issubclass(kind, enum.StrEnum) and not isinstance(value, kind):
-                try:
-                    object.__setattr__(self, entry.name, kind(str(value)))
-                except ValueError:
-                    raise RecipeError(
-                        f"{value!r} is none of {', '.join(member.value for member in kind)}",
-                        option=entry.name,
-                    ) from None
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:

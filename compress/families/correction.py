@@ -22,8 +22,8 @@ from calibration.statistics.mean import Mean
 from compress.errors import inside
 from compress.families.base import Compressor, LayerShape, Survey, Trial
 from compress.families.correction_options import (
+    FULL_BITS,
     AdapterBits,
-    CorrectionAllocation,
     CorrectionOptions,
     Holdout,
 )
@@ -56,61 +56,61 @@ class Correction(CorrectionOptions, ABC):
         mean = {Mean} if self.shifts_outputs else set()
         aside = set() if self.holdout is Holdout.NONE else {HeldOut}
         cross = set() if self.target is FitTarget.LAYER else {CrossGram}
-        return self.base.needs | {Gram} | mean | aside | cross
+        return self.resolved_base.needs | {Gram} | mean | aside | cross
 
     @property
     def shifts_outputs(self) -> bool:
         """As its base."""
-        return self.base.shifts_outputs
+        return self.resolved_base.shifts_outputs
 
     @property
     def surveys(self) -> frozenset[type[Statistic]] | None:
         """The base's, or what it and the corrections are made of."""
         if not self.surveys_residuals:
-            return self.base.surveys
+            return self.resolved_base.surveys
         fisher = {GradientEnergy} if self.adapter_importance is Importance.FISHER else set()
         return (self.needs - {CrossGram}) | fisher
 
     @property
     def joins_layers(self) -> bool:
         """The base's."""
-        return self.base.joins_layers
+        return self.resolved_base.joins_layers
 
     def shared_by(self, name: str, layer: LayerShape) -> object:
         """As its base."""
-        return self.base.shared_by(name, layer)
+        return self.resolved_base.shared_by(name, layer)
 
     @property
     def together(self) -> Compressor:
         """As its base."""
-        return replace(self, base=self.base.together)
+        return replace(self, base=self.resolved_base.together)
 
     @property
     def spans_blocks(self) -> bool:
         """As its base."""
-        return self.base.spans_blocks
+        return self.resolved_base.spans_blocks
 
     @property
     def blocks_at_once(self) -> int:
         """As its base."""
-        return self.base.blocks_at_once
+        return self.resolved_base.blocks_at_once
 
     @property
     def weighs_by_divergence(self) -> bool:
         """Where errors cost what they were measured to do."""
         if self.surveys_residuals:
             return self.adapter_importance is Importance.KL
-        return self.base.weighs_by_divergence
+        return self.resolved_base.weighs_by_divergence
 
     def trials(
         self, weights: Sequence[Tensor], surveys: Sequence[Survey], stats: Sequence[Statistics]
     ) -> list[Trial]:
         """The base's."""
-        return self.base.trials(weights, surveys, stats)
+        return self.resolved_base.trials(weights, surveys, stats)
 
     def survey(self, weights: Sequence[Tensor], stats: Sequence[Statistics]) -> list[Survey]:
         """The base's."""
-        return self.base.survey(weights, stats)
+        return self.resolved_base.survey(weights, stats)
 
     def plan(self, layers: Mapping[str, LayerShape], rest_bytes: int = 0) -> dict[str, Compressor]:
         """Plan the base and the corrections; layers that the base leaves need no correction.
@@ -118,7 +118,7 @@ class Correction(CorrectionOptions, ABC):
         A layer that gets no correction has the base's compressor alone. Raises RecipeError for ranks that can't be.
         """
         with inside("base"):
-            bases = self.base.plan(layers, rest_bytes)
+            bases = self.resolved_base.plan(layers, rest_bytes)
         corrections = dict(planned_corrections(self, bases, layers))
         return {
             name: self._with(base, corrections[name].rank, corrections[name].bits)
@@ -135,8 +135,9 @@ class Correction(CorrectionOptions, ABC):
             rank=rank,
             adapter_bits=AdapterBits(str(bits)),
             adapter_budget=None,
-            allocation=CorrectionAllocation.SPECTRUM,
-            adapter_importance=Importance.RELATIVE,
+            allocation=None,
+            adapter_importance=None,
+            factor_dtype=self.factor_dtype if bits == FULL_BITS else None,
         )
 
     def predicted_error(self, layer: LayerShape) -> float | None:
@@ -144,7 +145,9 @@ class Correction(CorrectionOptions, ABC):
         survey = layer.survey
         if survey is None or survey.energy <= 0 or survey.points:
             return None
-        return float((remaining(survey, self.rank, int(self.adapter_bits)) / survey.energy) ** 0.5)
+        return float(
+            (remaining(survey, self.resolved_rank, int(self.adapter_bits)) / survey.energy) ** 0.5
+        )
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
         """The base's forms, each with a low-rank correction for what it lost as it is stored.
@@ -180,7 +183,7 @@ class Correction(CorrectionOptions, ABC):
                 left = [output_energy(target - form.dense(), moments_ii) for form in forms]
                 whole = output_energy(target, moments_ii) or max(left)
                 shares.append([each / whole if whole > 0 else 1.0 for each in left])
-        if self.base.joins_layers:
+        if self.resolved_base.joins_layers:
             sums = [math.fsum(each) for each in zip(*shares, strict=True)]
             return list(first if sums[0] <= sums[1] else second)
         triples = zip(shares, first, second, strict=True)
@@ -205,7 +208,7 @@ class Correction(CorrectionOptions, ABC):
         of both together, or the mean would be counted twice. A base whose correction the held-out sequences rule out
         stands alone.
         """
-        bases = self.base.compress(weights, stats)
+        bases = self.resolved_base.compress(weights, stats)
         residuals = [w - base.dense().double() for w, base in zip(targets, bases, strict=True)]
         corrections = self.corrections(residuals, stats)
         if self.shifts_outputs:
@@ -236,10 +239,10 @@ class Correction(CorrectionOptions, ABC):
         metric = self.measure(residual, stats)
         correction: Factors
         if self.adapter_bits is AdapterBits.FULL:
-            correction = best_low_rank(residual, metric, self.rank, self.storage)
+            correction = best_low_rank(residual, metric, self.resolved_rank, self.storage)
         else:
             quantiser, fitted = self.rounding(int(self.adapter_bits)), self.fitted(stats)
-            correction = quantised_low_rank(residual, metric, self.rank, quantiser, fitted)
+            correction = quantised_low_rank(residual, metric, self.resolved_rank, quantiser, fitted)
         if self.holdout is Holdout.NONE:
             return correction
         aside_ii = stats[HeldOut].mean_ii()

@@ -1,18 +1,19 @@
-"""Options of low-rank corrections: their bytes, allocation and storage, and what they are judged by."""
+"""Options of low-rank corrections: rank or budget, allocation, storage, held-out sequences, and the bytes they take."""
 
 from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from calibration.statistics.cross_gram import CrossGram
 from compress.errors import RecipeError
-from compress.families.base import Compressor
+from compress.families.base import METHODS, Compressor
+from compress.families.budget import parse_share_or_bytes
 from compress.families.quantiser import Quantiser
-from compress.families.quantities import parse_share_or_bytes
 from compress.families.target import FitTarget
 from compress.forms.packing import CODES_A_ROW
 from compress.solvers.rank_allocation import Importance
@@ -25,32 +26,32 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class FactorDtype(enum.StrEnum):
-    """What the low-rank factors are stored in."""
+    """The dtype of the low-rank factors where they have 16 bits."""
 
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
 
 
 class RanksFor(enum.StrEnum):
-    """Who is to serve the corrections."""
+    """The server whose ranks the corrections have."""
 
     ANY = "any"
     VLLM = "vllm"
 
 
 class AdapterBits(enum.StrEnum):
-    """Bits of a number in the factors."""
+    """Bits of each number in the factors."""
 
     FULL = "16"
     EIGHT = "8"
     FOUR = "4"
     THREE = "3"
     AUTO = "auto"
-    """Whichever of these loses least in the same bytes, by what rounding was measured to cost."""
+    """The width with the least error in the same bytes, by the measured error of rounding."""
 
 
 class CorrectionAllocation(enum.StrEnum):
-    """How the bytes of corrections are spread over the layers."""
+    """How an adapter budget is spread over the layers."""
 
     UNIFORM = "uniform"
     """One rank for every layer."""
@@ -59,7 +60,7 @@ class CorrectionAllocation(enum.StrEnum):
 
 
 class Holdout(enum.StrEnum):
-    """What is kept aside to judge corrections by."""
+    """The calibration sequences that are held out to check corrections on."""
 
     NONE = "none"
     EIGHTH = "1/8"
@@ -71,12 +72,24 @@ class Holdout(enum.StrEnum):
     """
 
 
+def default_base() -> Compressor:
+    """GPTQ at its defaults; methods are imported only when they are looked up."""
+    return METHODS["gptq"]()
+
+
 @dataclass(frozen=True, kw_only=True)
 class CorrectionOptions(Compressor, ABC):
     """Options of every method that adds a low-rank correction to a base method's form."""
 
-    base: Compressor
-    rank: int = field(default=RANK, metadata={"help": "rank of the correction of every layer"})
+    base: Compressor | None = field(
+        default=None,
+        metadata={"resolves_to": default_base, "help": "method whose error is corrected"},
+    )
+    """None: GPTQ, or a base checkpoint's layers in its place."""
+    rank: int | None = field(
+        default=None,
+        metadata={"resolves_to": RANK, "help": "rank of the correction of every layer"},
+    )
     adapter_budget: str | None = field(
         default=None,
         metadata={
@@ -85,16 +98,20 @@ class CorrectionOptions(Compressor, ABC):
             "layers (5%); takes the place of the rank",
         },
     )
-    allocation: CorrectionAllocation = field(
-        default=CorrectionAllocation.SPECTRUM,
+    allocation: CorrectionAllocation | None = field(
+        default=None,
         metadata={
-            "help": "how an adapter budget is spread: ranks where they remove most error, which takes a survey, or "
-            "one rank for all"
+            "resolves_to": CorrectionAllocation.SPECTRUM,
+            "help": "how an adapter budget is spread: ranks where they remove most error, which takes a survey, or one "
+            "rank for all",
         },
     )
-    adapter_importance: Importance = field(
-        default=Importance.RELATIVE,
-        metadata={"help": "what a unit of a layer's error costs where a survey compares layers"},
+    adapter_importance: Importance | None = field(
+        default=None,
+        metadata={
+            "resolves_to": Importance.RELATIVE,
+            "help": "what a unit of a layer's error costs where an adapter budget is spread by a survey",
+        },
     )
     adapter_bits: AdapterBits = field(
         default=AdapterBits.FULL,
@@ -103,8 +120,9 @@ class CorrectionOptions(Compressor, ABC):
             "bytes, found by a survey. A PEFT adapter holds the same values in 16"
         },
     )
-    factor_dtype: FactorDtype = field(
-        default=FactorDtype.FLOAT16, metadata={"help": "dtype of factors of 16 bits"}
+    factor_dtype: FactorDtype | None = field(
+        default=None,
+        metadata={"resolves_to": FactorDtype.FLOAT16, "help": "dtype of factors of 16 bits"},
     )
     ranks_for: RanksFor = field(
         default=RanksFor.ANY,
@@ -117,8 +135,7 @@ class CorrectionOptions(Compressor, ABC):
         default=Holdout.NONE,
         metadata={
             "help": "1/8: every eighth calibration sequence is held out, and a correction that does not lower its "
-            "layer's "
-            "error on those is dropped and listed in the report"
+            "layer's error on those is dropped and listed in the report"
         },
     )
     base_rounds: int = field(
@@ -132,97 +149,87 @@ class CorrectionOptions(Compressor, ABC):
         default=FitTarget.LAYER,
         metadata={
             "help": "what a layer's outputs are fitted to, on inputs from the compressed layers before it: the "
-            "weight's own "
-            "outputs on them (layer), or the original model's (original)"
+            "weight's own outputs on them (layer), or the original model's (original)"
         },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise RecipeError(f"{self.rank} is not a rank; 1 or more", option="rank")
+        if self.rank is not None and self.rank < 1:
+            raise RecipeError(f"must be 1 or more, got {self.rank}", option="rank")
         if self.base_rounds < 0:
+            raise RecipeError(f"must be 0 or more, got {self.base_rounds}", option="base_rounds")
+        if isinstance(self.base, CorrectionOptions):
             raise RecipeError(
-                f"{self.base_rounds} is no number of rounds; 0 or more", option="base_rounds"
+                f"{self.base.name} is itself a correction; give a method that compresses",
+                option="base",
             )
-        if CrossGram in self.base.needs:
+        if self.adapter_budget is not None:
+            parse_share_or_bytes(self.adapter_budget, 0, "adapter_budget", "the base's")
+        self._refuse_clashes()
+
+    def idle(self) -> Mapping[str, str]:
+        """The rank beside a budget, what a budget alone needs without one, the dtype where no factor has 16 bits."""
+        found = {}
+        if self.adapter_budget is not None:
+            found["rank"] = (
+                f"beside --adapter-budget {self.adapter_budget}, which settles the ranks; give one of the two"
+            )
+        else:
+            found["allocation"] = (
+                "without --adapter-budget, which it spreads: a --rank is one for all layers"
+            )
+        if not self.allocates_by_spectrum:
+            found["adapter_importance"] = (
+                "where no plan compares layers; give an --adapter-budget with --allocation spectrum"
+            )
+        if FULL_BITS not in self.widths:
+            found["factor_dtype"] = (
+                f"with --adapter-bits {self.adapter_bits}, which leaves no factors of 16 bits; give one of the two"
+            )
+        return found
+
+    def _refuse_clashes(self) -> None:
+        """Raises RecipeError for options of the base that do not go with these."""
+        base = self.resolved_base
+        if CrossGram in base.needs:
             raise RecipeError(
                 "the base would be fitted to the original's outputs, and the correction to the "
                 "layer's; set method.target: original, and leave method.base.target at layer",
                 option="base.target",
             )
-        if isinstance(self.base, self.refused_choices):
+        if self.surveys_residuals and base.spans_blocks:
             raise RecipeError(
-                f"{self.base.name} is itself a correction; give the method that compresses",
-                option="base",
-            )
-        if self.adapter_budget is not None:
-            parse_share_or_bytes(self.adapter_budget, 0, "adapter_budget", "the base's")
-        self._refuse_idle()
-        self._refuse_clashes()
-
-    def _refuse_idle(self) -> None:
-        """Raises RecipeError for an option that nothing would look at."""
-        if self.adapter_budget is not None and self.rank != RANK:
-            raise RecipeError(
-                f"{self.rank} does nothing beside --adapter-budget {self.adapter_budget}, which settles "
-                "the ranks; give one of the two",
-                option="rank",
-            )
-        if self.allocation is CorrectionAllocation.UNIFORM and self.adapter_budget is None:
-            raise RecipeError(
-                "uniform spreads an --adapter-budget, and there is none; a --rank is one "
-                "for all layers anyway",
-                option="allocation",
-            )
-        if self.adapter_importance is not Importance.RELATIVE and not self.allocates_by_spectrum:
-            raise RecipeError(
-                f"{self.adapter_importance} compares layers, and nothing here does; give an "
-                "--adapter-budget",
-                option="adapter_importance",
-            )
-
-        if FULL_BITS not in self.widths and self.factor_dtype is not FactorDtype.FLOAT16:
-            raise RecipeError(
-                f"{self.factor_dtype} is for factors of 16 bits, and with --adapter-bits "
-                f"{self.adapter_bits} there are none; give one of the two",
-                option="factor_dtype",
-            )
-
-    def _refuse_clashes(self) -> None:
-        """Raises RecipeError for options of the base that do not go with these."""
-        if self.surveys_residuals and self.base.spans_blocks:
-            raise RecipeError(
-                f"it takes a survey of one block at a time, and {self.base.name} compresses "
-                "several together; give a --rank",
+                f"needs a survey of one block at a time, and {base.name} compresses layers of "
+                "several blocks together; give a --rank",
                 option="adapter_budget",
             )
-        if self.surveys_residuals and self.base.surveys is not None:
+        if self.surveys_residuals and base.surveys is not None:
             raise RecipeError(
-                f"it takes a survey of what {self.base.name} loses, whose own plan takes one "
-                "before; give the base a plan that looks at nothing (uniform, say), or a --rank",
+                f"needs a survey of the error that {base.name} leaves, and {base.name} needs "
+                "one of its own before; give the base a plan without a survey (uniform), or a --rank",
                 option="adapter_budget",
             )
-        if self.holdout is not Holdout.NONE and self.base.shifts_outputs:
+        if self.holdout is not Holdout.NONE and base.shifts_outputs:
             raise RecipeError(
-                f"{self.base.name} puts means of outputs back, which the held-out part does not know; "
-                "use none",
+                f"{base.name} corrects the mean of the outputs, which the held-out sequences do not "
+                "measure; use --holdout none",
                 option="holdout",
             )
         if self.target is not FitTarget.LAYER:
             self._refuse_target()
-        if self.adapter_importance is Importance.KL and self.base.shifts_outputs:
+        if self.adapter_importance is Importance.KL and base.shifts_outputs:
             raise RecipeError(
-                f"kl measures weights, and {self.base.name} changes biases too; use fisher",
+                f"kl measures weights, and {base.name} changes biases too; use fisher",
                 option="adapter_importance",
             )
 
     def _refuse_target(self) -> None:
-        """Raises RecipeError for what the target does not go with."""
-        if self.base.shifts_outputs:
+        """Raises RecipeError for options that do not go with the original's outputs as the target."""
+        if self.resolved_base.shifts_outputs:
             raise RecipeError(
-                f"{self.base.name} puts means of outputs back, by the weight and not by the original's "
-                "outputs; use none",
+                f"{self.resolved_base.name} corrects the mean of the layer's own outputs, not of the "
+                "original's; use --target layer",
                 option="target",
             )
         if self.holdout is not Holdout.NONE:
@@ -233,19 +240,34 @@ class CorrectionOptions(Compressor, ABC):
             )
 
     @property
+    def resolved_base(self) -> Compressor:
+        """The base method: the given one, or the default."""
+        return default_base() if self.base is None else self.base
+
+    @property
+    def resolved_rank(self) -> int:
+        """The rank: the given one, or the default."""
+        return RANK if self.rank is None else self.rank
+
+    @property
+    def resolved_importance(self) -> Importance:
+        """The importance of a layer's error: the given one, or the default."""
+        return Importance.RELATIVE if self.adapter_importance is None else self.adapter_importance
+
+    @property
     def allocates_by_spectrum(self) -> bool:
-        """Whether layers get ranks of their own."""
-        spectrum = self.allocation is CorrectionAllocation.SPECTRUM
-        return self.adapter_budget is not None and spectrum
+        """Whether an adapter budget gives each layer a rank of its own."""
+        is_spread = self.allocation is not CorrectionAllocation.UNIFORM
+        return self.adapter_budget is not None and is_spread
 
     @property
     def surveys_residuals(self) -> bool:
-        """Whether the plan of the corrections looks at what the base loses in every layer."""
+        """Whether planning the corrections needs a survey of the error that the base leaves in every layer."""
         return self.allocates_by_spectrum or self.adapter_bits is AdapterBits.AUTO
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Bits that a correction may be stored in, 16 first among several."""
+        """The widths in bits that a correction's factors may be stored in, 16 first among several."""
         if self.adapter_bits is not AdapterBits.AUTO:
             return (int(self.adapter_bits),)
         return tuple(int(bits) for bits in AdapterBits if bits is not AdapterBits.AUTO)
@@ -253,25 +275,25 @@ class CorrectionOptions(Compressor, ABC):
     @property
     def storage(self) -> torch.dtype:
         """The torch dtype of the stored factors."""
-        return torch.float16 if self.factor_dtype is FactorDtype.FLOAT16 else torch.bfloat16
+        return torch.bfloat16 if self.factor_dtype is FactorDtype.BFLOAT16 else torch.float16
 
     def served(self, rank: int) -> int:
-        """The rank, or the next one that is served. Raises RecipeError above the last of them."""
+        """The rank, rounded up to one that the server of `ranks_for` accepts. Raises RecipeError above its largest."""
         if self.ranks_for is RanksFor.ANY:
             return rank
         enough = [served for served in VLLM_RANKS if served >= rank]
         if not enough:
             raise RecipeError(
-                f"{rank} is above {VLLM_RANKS[-1]}, the most that vLLM serves; lower it, or give "
+                f"{rank} is above {VLLM_RANKS[-1]}, the largest that vLLM serves; give a lower rank, or "
                 "--ranks-for any",
                 option="rank",
             )
         return enough[0]
 
     def ranks_in(self, thinnest: int, bits: int) -> list[int]:
-        """Ranks that a plan may give layers of which the thinnest side is this, ascending: multiples, or the full one.
+        """The ranks that a plan may give a layer whose shorter side is `thinnest`, ascending.
 
-        Rows of codes are packed by 32.
+        They are multiples of 8, or of 32 where factors are codes (rows of codes are packed by 32), and the full rank.
         """
         if self.ranks_for is RanksFor.VLLM:
             return [rank for rank in VLLM_RANKS if rank <= thinnest] or [thinnest]
@@ -281,12 +303,12 @@ class CorrectionOptions(Compressor, ABC):
 
     @property
     def saves_bytes(self) -> bool:
-        """As its base."""
-        return self.base.saves_bytes
+        """Whether the base's forms are to be smaller than the weights."""
+        return self.resolved_base.saves_bytes
 
     @abstractmethod
     def rounding(self, bits: int) -> Quantiser:
-        """What stores factors in so many bits."""
+        """The quantiser that stores factors in so many bits."""
 
     def correction_bytes(self, shape: tuple[int, int], rank: int, bits: int) -> int:
         """Bytes of the two factors of a correction for a weight (o, i), as the native format stores them."""
@@ -298,13 +320,13 @@ class CorrectionOptions(Compressor, ABC):
         return quantiser.planned_bytes((o, rank)) + quantiser.planned_bytes((rank, i))
 
     def adapter_bytes(self, shape: tuple[int, int]) -> int:
-        """The same in a PEFT adapter, which holds 16 bits whatever the correction was rounded to."""
-        return self.correction_bytes(shape, self.rank, FULL_BITS)
+        """Bytes of the two factors in a PEFT adapter, which holds 16 bits whatever they were rounded to."""
+        return self.correction_bytes(shape, self.resolved_rank, FULL_BITS)
 
     def planned_bytes(self, shape: tuple[int, int]) -> int:
-        """The base's bytes and the two factors'."""
-        bits = int(self.adapter_bits)
-        return self.base.planned_bytes(shape) + self.correction_bytes(shape, self.rank, bits)
+        """Bytes of the base's form and of the two factors."""
+        correction = self.correction_bytes(shape, self.resolved_rank, int(self.adapter_bits))
+        return self.resolved_base.planned_bytes(shape) + correction
 
 
 # A correction of a correction has one closed form, which is the correction of a higher rank.

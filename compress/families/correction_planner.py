@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from compress.errors import RecipeError
 from compress.families.base import Compressor, LayerShape, Survey
+from compress.families.budget import parse_share_or_bytes
 from compress.families.correction_options import CorrectionOptions
-from compress.families.quantities import parse_share_or_bytes
 from compress.solvers.knapsack import Choice, knapsack
 
 Widths = tuple[int, ...]
@@ -96,7 +96,7 @@ class CorrectionPlanner:
     def _budget(self) -> int:
         """Bytes of all corrections together: as given, or those of the rank in 16 bits."""
         if self.method.adapter_budget is None:
-            return self._total(self.method.served(self.method.rank), 16)
+            return self._total(self.method.served(self.method.resolved_rank), 16)
         whole = sum(self.base_bytes.values())
         return parse_share_or_bytes(
             self.method.adapter_budget, whole, "adapter_budget", "the base's"
@@ -105,7 +105,7 @@ class CorrectionPlanner:
     def _plain_rank(self) -> int:
         """One rank for every layer: as given, or the largest that a budget pays for."""
         if self.method.adapter_budget is None:
-            rank = self.method.served(self.method.rank)
+            rank = self.method.served(self.method.resolved_rank)
             self._refuse_thin(rank)
             return rank
         return self._rank_for(self._budget(), self.method.widths[0])

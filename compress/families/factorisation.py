@@ -19,7 +19,7 @@ from calibration.statistics.gradient_energy import GradientEnergy
 from calibration.statistics.gram import Gram
 from compress.errors import LayerError, RecipeError
 from compress.families.base import Compressor, LayerShape, Survey, Trial
-from compress.families.factorisation_options import FLOOR, FactorisationOptions
+from compress.families.factorisation_options import FactorisationOptions
 from compress.families.importance import fisher_cost
 from compress.families.low_rank import FactorDtype, Metric, best_low_rank, quantised_low_rank
 from compress.families.rank_planner import RankPlanner
@@ -40,12 +40,16 @@ class Factorisation(FactorisationOptions, ABC):
     @property
     def surveys(self) -> frozenset[type[Statistic]] | None:
         """What the metric is made of, if the plan compares spectra."""
-        if self.rank is not None or self.allocation is Allocation.UNIFORM:
+        if self.rank is not None or self.resolved_allocation is Allocation.UNIFORM:
             return None
-        if self.importance is Importance.FISHER:
+        if self.resolved_importance is Importance.FISHER:
             return self.metric_needs | {GradientEnergy}
         # Forms are made for the measurement, so all that this takes.
-        return self.needs - {CrossGram} if self.importance is Importance.KL else self.metric_needs
+        return (
+            self.needs - {CrossGram}
+            if self.resolved_importance is Importance.KL
+            else self.metric_needs
+        )
 
     @property
     def metric_needs(self) -> frozenset[type[Statistic]]:
@@ -62,7 +66,7 @@ class Factorisation(FactorisationOptions, ABC):
     @property
     def weighs_by_divergence(self) -> bool:
         """Where errors cost what they were measured to do."""
-        return self.surveys is not None and self.importance is Importance.KL
+        return self.surveys is not None and self.resolved_importance is Importance.KL
 
     def survey(self, weights: Sequence[Tensor], stats: Sequence[Statistics]) -> list[Survey]:
         """Singular values of each weight in the metric, and what the loss thinks of an output."""
@@ -70,7 +74,7 @@ class Factorisation(FactorisationOptions, ABC):
 
     def _surveyed(self, weight_oi: Tensor, stats: Statistics) -> Survey:
         spectrum = self.measure([weight_oi], stats).spectrum(weight_oi)
-        return Survey(spectrum, fisher_cost(self.importance, stats))
+        return Survey(spectrum, fisher_cost(self.resolved_importance, stats))
 
     def plan(self, layers: Mapping[str, LayerShape], rest_bytes: int = 0) -> dict[str, Compressor]:
         """Settle each layer's rank and dtype. Raises RecipeError naming what gets no rank, or does not pay for any."""
@@ -96,10 +100,12 @@ class Factorisation(FactorisationOptions, ABC):
             self,
             rank=rank,
             ranks=(),
+            keep=None,
             budget=None,
-            allocation=Allocation.UNIFORM,
-            importance=Importance.RELATIVE,
-            floor=FLOOR,
+            allocation=None,
+            importance=None,
+            floor=None,
+            rank_multiple=None,
         )
 
     def trials(
@@ -113,7 +119,7 @@ class Factorisation(FactorisationOptions, ABC):
         tail = survey.spectrum.square().flip(0).cumsum(0).flip(0)
         if float(tail[0]) == 0:
             raise LayerError("it is zero, so no error of it can be measured; --exclude it")
-        rank = max(1, int(self.keep * o * i / (o + i)))
+        rank = max(1, int(self.resolved_keep * o * i / (o + i)))
         while rank > 1 and float(tail[rank]) <= NOTHING * float(tail[0]):
             rank //= 2
         method = replace(

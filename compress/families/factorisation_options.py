@@ -7,6 +7,7 @@ the break-even rank, o i / (o + i).
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -14,23 +15,29 @@ import torch
 
 from compress.errors import RecipeError
 from compress.families.base import Compressor, LayerShape
-from compress.families.budget import refuse_share
+from compress.families.budget import KEEP, parse_bytes, refuse_keep
 from compress.families.low_rank import FactorDtype, settled_dtype
 from compress.families.quantiser import Quantiser
-from compress.families.quantities import parse_bytes
 from compress.families.target import FitTarget
 from compress.solvers.rank_allocation import Allocation, Importance
 
 FLOOR = 0.5
+RANK_MULTIPLE = 8
+_PLANS_READING = {
+    "importance": (Allocation.BY_TYPE, Allocation.SPECTRUM),
+    "floor": (Allocation.SPECTRUM,),
+}
+"""The allocations in which an option has an effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FactorisationOptions(Compressor, ABC):
     """Options of every method that replaces a weight by two factors."""
 
-    keep: float = field(
-        default=0.8,
+    keep: float | None = field(
+        default=None,
         metadata={
+            "resolves_to": KEEP,
             "metavar": "SHARE",
             "help": "share of the compressed layers' bytes that is kept, above 0 and below 1",
         },
@@ -52,22 +59,34 @@ class FactorisationOptions(Compressor, ABC):
             "help": "ranks of some layers, which the plan then leaves: LAYERS=96, LAYERS=dense; the last match counts",
         },
     )
-    allocation: Allocation = field(
-        default=Allocation.UNIFORM,
-        metadata={"help": "how ranks are spread over the layers; all but uniform look at spectra"},
-    )
-    importance: Importance = field(
-        default=Importance.RELATIVE,
-        metadata={"help": "what a unit of a layer's error costs in by_type and spectrum plans"},
-    )
-    floor: float = field(
-        default=FLOOR,
+    allocation: Allocation | None = field(
+        default=None,
         metadata={
-            "help": "share of the uniform rank below which a spectrum plan lets no layer fall"
+            "resolves_to": Allocation.UNIFORM,
+            "help": "how ranks are spread over the layers; all but uniform need a survey of the layers' spectra",
         },
     )
-    rank_multiple: int = field(
-        default=8, metadata={"help": "ranks are multiples of it, which kernels like"}
+    importance: Importance | None = field(
+        default=None,
+        metadata={
+            "resolves_to": Importance.RELATIVE,
+            "help": "what a unit of a layer's error costs with --allocation by_type or spectrum",
+        },
+    )
+    floor: float | None = field(
+        default=None,
+        metadata={
+            "resolves_to": FLOOR,
+            "help": "with --allocation spectrum: every layer keeps at least this share of its uniform rank, or is "
+            "left dense",
+        },
+    )
+    rank_multiple: int | None = field(
+        default=None,
+        metadata={
+            "resolves_to": RANK_MULTIPLE,
+            "help": "ranks are multiples of it, for which kernels are fast",
+        },
     )
     factor_dtype: FactorDtype = field(
         default=FactorDtype.AUTO,
@@ -76,7 +95,8 @@ class FactorisationOptions(Compressor, ABC):
     target: FitTarget = field(
         default=FitTarget.LAYER,
         metadata={
-            "help": "outputs to fit: the weight's own, or the original model's (dense), from inputs as they have become"
+            "help": "what a layer's outputs are fitted to, on inputs from the compressed layers before it: the "
+            "weight's own outputs on them (layer), or the original model's (original)"
         },
     )
     factor_quantizer: Quantiser | None = field(
@@ -85,10 +105,11 @@ class FactorisationOptions(Compressor, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_share(self.keep)
-        if not 0 <= self.floor <= 1:
-            raise RecipeError(f"{self.floor} is no share between 0 and 1", option="floor")
-        self._refuse_idle()
+        refuse_keep(self.keep)
+        if self.floor is not None and not 0 <= self.floor <= 1:
+            raise RecipeError(
+                f"must be between 0 and 1 (e.g. {FLOOR}), got {self.floor}", option="floor"
+            )
         for entry in self.ranks:
             parse_rank(entry)
         if self.budget is not None:
@@ -96,34 +117,57 @@ class FactorisationOptions(Compressor, ABC):
         for name in ("rank", "rank_multiple"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise RecipeError(f"{value} is too small; 1 or more", option=name)
+                raise RecipeError(f"must be 1 or more, got {value}", option=name)
 
-    def _refuse_idle(self) -> None:
-        """Raises RecipeError for an option that this plan would not look at."""
-        plans = {
-            "importance": (Importance.RELATIVE, (Allocation.BY_TYPE, Allocation.SPECTRUM)),
-            "floor": (FLOOR, (Allocation.SPECTRUM,)),
-        }
+    def idle(self) -> Mapping[str, str]:
+        """What spreads bytes, beside one rank for all; the share, beside a budget; costs, where no plan reads them."""
         if self.rank is not None:
-            spreads = {"budget": self.budget, "allocation": self.allocation}
-            idle = [name for name in spreads if spreads[name] not in (None, Allocation.UNIFORM)]
-            if idle:
-                raise RecipeError(
-                    f"{self.rank} is one rank for every layer, so {idle[0]} {spreads[idle[0]]} would "
-                    "do nothing; give one of the two",
-                    option="rank",
+            spreads = ("keep", "budget", "allocation", "importance", "floor", "rank_multiple")
+            reason = (
+                f"beside --rank {self.rank}, which is the rank of every layer; give one of the two"
+            )
+            return dict.fromkeys(spreads, reason)
+        found = {}
+        if self.budget is not None:
+            found["keep"] = f"beside --budget {self.budget}; give one of the two"
+        for name, serving in _PLANS_READING.items():
+            if self.resolved_allocation not in serving:
+                found[name] = (
+                    f"with --allocation {self.resolved_allocation}; it is for --allocation {' or '.join(serving)}"
                 )
-        for name, (default, serving) in plans.items():
-            value = getattr(self, name)
-            if value != default and self.allocation not in serving:
-                raise RecipeError(
-                    f"{value} does nothing in a {self.allocation} plan; "
-                    f"it serves --allocation {' or '.join(serving)}",
-                    option=name,
-                )
+        return found
+
+    @property
+    def resolved_keep(self) -> float:
+        """The share of bytes to keep: the given one, or the default."""
+        return KEEP if self.keep is None else self.keep
+
+    @property
+    def resolved_allocation(self) -> Allocation:
+        """The allocation of ranks: the given one, or the method's default."""
+        if self.allocation is not None:
+            return self.allocation
+        default = self.default_of("allocation")
+        assert isinstance(default, Allocation)  # every factorisation has one
+        return default
+
+    @property
+    def resolved_importance(self) -> Importance:
+        """The importance of a layer's error: the given one, or the default."""
+        return Importance.RELATIVE if self.importance is None else self.importance
+
+    @property
+    def resolved_floor(self) -> float:
+        """The least share of the uniform rank: the given one, or the default."""
+        return FLOOR if self.floor is None else self.floor
+
+    @property
+    def resolved_multiple(self) -> int:
+        """The number that ranks are multiples of: the given one, or the default."""
+        return RANK_MULTIPLE if self.rank_multiple is None else self.rank_multiple
 
     def stored_as(self, layer: LayerShape) -> Self:
-        """With the dtype of this layer's factors settled, and their groups if they are quantised."""
+        """The same method with the dtype of this layer's factors settled, and their group size if quantised."""
         dtype = settled_dtype(self.factor_dtype, layer.dtype, "factor_dtype")
         quantizer = self.factor_quantizer.for_factors() if self.factor_quantizer else None
         return replace(self, factor_dtype=dtype, factor_quantizer=quantizer)
@@ -139,11 +183,11 @@ class FactorisationOptions(Compressor, ABC):
         return 0
 
     def planned_bytes(self, shape: tuple[int, int]) -> int:
-        """Two factors, and what the method adds."""
+        """Bytes of the two factors at the planned rank, and of what the method adds."""
         return self.factor_bytes(shape, self.rank or 0)
 
     def factor_bytes(self, shape: tuple[int, int], rank: int) -> int:
-        """The same at another rank, once dtype and groups are settled."""
+        """Bytes of the two factors at a rank, and of what the method adds, once dtype and groups are settled."""
         added = self.overhead(shape) * self.storage.itemsize
         if self.factor_quantizer is None:
             return rank * sum(shape) * self.storage.itemsize + added

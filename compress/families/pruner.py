@@ -12,7 +12,7 @@ from torch import Tensor
 from calibration.statistics.collection import Statistics
 from compress.errors import RecipeError
 from compress.families.base import Compressor, LayerShape
-from compress.families.budget import refuse_share
+from compress.families.budget import refuse_keep
 from compress.families.low_rank import FactorDtype, settled_dtype
 from compress.families.sparse_storage import CodeBits, CodeStorage
 from compress.forms.base import Form
@@ -26,8 +26,12 @@ SPARSITY = 0.5
 class Pruner(Compressor, ABC):
     """Options of every method that keeps some weights of every row and makes the others zero."""
 
-    sparsity: float = field(
-        default=SPARSITY, metadata={"help": "share of zeros in every row, above 0 and below 1"}
+    sparsity: float | None = field(
+        default=None,
+        metadata={
+            "resolves_to": SPARSITY,
+            "help": "share of zeros in every row, above 0 and below 1",
+        },
     )
     keep: float | None = field(
         default=None,
@@ -54,33 +58,40 @@ class Pruner(Compressor, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.sparsity < 1:
+        if self.sparsity is not None and not 0 < self.sparsity < 1:
             raise RecipeError(
-                f"{self.sparsity} is no share of zeros; above 0 and below 1, 0.5 say",
-                option="sparsity",
+                f"must be between 0 and 1 (e.g. {SPARSITY}), got {self.sparsity}", option="sparsity"
             )
-        if self.keep is not None:
-            refuse_share(self.keep)
+        refuse_keep(self.keep)
         if self.per_row is not None and self.per_row < 1:
-            raise RecipeError(f"{self.per_row} is too small; 1 or more", option="per_row")
-        self._refuse_idle()
+            raise RecipeError(f"must be 1 or more, got {self.per_row}", option="per_row")
 
-    def _refuse_idle(self) -> None:
-        """Raises RecipeError where one option says how many weights stay, and another would do nothing."""
+    def idle(self) -> Mapping[str, str]:
+        """Every option that says how many weights stay, but the first that was given."""
+        # A planned layer has its number, `per_row`, beside the pattern 2:4; another number is refused in the plan.
         says = {
-            # Beside which a planned layer has its number, `per_row`, too; another number is refused there.
-            "pattern": self.pattern is not Pattern.FREE and self.per_row is None,
-            "keep": self.keep is not None,
-            "per_row": self.per_row is not None,
-            "sparsity": self.sparsity != SPARSITY,
+            "pattern": self.pattern if self.pattern is Pattern.TWO_OF_FOUR else None,
+            "keep": self.keep,
+            "per_row": self.per_row,
+            "sparsity": self.sparsity,
         }
-        first, *others = [name for name in says if says[name]] or ["sparsity"]
-        if others:
-            raise RecipeError(
-                f"{getattr(self, others[0])} does nothing beside --{first} "
-                f"{getattr(self, first)}, which says how many weights stay; give one of the two",
-                option=others[0],
-            )
+        given = [name for name, value in says.items() if value is not None]
+        if not given:
+            return {}
+        first = given[0]
+        flag = first.replace("_", "-")
+        reason = (
+            f"beside --{flag} {says[first]}, which says how many weights stay; give one of the two"
+        )
+        others = [name for name in says if name not in (first, "pattern")]
+        if first == "pattern":
+            others.remove("per_row")
+        return dict.fromkeys(others, reason)
+
+    @property
+    def resolved_sparsity(self) -> float:
+        """The share of zeros in a row: the given one, or the default."""
+        return SPARSITY if self.sparsity is None else self.sparsity
 
     def plan(
         self,
@@ -97,7 +108,7 @@ class Pruner(Compressor, ABC):
         """What `plan` gives a layer."""
         dtype = settled_dtype(self.value_dtype, layer.dtype, "value_dtype")
         settled = replace(self, value_dtype=dtype, value_bits=self.value_bits.beside(dtype))
-        return replace(settled, per_row=settled._row(name, layer), keep=None, sparsity=SPARSITY)
+        return replace(settled, per_row=settled._row(name, layer), keep=None, sparsity=None)
 
     def _row(self, name: str, layer: LayerShape) -> int:
         """How many weights of a row stay."""
@@ -116,7 +127,7 @@ class Pruner(Compressor, ABC):
         if self.per_row is not None:
             return min(self.per_row, i)
         if self.keep is None:
-            return max(1, round((1 - self.sparsity) * i))
+            return max(1, round((1 - self.resolved_sparsity) * i))
         budget = self.keep * layer.n_bytes
         paid = [s for s in range(1, i + 1) if self._bytes_of(layer.shape, s) <= budget]
         if not paid:

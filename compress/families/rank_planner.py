@@ -80,22 +80,24 @@ class RankPlanner:
     def _spread(self, curves: Mapping[str, Curve], budget: int) -> Ranks:
         """Ranks that take at most `budget` bytes together."""
         method = self.method
-        if method.allocation is Allocation.UNIFORM:
+        if method.resolved_allocation is Allocation.UNIFORM:
             return self._evenly(curves, budget)
         if any(self.layers[name].survey is None for name in curves):
             # Provisional: what has no rank that saves bytes will be left dense.
             return {
                 name: rank if curves[name].bytes_at(rank) < curves[name].dense_bytes else None
-                for name, rank in uniform(curves, budget, method.rank_multiple).items()
+                for name, rank in uniform(curves, budget, method.resolved_multiple).items()
             }
         try:
-            if method.allocation is Allocation.SPECTRUM:
-                return by_spectrum(curves, budget, method.rank_multiple, method.floor)
-            return PLANS[method.allocation](curves, budget, method.rank_multiple)
+            if method.resolved_allocation is Allocation.SPECTRUM:
+                return by_spectrum(curves, budget, method.resolved_multiple, method.resolved_floor)
+            return PLANS[method.resolved_allocation](curves, budget, method.resolved_multiple)
         except BudgetError as error:
-            lower = ", a smaller --floor" if method.allocation is Allocation.SPECTRUM else ""
+            lower = (
+                ", a smaller --floor" if method.resolved_allocation is Allocation.SPECTRUM else ""
+            )
             raise RecipeError(
-                f"in a {method.allocation} plan {error}; keep more, give a smaller "
+                f"in a {method.resolved_allocation} plan {error}; keep more, give a smaller "
                 f"--rank-multiple{lower}, or --exclude layers",
                 option=self._option,
             ) from error
@@ -109,23 +111,23 @@ class RankPlanner:
             layer.n_bytes,
             partial(planned.factor_bytes, layer.shape),
             survey.spectrum,
-            cost_of_error(self.method.importance, survey),
+            cost_of_error(self.method.resolved_importance, survey),
         )
 
     def _budget(self) -> int:
         """What the layers may take together."""
         method = self.method
-        return layer_budget(method.keep, method.budget, self.layers, self.rest_bytes)
+        return layer_budget(method.resolved_keep, method.budget, self.layers, self.rest_bytes)
 
     def _evenly(self, curves: Mapping[str, Curve], budget: int) -> Ranks:
         """The same share of every layer. Raises RecipeError naming a layer whose share pays for no rank."""
-        ranks = uniform(curves, budget, self.method.rank_multiple)
+        ranks = uniform(curves, budget, self.method.resolved_multiple)
         share = budget / sum(curve.dense_bytes for curve in curves.values())
         for name, curve in curves.items():
             if ranks[name] is None:
                 raise RecipeError(
                     f"{share:.3g} of the bytes of {name} {curve.shape} does not pay for rank "
-                    f"{self.method.rank_multiple}; keep more, or --exclude it, or give a smaller --rank-multiple",
+                    f"{self.method.resolved_multiple}; keep more, or --exclude it, or give a smaller --rank-multiple",
                     option=self._option,
                 )
         return ranks

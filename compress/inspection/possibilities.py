@@ -62,7 +62,7 @@ def _common() -> Iterator[tuple[str, str, Compressor]]:
         settings = next((s for base, s in _SETTINGS.items() if issubclass(kind, base)), ({},))
         for options in settings:
             text = ", ".join(f"{key} {value}" for key, value in options.items())
-            method = kind(**options)
+            method = kind(**options).resolved()
             base = getattr(method, "base", None)
             yield name, _said(text, base), method
 

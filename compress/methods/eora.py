@@ -25,7 +25,7 @@ from calibration.statistics.base import Statistic
 from calibration.statistics.collection import Statistics
 from calibration.statistics.output_gradients import OutputGradients
 from compress.errors import LayerError
-from compress.families.base import Compressor, refuse_damping, refuse_shrinkage
+from compress.families.base import refuse_damping, refuse_shrinkage
 from compress.families.correction import Correction
 from compress.families.low_rank import Metric
 from compress.families.quantiser import Quantiser
@@ -48,9 +48,6 @@ class EoRA(Correction, name="eora"):
 
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2410.21271"
 
-    base: Compressor = field(
-        default_factory=GPTQ, metadata={"help": "method whose error is corrected"}
-    )
     damping: float = field(
         default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"}
     )

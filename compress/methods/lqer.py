@@ -21,7 +21,6 @@ from torch import Tensor
 from calibration.statistics.abs_mean import AbsMean
 from calibration.statistics.base import Statistic
 from calibration.statistics.collection import Statistics
-from compress.families.base import Compressor
 from compress.families.correction import Correction
 from compress.families.low_rank import Metric
 from compress.families.quantiser import Quantiser
@@ -46,9 +45,6 @@ class LQER(Correction, name="lqer"):
 
     paper: ClassVar[str] = "Zhang et al. 2024 (LQER), arXiv:2402.02446"
 
-    base: Compressor = field(
-        default_factory=GPTQ, metadata={"help": "method whose error is corrected"}
-    )
     scale: Scale = field(default=Scale.RMS, metadata={"help": "what an input's size is"})
 
     @property

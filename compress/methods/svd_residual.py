@@ -7,13 +7,12 @@ Shapes: o = out_features, i = in_features, r = rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from calibration.statistics.collection import Statistics
-from compress.families.base import Compressor
 from compress.families.correction import Correction
 from compress.families.low_rank import Metric
 from compress.families.quantiser import Quantiser
@@ -25,10 +24,6 @@ class SVDResidual(Correction, name="svd_residual"):
     """The best low-rank approximation of a base method's weight error, inputs ignored."""
 
     paper: ClassVar[str] = "Yao et al. 2023 (ZeroQuant-V2), arXiv:2303.08302"
-
-    base: Compressor = field(
-        default_factory=GPTQ, metadata={"help": "method whose error is corrected"}
-    )
 
     def measure(self, residual: Tensor, stats: Statistics) -> Metric:  # noqa: ARG002  (what this baseline does without)
         """The identity in the place of the Gram."""

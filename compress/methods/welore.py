@@ -25,7 +25,10 @@ class WeLore(SVD, name="welore"):
 
     paper: ClassVar[str] = "Jaiswal et al. 2024 (WeLore), arXiv:2407.11239"
 
-    allocation: Allocation = field(
-        default=Allocation.WELORE,
-        metadata={"help": "how ranks are spread over the layers; all but uniform look at spectra"},
+    allocation: Allocation | None = field(
+        default=None,
+        metadata={
+            "resolves_to": Allocation.WELORE,
+            "help": "how ranks are spread over the layers; all but uniform need a survey of the layers' spectra",
+        },
     )

@@ -54,7 +54,7 @@ class PlannedLayer:
         """Of what is added to a base, as the native format stores it."""
         if not isinstance(self.compressor, Correction):
             return 0
-        return self.bytes_after - self.compressor.base.planned_bytes(self.shape)
+        return self.bytes_after - self.compressor.resolved_base.planned_bytes(self.shape)
 
     @property
     def adapter_bytes(self) -> int:

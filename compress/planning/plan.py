@@ -187,7 +187,8 @@ class Forecast:
 def _options(compressor: Compressor) -> str:
     """A compressor's options in one line."""
     parts = []
-    for entry in fields(compressor):  # type: ignore[arg-type]  # every compressor is a dataclass
+    compressor = compressor.resolved()
+    for entry in fields(compressor):
         if not entry.repr:
             continue
         value = getattr(compressor, entry.name)

@@ -69,7 +69,7 @@ def _residuals(prepared: Prepared, group: Group, weights: list[Tensor]) -> list[
         ]
     correction = group.layers[0].compressor
     assert isinstance(correction, Correction)  # a provisional plan gives every layer a correction
-    forms = correction.base.compress(weights, group.stats)
+    forms = correction.resolved_base.compress(weights, group.stats)
     return [w.double() - form.dense().double() for w, form in zip(weights, forms, strict=True)]
 
 
@@ -88,8 +88,8 @@ def survey_residual(
     metric = method.measure(residual, stats)
     energy = metric.energy(weight)
     survey = Survey(metric.spectrum(residual), energy=energy)
-    cost = fisher_cost(method.adapter_importance, stats)
-    if method.adapter_importance is Importance.RELATIVE:
+    cost = fisher_cost(method.resolved_importance, stats)
+    if method.resolved_importance is Importance.RELATIVE:
         cost = 1 / energy if energy > 0 else 1.0
     fitted = method.fitted(stats)
     rounding = tuple(

@@ -24,8 +24,8 @@ from compress.config.options import closest
 from compress.config.recipe import Recipe
 from compress.errors import RecipeError
 from compress.families.base import METHODS
+from compress.families.budget import parse_bytes
 from compress.families.correction import Correction
-from compress.families.quantities import parse_bytes
 from compress.families.renamed import option_now
 from compress.sweep.names import check_name, point_name
 

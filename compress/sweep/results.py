@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compress.config.recipe import Recipe
 from compress.errors import RecipeError
-from compress.families.quantities import parse_bytes
+from compress.families.budget import parse_bytes
 from compress.report.comparison import (
     Differences,
     Figures,

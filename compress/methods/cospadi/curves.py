@@ -54,7 +54,7 @@ def curves(
         return [found for w, own in pairs for found in curves(method, [w], [own])]
     stack = stacked(weights, stats[0], side, method.damping)
     lines = stack.lines()
-    sizes = sorted({_atoms_for(share, lines, method.ratio) for share in SHARES})
+    sizes = sorted({_atoms_for(share, lines, method.resolved_ratio) for share in SHARES})
     lost = [_split(lines.lost(*_coded(method, lines, k)), stack) for k in sizes]
     # A larger dictionary could do what a smaller one does.
     falling = list(zip(*(accumulate(each, min) for each in zip(*lost, strict=True)), strict=True))
@@ -63,7 +63,7 @@ def curves(
         Survey(
             points=tuple((k, each[number]) for k, each in zip(sizes, falling, strict=True)),
             energy=energies[number],
-            cost=fisher_cost(method.importance, own),
+            cost=fisher_cost(method.resolved_importance, own),
         )
         for number, own in enumerate(stats)
     ]
@@ -85,7 +85,7 @@ def trials(
         return [found for w, own, each in triples for found in trials(method, [w], [own], [each])]
     stack = stacked(weights, stats[0], side, method.damping)
     lines = stack.lines()
-    k = _atoms_for(method.keep, lines, method.ratio)
+    k = _atoms_for(method.resolved_keep, lines, method.resolved_ratio)
     codes = stack.codes(_coded(method, lines, k)[0], method.nonzeros(k), method.pattern)
     if side is Coded.INPUTS:
         codes = [each.T for each in codes]

@@ -49,15 +49,18 @@ class CoSpaDi(CoSpaDiOptions, name="cospadi"):
     @property
     def surveys(self) -> frozenset[type[Statistic]] | None:
         """What a plan by errors compares layers by; nothing but who reads the same tensor, if layers share."""
-        if self.allocation is AtomAllocation.UNIFORM:
+        if self.resolved_allocation is AtomAllocation.UNIFORM:
             return frozenset() if self.joins_layers else None
-        fisher = {GradientEnergy} if self.importance is Importance.FISHER else set()
+        fisher = {GradientEnergy} if self.resolved_importance is Importance.FISHER else set()
         return frozenset({Gram, *fisher})
 
     @property
     def weighs_by_divergence(self) -> bool:
         """Where errors cost what they were measured to do."""
-        return self.allocation is AtomAllocation.ERRORS and self.importance is Importance.KL
+        return (
+            self.resolved_allocation is AtomAllocation.ERRORS
+            and self.resolved_importance is Importance.KL
+        )
 
     def shared_by(self, name: str, layer: LayerShape) -> object:
         """The input that layers read, or its place in blocks in a row."""
@@ -65,7 +68,7 @@ class CoSpaDi(CoSpaDiOptions, name="cospadi"):
 
     def survey(self, weights: Sequence[Tensor], stats: Sequence[Statistics]) -> list[Survey]:
         """A curve of each weight's error, where the plan compares any."""
-        if self.allocation is AtomAllocation.UNIFORM:
+        if self.resolved_allocation is AtomAllocation.UNIFORM:
             return [Survey() for _ in weights]
         return curves(self, weights, stats)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -12,13 +12,13 @@ import torch
 
 from compress.errors import RecipeError
 from compress.families.base import Compressor, refuse_damping
-from compress.families.budget import refuse_share
-from compress.families.quantities import parse_bytes
+from compress.families.budget import KEEP, parse_bytes, refuse_keep
 from compress.families.sparse_storage import AtomDtype, CodeBits, CodeStorage
 from compress.solvers.masks import Pattern
 from compress.solvers.rank_allocation import Importance
 from compress.solvers.sparse_coding import Coded
 
+RATIO = 2.5
 DEPTH = 2
 """Blocks in a row that share, where any do."""
 
@@ -66,9 +66,10 @@ ROUNDS = {Solver.ADMM: 12, Solver.KSVD: 60}
 class CoSpaDiOptions(Compressor, ABC):
     """Options of CoSpaDi."""
 
-    keep: float = field(
-        default=0.8,
+    keep: float | None = field(
+        default=None,
         metadata={
+            "resolves_to": KEEP,
             "metavar": "SHARE",
             "help": "share of the layers' bytes that is kept, above 0 and below 1",
         },
@@ -84,8 +85,12 @@ class CoSpaDiOptions(Compressor, ABC):
         default=None,
         metadata={"metavar": "N", "help": "atoms of every dictionary; takes the place of --keep"},
     )
-    ratio: float = field(
-        default=2.5, metadata={"help": "atoms for each nonzero of a code (k / s), 1 or more"}
+    ratio: float | None = field(
+        default=None,
+        metadata={
+            "resolves_to": RATIO,
+            "help": "atoms for each nonzero of a code (k / s), 1 or more; with --pattern 2:4 it is 2",
+        },
     )
     pattern: Pattern = field(
         default=Pattern.FREE,
@@ -98,26 +103,34 @@ class CoSpaDiOptions(Compressor, ABC):
     share: Share = field(
         default=Share.INPUTS, metadata={"help": "which layers have one dictionary together"}
     )
-    depth: int = field(
-        default=DEPTH,
+    depth: int | None = field(
+        default=None,
         metadata={
+            "resolves_to": DEPTH,
             "metavar": "BLOCKS",
-            "help": "blocks in a row that have dictionaries together, with --share depth",
+            "help": "with --share depth: how many consecutive blocks share dictionaries, 2 or more",
         },
     )
-    allocation: AtomAllocation = field(
-        default=AtomAllocation.UNIFORM, metadata={"help": "how atoms are spread over the layers"}
+    allocation: AtomAllocation | None = field(
+        default=None,
+        metadata={
+            "resolves_to": AtomAllocation.UNIFORM,
+            "help": "how atoms are spread over the layers",
+        },
     )
-    importance: Importance = field(
-        default=Importance.RELATIVE,
-        metadata={"help": "what a unit of a layer's error costs in a plan by errors"},
+    importance: Importance | None = field(
+        default=None,
+        metadata={
+            "resolves_to": Importance.RELATIVE,
+            "help": "what a unit of a layer's error costs with --allocation errors",
+        },
     )
     solver: Solver = field(
         default=Solver.ADMM, metadata={"help": "how the dictionary and the codes are found"}
     )
     rounds: int | None = field(
         default=None,
-        metadata={"help": "rounds of codes and dictionary in turn; default: 12, 60 for ksvd"},
+        metadata={"help": "rounds of codes and dictionary in turn: 12 if not given, with ksvd 60"},
     )
     dictionary_dtype: AtomDtype = field(
         default=AtomDtype.AUTO,
@@ -134,18 +147,95 @@ class CoSpaDiOptions(Compressor, ABC):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_damping(self.damping)
-        refuse_share(self.keep)
+        refuse_keep(self.keep)
         if self.budget is not None:
             parse_bytes(self.budget, "budget")
-        if not 1 <= self.ratio < 1000:
+        if self.ratio is not None and not 1 <= self.ratio < 1000:
             raise RecipeError(
-                f"{self.ratio} atoms for each nonzero; 1 or more, 2.5 say", option="ratio"
+                f"must be at least 1 and below 1000 (e.g. {RATIO}), got {self.ratio}",
+                option="ratio",
             )
-        for name in ("rounds", "atoms"):
+        for name, least in {"rounds": 1, "atoms": 1, "depth": 2}.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RecipeError(f"{value} is too small; 1 or more", option=name)
-        refuse_idle(self)
+            if value is not None and value < least:
+                raise RecipeError(f"must be {least} or more, got {value}", option=name)
+        self._refuse_clashes()
+
+    def idle(self) -> Mapping[str, str]:
+        """All that spreads bytes beside a number of atoms, and what another pattern, share or solver reads."""
+        found: dict[str, str] = {}
+        if self.atoms is not None:
+            reason = (
+                f"beside --atoms {self.atoms}, which is for every dictionary; give one of the two"
+            )
+            found |= dict.fromkeys(("keep", "budget", "allocation", "importance"), reason)
+        elif self.budget is not None:
+            found["keep"] = f"beside --budget {self.budget}; give one of the two"
+        if self.pattern is Pattern.TWO_OF_FOUR:
+            found["ratio"] = f"with --pattern {self.pattern}, where two of every four are nonzero"
+        if self.share is not Share.DEPTH:
+            found["depth"] = f"with --share {self.share}; it is for --share depth"
+        if not self.solver.iterates:
+            found["rounds"] = f"with --solver {self.solver}, which has no rounds"
+        if self.resolved_allocation is AtomAllocation.UNIFORM:
+            found.setdefault(
+                "importance", "with --allocation uniform; it is for --allocation errors"
+            )
+        return found
+
+    def _refuse_clashes(self) -> None:
+        """Raises RecipeError for options that cannot go together."""
+        if self.share is Share.INPUTS and self.coded is Coded.INPUTS:
+            raise RecipeError(
+                "with a code for each input the dictionary is in the space of the outputs, which layers "
+                "that read one input cannot share; use --share none or depth",
+                option="coded",
+            )
+        if self.share is Share.DEPTH and self.allocation is AtomAllocation.ERRORS:
+            raise RecipeError(
+                "errors are measured of dictionaries within a block; use --allocation uniform with "
+                "--share depth",
+                option="allocation",
+            )
+        if self.solver is Solver.KSVD and self.pattern is not Pattern.FREE:
+            raise RecipeError(
+                f"--solver ksvd does not support pattern {self.pattern}; use --solver admm",
+                option="pattern",
+            )
+        if self.solver is Solver.KSVD and self.coded is Coded.INPUTS:
+            raise RecipeError(
+                "--solver ksvd does not support a code for each input; use --solver admm",
+                option="coded",
+            )
+
+    def default_of(self, name: str) -> object:
+        """The default of an option; that of the rounds is the solver's."""
+        return ROUNDS.get(self.solver) if name == "rounds" else super().default_of(name)
+
+    @property
+    def resolved_keep(self) -> float:
+        """The share of bytes to keep: the given one, or the default."""
+        return KEEP if self.keep is None else self.keep
+
+    @property
+    def resolved_ratio(self) -> float:
+        """The number of atoms for each nonzero: the given one, or the default."""
+        return RATIO if self.ratio is None else self.ratio
+
+    @property
+    def resolved_allocation(self) -> AtomAllocation:
+        """The allocation of atoms: the given one, or the default."""
+        return AtomAllocation.UNIFORM if self.allocation is None else self.allocation
+
+    @property
+    def resolved_importance(self) -> Importance:
+        """The importance of a layer's error: the given one, or the default."""
+        return Importance.RELATIVE if self.importance is None else self.importance
+
+    @property
+    def resolved_depth(self) -> int:
+        """The number of consecutive blocks that share dictionaries: the given one, or the default."""
+        return DEPTH if self.depth is None else self.depth
 
     @property
     def codes_inputs(self) -> bool:
@@ -165,11 +255,11 @@ class CoSpaDiOptions(Compressor, ABC):
     @property
     def blocks_at_once(self) -> int:
         """Those that share one."""
-        return self.depth if self.spans_blocks else 1
+        return self.resolved_depth if self.spans_blocks else 1
 
     def settled(self, dtype: AtomDtype, bits: CodeBits, coded: Coded, n_users: int) -> Self:
         """For a dictionary with so many users."""
-        share, depth = (self.share, self.depth) if n_users > 1 else (Share.NONE, DEPTH)
+        share, depth = (self.share, self.depth) if n_users > 1 else (Share.NONE, None)
         return replace(
             self, dictionary_dtype=dtype, code_bits=bits, coded=coded, share=share, depth=depth
         )
@@ -179,9 +269,10 @@ class CoSpaDiOptions(Compressor, ABC):
         return replace(
             self,
             atoms=k,
+            keep=None,
             budget=None,
-            allocation=AtomAllocation.UNIFORM,
-            importance=Importance.RELATIVE,
+            allocation=None,
+            importance=None,
         )
 
     @abstractmethod
@@ -192,7 +283,7 @@ class CoSpaDiOptions(Compressor, ABC):
         """Of a line, with k atoms."""
         if self.pattern is Pattern.TWO_OF_FOUR:
             return k // 2
-        return max(1, round(k / self.ratio))
+        return max(1, round(k / self.resolved_ratio))
 
     @property
     def storage(self) -> CodeStorage:
@@ -215,48 +306,3 @@ class CoSpaDiOptions(Compressor, ABC):
         """Of one layer's codes for k atoms."""
         n = shape[0 if self.coded is Coded.OUTPUTS else 1]
         return self.storage.code_bytes(n, k, self.nonzeros(k), self.pattern)
-
-
-def refuse_idle(method: CoSpaDiOptions) -> None:
-    """Raises RecipeError for an option that others would leave without effect."""
-    if method.pattern is Pattern.TWO_OF_FOUR and method.ratio not in (2.0, 2.5):
-        raise RecipeError(
-            f"{method.ratio} does nothing where two of every four are nonzero", option="ratio"
-        )
-    if method.share is Share.INPUTS and method.coded is Coded.INPUTS:
-        raise RecipeError(
-            "inputs have a dictionary of outputs, which layers with one input cannot share; "
-            "give --share none, or depth",
-            option="coded",
-        )
-    _refuse_idle_depth(method)
-    if method.solver is Solver.ONESHOT and method.rounds is not None:
-        raise RecipeError(f"{method.rounds} does nothing with --solver oneshot", option="rounds")
-    if method.solver is Solver.KSVD and method.pattern is not Pattern.FREE:
-        raise RecipeError(
-            f"{method.pattern} is nothing that ksvd can find; use --solver admm", option="pattern"
-        )
-    if method.solver is Solver.KSVD and method.coded is Coded.INPUTS:
-        raise RecipeError("ksvd codes outputs only; use --solver admm", option="coded")
-    if method.atoms is not None and (method.budget or method.allocation is AtomAllocation.ERRORS):
-        raise RecipeError(
-            f"{method.atoms} for every dictionary leave a budget or a plan by errors nothing to do",
-            option="atoms",
-        )
-    if method.allocation is AtomAllocation.UNIFORM and method.importance is not Importance.RELATIVE:
-        raise RecipeError(
-            f"{method.importance} serves --allocation errors, and does nothing in a uniform plan",
-            option="importance",
-        )
-
-
-def _refuse_idle_depth(method: CoSpaDiOptions) -> None:
-    if method.share is not Share.DEPTH and method.depth != DEPTH:
-        raise RecipeError(f"{method.depth} does nothing without --share depth", option="depth")
-    if method.depth < 2:
-        raise RecipeError(f"{method.depth} blocks share nothing; 2 or more", option="depth")
-    if method.share is Share.DEPTH and method.allocation is AtomAllocation.ERRORS:
-        raise RecipeError(
-            "errors are measured of dictionaries within a block; use uniform with --share depth",
-            option="allocation",
-        )

@@ -47,7 +47,11 @@ class AtomPlanner:
         """
         groups = [(group, self._settled(group)) for group in self.groups()]
         known = all(layer.survey is not None for layer in self.layers.values())
-        if self.method.allocation is AtomAllocation.ERRORS and known and self.method.atoms is None:
+        if (
+            self.method.resolved_allocation is AtomAllocation.ERRORS
+            and known
+            and self.method.atoms is None
+        ):
             sizes = self._by_errors(groups)
         else:
             sizes = [self._evenly(group, settled) for group, settled in groups]
@@ -64,7 +68,7 @@ class AtomPlanner:
 
     def _budget(self) -> int:
         method = self.method
-        return layer_budget(method.keep, method.budget, self.layers, self.rest_bytes)
+        return layer_budget(method.resolved_keep, method.budget, self.layers, self.rest_bytes)
 
     def _evenly(self, group: Mapping[str, LayerShape], settled: CoSpaDiOptions) -> int:
         """The atoms that the same share of every group's bytes pays for."""
@@ -97,7 +101,7 @@ class AtomPlanner:
         shapes = [layer.shape for layer in group.values()]
         dense = sum(layer.n_bytes for layer in group.values())
         surveys = [layer.survey for layer in group.values() if layer.survey is not None]
-        costs = [cost_of_error(self.method.importance, survey) for survey in surveys]
+        costs = [cost_of_error(self.method.resolved_importance, survey) for survey in surveys]
         found = []
         for k in range(ATOM_MULTIPLE, most_atoms(settled, shapes, dense) + 1, ATOM_MULTIPLE):
             n_bytes = settled.bytes_of(shapes, k)
@@ -140,7 +144,7 @@ def shared_by(method: CoSpaDiOptions, name: str, layer: LayerShape) -> object:
     if method.share is Share.INPUTS:
         return reads
     index, place = block_and_place(reads)
-    return index // method.depth, place, layer.shape[1]
+    return index // method.resolved_depth, place, layer.shape[1]
 
 
 def _refuse_few_lines(method: CoSpaDiOptions, group: Mapping[str, LayerShape], k: int) -> None:
