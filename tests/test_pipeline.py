@@ -156,7 +156,7 @@ def test_patterns_choose_the_layers(workspace):
     [
         ({"include": ("nothing*",)}, r"include: 'nothing\*' matches no linear layer.*q_proj"),
         ({"exclude": ("lm_head",)}, "exclude: 'lm_head' matches no linear layer"),
-        ({"exclude": ("layers",)}, "leave no layer to compress"),
+        ({"exclude": ("layers",)}, "leaves no layer to compress"),
         (
             {"export": ("onnx",)},
             "export: 'onnx' is no format; there are adapter, dense, gptq, native",

@@ -1,4 +1,4 @@
-"""What a compressed model can be written as: one format a file; `load.load_export` reads every one of them back."""
+"""Export formats, each in a file of its own; `load.load_export` reads every one of them back."""
 
 from compress.exports.base import EXPORTS, Exporter, LayerExport, Use, formats_for
 

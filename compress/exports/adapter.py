@@ -72,7 +72,7 @@ class AdapterExporter(CheckpointExporter, name="adapter"):
 
     @property
     def rounded(self) -> torch.dtype | None:
-        """What factors on grids became."""
+        """The dtype of factors that were on grids."""
         return self._adapter.rounded
 
     def _write_layer(self, layer: LayerExport) -> None:

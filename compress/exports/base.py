@@ -1,4 +1,4 @@
-"""What an export format is: all that planning, writing, verifying, inspecting and the model card ask of it.
+"""The contract of an export format: all that planning, writing, verifying, inspecting and the model card ask of it.
 
 A format is one file in this folder, or in another distribution: a subclass of `Exporter`, mostly of
 `checkpoint.CheckpointExporter`, with `name=`. Nothing else has to know its name. The names are options of a run, so
@@ -77,7 +77,7 @@ class Traits:
     relation: str
     """The model card's `base_model_relation`: quantized, adapter, finetune or merge."""
     weights: str
-    """What it holds, in a few words, for a table of several formats: "packed"."""
+    """Its contents in a few words, for a table of several formats: "packed"."""
     vllm: bool
     """Whether vLLM serves it."""
 
@@ -95,7 +95,7 @@ class PlannedLayer(Protocol):
 
     @property
     def compressor(self) -> Compressor:
-        """What makes its form, with all options settled."""
+        """The method that makes its form, with all options settled."""
 
     @property
     def native_bytes(self) -> int:
@@ -143,7 +143,7 @@ class Planned(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What most of the source is stored in."""
+        """The dtype that most of the source is stored in."""
 
 
 @dataclass(frozen=True)
@@ -293,14 +293,14 @@ class Exporter(ABC):
     @classmethod
     @abstractmethod
     def contents(cls, folder: Path, progress: Progress) -> Contents | None:
-        """What `inspect` tells of an export; None for ordinary weights, which are told as any model's are."""
+        """Layers and tensors for `inspect`; None for ordinary weights, which it shows as any model's."""
 
     # On the model card, as Markdown
 
     @classmethod
     @abstractmethod
     def introduction(cls, card: CardFacts) -> str:
-        """What the export holds and how large it is: the card's first paragraphs below the title."""
+        """The card's first paragraphs below the title: what the export holds and how large it is."""
 
     @classmethod
     @abstractmethod

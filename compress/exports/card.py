@@ -1,4 +1,4 @@
-"""What a model card knows of an export, and the texts that several formats share."""
+"""Facts on an export for its model card, and the texts that several formats share."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class CardFacts:
     layers: str
     """How many layers of what: "10 linear layers of `org/tiny`"."""
     forms: str
-    """What they are stored as, with numbers of layers: "4-bit g128 + rank 32 (210 layers)"."""
+    """Their forms, with numbers of layers: "4-bit g128 + rank 32 (210 layers)"."""
     size: str
-    """Of the whole checkpoint, a base that it does not hold included."""
+    """The size of the whole checkpoint, a base that it does not hold included."""
     original_size: str
     added_size: str
-    """Of what the export adds to its base; of all of it where there is no base."""
+    """The size of what the export adds to its base; of all of it where there is no base."""
     rank: int | None
     """The highest rank of a correction; None if there is none, or the report is of an earlier version."""
     few_bits: bool
@@ -67,7 +67,7 @@ def whole_size(card: CardFacts) -> str:
 
 
 def widened_note(card: CardFacts) -> list[str]:
-    """What a PEFT adapter does to factors of few bits, as a paragraph; none where there are no such factors."""
+    """A paragraph on how a PEFT adapter stores factors of few bits; none where there are no such factors."""
     if not card.few_bits:
         return []
     return [

@@ -142,7 +142,7 @@ class CheckpointExporter(Exporter):
 
     @classmethod
     def stored(cls, folder: Path) -> Stored:
-        """What is in the folder, an adapter beside the checkpoint included."""
+        """Bytes of the folder, an adapter beside the checkpoint included."""
         return Stored(bytes_on_disk(folder), tensor_bytes(folder))
 
 

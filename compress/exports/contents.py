@@ -1,4 +1,4 @@
-"""What an export holds, as its headers tell: for `inspect`."""
+"""The contents of an export for `inspect`, read from headers where these tell."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StoredTensor:
     """A layer's weight, a correction of it, or another tensor."""
 
     name: str
-    """Of the layer, for a weight or a correction of one; else of the tensor."""
+    """The layer's name, for a weight or a correction of one; else the tensor's."""
     shape: tuple[int, ...]
     """(out, in) for a layer."""
     stored: str

@@ -83,7 +83,7 @@ class GptqExporter(CheckpointExporter, name="gptq"):
 
     @property
     def rounded(self) -> torch.dtype | None:
-        """What factors on grids became in the adapter."""
+        """The dtype, in the adapter, of factors that were on grids."""
         return None if self._adapter is None else self._adapter.rounded
 
     @classmethod
@@ -226,7 +226,7 @@ class GptqExporter(CheckpointExporter, name="gptq"):
 
 
 class _Facts:
-    """What the configuration says of a layer, kept instead of the layer."""
+    """The part of a layer that the configuration tells, kept instead of the layer."""
 
     def __init__(self, form: Quantised) -> None:
         groups = form.groups()

@@ -63,7 +63,7 @@ def load_export(
 
 
 def stored_in(folder: Path) -> Stored:
-    """What an export takes, together with the base checkpoint that it belongs to."""
+    """Bytes of an export, together with those of the base checkpoint that it belongs to."""
     kind = format_of(folder)
     if kind is None:
         return Stored(bytes_on_disk(folder), tensor_bytes(folder))

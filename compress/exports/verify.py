@@ -52,7 +52,7 @@ class Verification:
     top1_agreement: float
     """Share of the positions with the same most likely token."""
     tolerance: float
-    """Of the relative difference."""
+    """The largest relative difference that passes."""
 
     @property
     def passed(self) -> bool:
@@ -223,7 +223,7 @@ def _refuse_device(name: str) -> None:
         usable = torch.empty(1, device=name).device.type != "meta"
         reason = "it holds no numbers"
     except (RuntimeError, AssertionError) as error:
-        usable, reason = False, str(error).partition("\n")[0].partition(". ")[0][:100]
+        usable, reason = False, str(error).splitlines()[0][:100]
     if not usable:
         raise RecipeError(f"--device: {name!r} can't be used here ({reason}); cpu always can")
 

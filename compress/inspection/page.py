@@ -24,7 +24,7 @@ from compress.inspection.tables import (
     refused_lines,
     spectra_cells,
 )
-from compress.report.numbers import counted, megabytes
+from compress.report.numbers import Measured, counted, in_bytes, megabytes
 from compress.report.pages.charts import bits_figure, cells_of
 from compress.report.pages.figures import Bar, Figure, bars, heat_map
 from compress.report.pages.headline import Stat
@@ -150,13 +150,12 @@ def method_rows(found: Inspection, possible: Sequence[Possibility]) -> list[Meth
 def _stats(found: Inspection) -> list[Stat]:
     layer_bytes = sum(layer.n_bytes for layer in found.layers)
     n_weights = sum(math.prod(layer.shape) for layer in found.layers)
-    size, unit = megabytes(found.n_bytes).split(" ")
-    inside, its_unit = megabytes(layer_bytes).split(" ")
+    size, inside = (in_bytes(Measured(n_bytes)) for n_bytes in (found.n_bytes, layer_bytes))
     share = f"{_percent(layer_bytes / found.n_bytes)} of the bytes"
     stats = [
-        Stat("Size", size, unit, change="of all tensors"),
+        Stat("Size", size.number, size.suffix, change="of all tensors"),
         Stat("Layers", str(len(found.layers)), change=f"in {counted(found.n_blocks, 'block')}"),
-        Stat("In the layers", inside, its_unit, change=share),
+        Stat("In the layers", inside.number, inside.suffix, change=share),
     ]
     if n_weights:
         bits = 8 * layer_bytes / n_weights
