@@ -16,12 +16,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
+from calibration.statistics import load_statistics
+from compress.bases.base import BASES
 from compress.cli.command import Argument
 from compress.cli.commands import COMMANDS
 from compress.config.options import choice_of, choices, describe, is_leaf, option_hints, plain
 from compress.config.recipe import Recipe
+from compress.exports.base import EXPORTS
 from compress.families.base import METHODS, Compressor
 from compress.families.options import resolves_to
+from compress.forms.registered import FORMS
 from compress.report.metrics import METRICS, Metric
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -207,6 +211,46 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
+def exports() -> str:
+    """Every export format with the facts that cards tell of it."""
+    lines = [
+        "| `--export` | what it holds | written by runs on | vLLM |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, kind in EXPORTS.items():
+        runs = ", ".join(sorted(str(use) for use in kind.traits.uses))
+        served = "yes" if kind.traits.vllm else "no"
+        lines.append(f"| `{name}` | {_cell(_summary(kind))} | {runs} | {served} |")
+    return "\n".join(lines)
+
+
+def bases() -> str:
+    """Every base format, and who else loads it."""
+    lines = ["| format | what it holds | transformers needs | PEFT | vLLM |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    for name, kind in BASES.items():
+        packages = ", ".join(kind.loading.packages)
+        told = ("yes" if it else "no" for it in (kind.loading.peft, kind.loading.vllm is not None))
+        cells = [f"`{name}`", _cell(_summary(kind)), packages, *told]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def forms() -> str:
+    """Every form."""
+    return _named("form", FORMS)
+
+
+def statistics() -> str:
+    """Every statistic."""
+    return _named("statistic", load_statistics())
+
+
+def _named(head: str, registry: Mapping[str, type]) -> str:
+    rows = [f"| `{name}` | {_cell(_summary(kind))} |" for name, kind in sorted(registry.items())]
+    return "\n".join([f"| {head} | what it is |", "| --- | --- |", *rows])
+
+
 def metric_fields() -> str:
     """The fields of a row of METRICS, with the text below each in the source."""
     lines = ["| field | default | meaning |", "| --- | --- | --- |"]
@@ -228,6 +272,10 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "commands": commands,
     "recipe": recipe_options,
     "methods": method_options,
+    "exports": exports,
+    "bases": bases,
+    "forms": forms,
+    "statistics": statistics,
     "metric_fields": metric_fields,
     "metrics": metrics,
     "packages": packages,
