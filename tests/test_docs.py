@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -195,6 +196,28 @@ def test_the_results_in_full_have_none_of_the_replaced_words():
 
 def test_help_has_none_of_the_replaced_words():
     assert not [word for word in REPLACED if re.search(word, helps(), re.MULTILINE)]
+
+
+def texts_in(path: Path) -> Iterator[tuple[int, str]]:
+    """Every string of a module, docstrings and the parts of formatted ones included, with its line."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def test_no_text_in_the_code_has_one_of_the_replaced_words():
+    code = [
+        path for name in ("compress", "calibration", "eval") for path in (ROOT / name).rglob("*.py")
+    ]
+    assert len(code) > 100
+    assert not [
+        f"{path.relative_to(ROOT)}:{line}: {word}"
+        for path in code
+        if path.name != "renamed.py"  # which has the old names, to tell the new ones
+        for line, text in texts_in(path)
+        for word in REPLACED
+        if re.search(word, text, re.MULTILINE)
+    ]
 
 
 def test_every_page_is_in_the_navigation():

@@ -56,7 +56,7 @@ class AwqBase(Base, name="awq"):
         size = self.settings.get("group_size", self.settings.get("q_group_size", -1))
         if not isinstance(size, int) or (not is_whole(size, 1) and size != -1):
             raise CheckpointError(
-                f"{self.folder}: group_size {size!r} is none; it is -1, or 1 and more"
+                f"{self.folder}: group_size must be -1, or 1 or more; got {size!r}"
             )
         return size
 

@@ -155,6 +155,6 @@ class GptqSettings:
                 f"{name}: {bits!r} bits are not read; {', '.join(map(str, BITS))} are"
             )
         if not is_whole(size, 1) and size != -1:
-            raise CheckpointError(f"{name}: group_size {size!r} is none; it is -1, or 1 and more")
+            raise CheckpointError(f"{name}: group_size must be -1, or 1 or more; got {size!r}")
         in_order = not settings.get("desc_act", False)
         return cls(int(bits), size, ZERO_OFFSETS[kind], in_order)

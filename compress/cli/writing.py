@@ -31,7 +31,7 @@ def refuse_place(option: str, out: Path, written: Written) -> None:
     if not folder.is_dir():
         raise RecipeError(f"{option}: {out.parent} is no folder; make it first")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise RecipeError(f"{option}: {out.parent} takes no files from you; name another place")
+        raise RecipeError(f"{option}: {out.parent} is not writable; choose another folder")
     if not out.exists():
         return
     try:

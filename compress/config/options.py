@@ -48,7 +48,7 @@ class Option:
     choices: tuple[str, ...]
     """Names that a choice may have; empty for a leaf."""
     closed: bool = False
-    """Whether this is a choice whose value was not looked at."""
+    """Whether this is a choice whose own options were left out."""
 
 
 def option_hints(kind: type) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def parse_leaf(hint: Any, value: object, path: str) -> Any:
     number is as a choice of that name. A path may begin with ~, the user's home.
 
     Raises:
-        RecipeError: `value` is nothing that the type can hold.
+        RecipeError: the type cannot hold `value`.
     """
     given = value
     if isinstance(value, str) and get_origin(hint) is tuple:

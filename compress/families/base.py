@@ -207,6 +207,6 @@ def refuse_damping(damping: float) -> None:
 
 
 def refuse_shrinkage(shrinkage: float) -> None:
-    """Raises RecipeError for what is no share."""
+    """Raises RecipeError for a value outside 0 to 1."""
     if not 0 <= shrinkage <= 1:
         raise RecipeError(f"{shrinkage} is not between 0 and 1 (0.1 is usual)", option="shrinkage")

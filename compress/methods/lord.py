@@ -38,7 +38,7 @@ class Centre(enum.StrEnum):
     """What outputs are fitted around."""
 
     MEAN = "mean"
-    """Their mean, which a bias puts back."""
+    """Their mean; it goes into a bias."""
     NONE = "none"
     """Zero."""
 

@@ -1,4 +1,4 @@
-"""RTN: round every weight to the nearest point of its group's grid; the floor of quantisation."""
+"""RTN: round every weight to the nearest point of its group's grid; the baseline of quantisation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Truncated SVD of the weight: the floor that every other low-rank method must beat.
+"""Truncated SVD of the weight: the baseline of low-rank methods.
 
 Eckart and Young 1936 (doi:10.1007/BF02288367): the rank-r matrix nearest to W in the Frobenius norm. Needs: nothing but
 the weight. Cost: one symmetric eigenproblem of min(o, i) for each weight.

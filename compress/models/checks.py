@@ -1,4 +1,4 @@
-"""What speaks against compressing a folder, as far as its metadata tells; no weight is read."""
+"""Pre-flight checks of the folder of a model, by its metadata; no weight is read."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What speaks against building on a compressed checkpoint, found before any work: every tensor of it is read once."""
+"""Pre-flight checks of a base checkpoint, before any work: every tensor of it is read once."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, progress: Progress) -> Prepared:
-    """Resolve a recipe; the output folder and the disks are not looked at.
+    """Resolve a recipe; the output folder and the disks are not checked.
 
     Raises RecipeError, CheckpointError, InputError or EvalError, naming the option and what would be right.
     """

@@ -7,7 +7,7 @@
         axes: {method.base.bits: [3, 4], rank: [32, 64]}
 
 An entry is a partial recipe: what it lacks is the base's; a method of another name takes none of the base's options.
-An axis is named as a flag is, by the full path of its option or any unique ending of it. Axes beside `points` hold for
+An axis is named as a flag is, by the full path of its option or any unique suffix of it. Axes beside `points` hold for
 every entry.
 """
 

@@ -29,7 +29,7 @@ class TaskRow:
     """The p after Holm's correction; "-" for a task that was tested alone."""
     verdict: str
     difference: Difference | None
-    """For the chart; None where the score is no share of the items."""
+    """For the chart; None where the score is not a share of the items."""
 
 
 def task_rows(report: Report) -> list[TaskRow]:
