@@ -124,9 +124,14 @@ class TestEveryBase:
         )
         assert len(report.layers) == 21
         assert all(layer.relative_error < layer.base_error for layer in report.layers)
-        assert report.base.format == open_base(folder).description
+        assert (report.base.kind, report.base.format) == (name, open_base(folder).description)
         card = (tmp_path / "out" / "adapter" / "README.md").read_text()
         assert report.base.format in card
+        loading = BASES[name].loading
+        assert all(package in card for package in loading.packages if loading.peft)
+        assert all(statement in card for statement in loading.imports)
+        assert ("PeftModel.from_pretrained" in card) == loading.peft
+        assert ("vllm serve" in card) == (loading.vllm is not None)
 
     def test_refuses_a_checkpoint_that_lacks_a_tensor_by_its_name(self, name, folders, tmp_path):
         if BASES[name].ordinary:

@@ -1,8 +1,17 @@
 """Compressed checkpoints to build on, whoever wrote them: one reader a format, found by the checkpoint's own config."""
 
 from compress.bases.base import BASES, Base, Loading
-from compress.bases.detecting import kind_of, open_base
+from compress.bases.detecting import format_in, kind_of, open_base
 from compress.bases.folder import CheckpointFolder
 from compress.bases.view import AsDense
 
-__all__ = ["BASES", "AsDense", "Base", "CheckpointFolder", "Loading", "kind_of", "open_base"]
+__all__ = [
+    "BASES",
+    "AsDense",
+    "Base",
+    "CheckpointFolder",
+    "Loading",
+    "format_in",
+    "kind_of",
+    "open_base",
+]

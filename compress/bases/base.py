@@ -57,6 +57,8 @@ class Base(ABC):
     """How others load it."""
     ordinary: ClassVar[bool] = False
     """Whether it is what a checkpoint is that no other format recognises."""
+    loads_itself: ClassVar[bool] = False
+    """Whether transformers loads it without a reader once the toolkit is imported."""
     parts: ClassVar[tuple[str, ...]] = ()
     """Last words of the names of the tensors that take the place of a weight; the first of them is always there."""
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from compress.bases.base import BASES, Base
 from compress.bases.folder import CheckpointFolder
 from compress.errors import CheckpointError
-from compress.models.checkpoint import Reader
 
 
 def open_base(folder: Path) -> Base:
@@ -19,6 +16,16 @@ def open_base(folder: Path) -> Base:
     """
     found = CheckpointFolder(Path(folder))
     return kind_of(found)(found)
+
+
+def format_in(folder: Path) -> str | None:
+    """The name of the format of a folder's checkpoint; None for a folder without config.json.
+
+    Raises CheckpointError as `kind_of`.
+    """
+    if not (folder / "config.json").is_file():
+        return None
+    return kind_of(CheckpointFolder(folder)).format
 
 
 def kind_of(folder: CheckpointFolder) -> type[Base]:
@@ -40,17 +47,3 @@ def kind_of(folder: CheckpointFolder) -> type[Base]:
         f"{folder.path}: {' and '.join(kind.format for kind in found)} both take it for theirs; uninstall the "
         "distribution that adds one of them"
     )
-
-
-def open_reader(folder: Path) -> Reader:
-    """The tensors of a checkpoint, whatever it calls its files."""
-    return CheckpointFolder(folder).reader
-
-
-def quantisation_of(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What config.json, or a file beside it, says of a quantisation, with its quant_method; None if nothing does."""
-    del config
-    found = CheckpointFolder(folder)
-    if found.quantisation is None:
-        return None
-    return {**found.quantisation, "quant_method": kind_of(found).format}

@@ -18,6 +18,7 @@ from compress.forms.loading import FORMAT, READ_VERSIONS
 class NativeBase(Base, name="native"):
     """Layers by the table in config.json."""
 
+    loads_itself = True
     loading = Loading(
         packages=("compress-llm",),
         imports=("import compress",),

@@ -18,6 +18,7 @@ class PlainBase(Base, name="plain"):
     """Every weight is one tensor."""
 
     ordinary = True
+    loads_itself = True
     loading = Loading(packages=(), imports=(), arguments={}, peft=True, vllm=())
 
     @classmethod

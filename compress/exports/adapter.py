@@ -13,14 +13,13 @@ from calibration.heads import Head
 from compress.callbacks import Progress
 from compress.errors import CheckpointError
 from compress.exports.base import (
-    EXPORTS,
     CorrectionStorage,
     LayerExport,
     Planned,
     Traits,
     Use,
 )
-from compress.exports.card import CardFacts, vllm_lora, widened_note
+from compress.exports.card import CardBase, CardFacts, vllm_lora, widened_note
 from compress.exports.checkpoint import CheckpointExporter
 from compress.exports.contents import Contents
 from compress.exports.peft import (
@@ -150,25 +149,50 @@ class AdapterExporter(CheckpointExporter, name="adapter"):
 
     @classmethod
     def how_to_load(cls, card: CardFacts) -> str:
-        """With PEFT, on the base as the tool that wrote it wants to be loaded."""
+        """With PEFT, on the base as its format is loaded; with the toolkit where PEFT knows no such layers."""
         assert card.base is not None  # the runs that write it have one
-        revision = f', revision="{card.base.revision}"' if card.base.revision else ""
-        return f"""\
-As a PEFT adapter of the checkpoint `{card.base.name}`, which is loaded as the tool that wrote it wants:
+        loading = card.base.loading
+        if loading is not None and not loading.peft:
+            return f"""\
+PEFT puts no adapter on the layers of a {card.base.kind} checkpoint; the toolkit does, on `{card.base.name}`:
 
 ```python
-from peft import PeftModel
-from transformers import {card.auto_class}
+import compress
 
-model = {card.auto_class}.from_pretrained("{card.base.name}"{revision})
-model = PeftModel.from_pretrained(model, "{card.folder}")
+model = compress.load_export("{card.folder}")
 ```"""
+        revision = f', revision="{card.base.revision}"' if card.base.revision else ""
+        further = {} if loading is None else loading.arguments
+        arguments = revision + "".join(f", {name}={value}" for name, value in further.items())
+        lines = [
+            *(() if loading is None else loading.imports),
+            "from peft import PeftModel",
+            f"from transformers import {card.auto_class}",
+            "",
+            f'model = {card.auto_class}.from_pretrained("{card.base.name}"{arguments})',
+            f'model = PeftModel.from_pretrained(model, "{card.folder}")',
+        ]
+        return "\n".join([_on_base(card.base), "", "```python", *lines, "```"])
 
     @classmethod
     def how_to_serve(cls, card: CardFacts) -> str:
         """As a LoRA on the base, where vLLM serves the base."""
         assert card.base is not None
-        kind = card.base.kind
-        if kind is not None and kind in EXPORTS and not EXPORTS[kind].traits.vllm:
-            return f"vLLM does not serve it: its base is a {kind} checkpoint, which vLLM does not read."
-        return vllm_lora(card, card.base.name, card.base.revision)
+        loading = card.base.loading
+        if loading is None:
+            return vllm_lora(card, card.base.name, card.base.revision)
+        if loading.vllm is None:
+            return f"vLLM does not serve it: its base is a {card.base.kind} checkpoint, which vLLM does not read."
+        return vllm_lora(card, card.base.name, card.base.revision, loading.vllm)
+
+
+def _on_base(base: CardBase) -> str:
+    """What the adapter belongs to, and what loading that needs."""
+    start = f"As a PEFT adapter of the checkpoint `{base.name}`"
+    if base.loading is None:
+        return f"{start}, which is loaded as the tool that wrote it wants:"
+    if not base.loading.packages:
+        return f"{start}:"
+    return (
+        f"{start}, which transformers loads with {' and '.join(base.loading.packages)} installed:"
+    )

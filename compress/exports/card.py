@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from shlex import quote
+from typing import TYPE_CHECKING
 
 from compress.families.correction_options import VLLM_RANKS
+
+if TYPE_CHECKING:
+    from compress.bases import Loading
 
 NO_TEXT = "No command for serving is given: the model does not write text."
 
@@ -20,6 +25,8 @@ class CardBase:
     """Its commit, for a checkpoint of the hub."""
     kind: str | None
     """The name of its format; None if the report is of a version that did not record it."""
+    loading: Loading | None
+    """How others load it; None where the format is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +115,9 @@ def vllm(card: CardFacts) -> str:
     return f"With vLLM: `vllm serve {card.folder}`."
 
 
-def vllm_lora(card: CardFacts, model: str, revision: str | None) -> str:
+def vllm_lora(
+    card: CardFacts, model: str, revision: str | None, arguments: Sequence[str] = ()
+) -> str:
     """How vLLM serves a model with the export's adapter as a LoRA; it takes no rank but those that it knows."""
     if not card.writes_text:
         return NO_TEXT
@@ -117,8 +126,8 @@ def vllm_lora(card: CardFacts, model: str, revision: str | None) -> str:
     most = next((rank for rank in VLLM_RANKS if rank >= card.rank), None)
     if most is None:
         return f"vLLM serves no adapter of rank {card.rank}: the highest rank it takes is {VLLM_RANKS[-1]}."
-    commit = f" --revision {revision}" if revision else ""
+    more = "".join([f" --revision {revision}" if revision else "", *(f" {it}" for it in arguments)])
     return (
-        f"With vLLM: `vllm serve {quote(model)}{commit} --enable-lora --max-lora-rank {most} "
+        f"With vLLM: `vllm serve {quote(model)}{more} --enable-lora --max-lora-rank {most} "
         f'--lora-modules corrected={card.adapter}`. Requests for the corrected model name "corrected".'
     )

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from compress.bases import AsDense
-from compress.bases.detecting import quantisation_of
 from compress.errors import CheckpointError
 from compress.exports.base import Exporter, LayerExport
 from compress.exports.peft import STEM
-from compress.forms.loading import FORMAT
 from compress.models.checkpoint import Reader, Writer, read_json, some
 from eval.footprint import Stored, bytes_on_disk, tensor_bytes
 
@@ -174,14 +172,3 @@ def main_dtype(reader: Reader | AsDense) -> torch.dtype:
         if reader.dtype(name).is_floating_point:
             sizes[reader.dtype(name)] += reader.nbytes(name)
     return sizes.most_common(1)[0][0] if sizes else torch.float32
-
-
-def quant_method_of(folder: Path) -> str | None:
-    """The quantisation that a folder's own config names, FORMAT for the native one; None for none, or no config."""
-    if not (folder / "config.json").is_file():
-        return None
-    config = read_json(folder / "config.json")
-    if config.get("model_type") == FORMAT:
-        return FORMAT
-    settings = quantisation_of(folder, config)
-    return None if settings is None else str(settings.get("quant_method"))

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from calibration.heads import Head
+from compress.bases import format_in
 from compress.callbacks import Progress
 from compress.errors import CheckpointError
 from compress.exports.base import CorrectionStorage, LayerExport, Planned, Traits, Use
@@ -16,7 +17,6 @@ from compress.exports.checkpoint import (
     LOADING_READS,
     CheckpointExporter,
     main_dtype,
-    quant_method_of,
 )
 from compress.exports.contents import Contents
 from compress.exports.reading import load_bare
@@ -80,8 +80,8 @@ class DenseExporter(CheckpointExporter, name="dense"):
 
     @classmethod
     def is_in(cls, folder: Path) -> bool:
-        """Whether there is a config.json that names no quantisation."""
-        return (folder / "config.json").is_file() and quant_method_of(folder) is None
+        """Whether no base format but that of ordinary weights recognises it."""
+        return format_in(folder) == "plain"
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype | None, device: torch.device) -> PreTrainedModel:

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from calibration.heads import Head
-from compress.bases import open_base
+from compress.bases import format_in, open_base
 from compress.callbacks import Progress
 from compress.errors import CheckpointError
 from compress.exports.base import CorrectionStorage, LayerExport, Planned, Traits, Use
@@ -39,7 +39,6 @@ from compress.exports.checkpoint import (
     ADAPTER,
     LOADING_READS,
     CheckpointExporter,
-    quant_method_of,
 )
 from compress.exports.contents import Contents, contents_of_base
 from compress.exports.peft import AdapterWriter, corrections_in, read_adapter
@@ -176,7 +175,7 @@ class GptqExporter(CheckpointExporter, name="gptq"):
     @classmethod
     def is_in(cls, folder: Path) -> bool:
         """Whether the quantisation in config.json, or a file beside it, is GPTQ."""
-        return quant_method_of(folder) == "gptq"
+        return format_in(folder) == "gptq"
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype | None, device: torch.device) -> PreTrainedModel:

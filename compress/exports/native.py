@@ -20,13 +20,13 @@ import torch
 from transformers import PreTrainedModel
 
 from calibration.heads import Head
-from compress.bases.detecting import open_reader
+from compress.bases import CheckpointFolder, format_in
 from compress.callbacks import Progress
 from compress.errors import CheckpointError
 from compress.exports import alone
 from compress.exports.base import CorrectionStorage, LayerExport, Planned, Traits, Use
 from compress.exports.card import CardFacts, packed_introduction
-from compress.exports.checkpoint import LOADING_READS, CheckpointExporter, quant_method_of
+from compress.exports.checkpoint import LOADING_READS, CheckpointExporter
 from compress.exports.contents import Contents, StoredTensor, other_tensors
 from compress.exports.reading import load_bare
 from compress.exports.shipping import shipped
@@ -138,7 +138,7 @@ class NativeExporter(CheckpointExporter, name="native"):
     @classmethod
     def is_in(cls, folder: Path) -> bool:
         """Whether config.json has the format's model type."""
-        return quant_method_of(folder) == FORMAT
+        return format_in(folder) == "native"
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype | None, device: torch.device) -> PreTrainedModel:
@@ -149,7 +149,7 @@ class NativeExporter(CheckpointExporter, name="native"):
     def contents(cls, folder: Path, progress: Progress) -> Contents | None:
         """The forms of the table in config.json."""
         del progress
-        reader = open_reader(folder)
+        reader = CheckpointFolder(folder).reader
         layers, taken = _stored_layers(reader, read_json(folder / "config.json"))
         return Contents(
             format="native",

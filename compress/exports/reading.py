@@ -17,8 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from calibration.heads import Head
 from calibration.outputs import AUTO_CLASSES, head_of
 from calibration.walk import is_linear
-from compress.bases import Base, open_base
-from compress.bases.plain import PlainBase
+from compress.bases import Base, CheckpointFolder, kind_of, open_base
 from compress.errors import CheckpointError
 from compress.forms import loading
 from compress.forms.base import Form
@@ -26,7 +25,7 @@ from compress.forms.dense import Dense
 from compress.forms.linear import CompressedLinear
 from compress.forms.low_rank import LowRank
 from compress.forms.sum import Sum
-from compress.models.checkpoint import Reader, read_json, some
+from compress.models.checkpoint import Reader, some
 from compress.models.layers import bias_of, weight_oi
 
 Device = torch.device | str
@@ -39,9 +38,11 @@ def load_bare(
 
     Raises CheckpointError for a checkpoint that is incomplete or does not fit its config.
     """
-    native = read_json(folder / "config.json").get("model_type") == loading.FORMAT
-    whole = native or isinstance(open_base(folder), PlainBase)
-    load = _load_plain if whole else _load_packed
+    found = CheckpointFolder(folder)
+    kind = kind_of(found)
+    if kind.ordinary:
+        kind(found)  # refuses tensors that are packed, without a word of it in the config
+    load = _load_plain if kind.loads_itself else _load_packed
     try:
         model: Any = load(folder, dtype or "auto")
     except (ValueError, RuntimeError, OSError) as error:

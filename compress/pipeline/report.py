@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from calibration.heads import Head
 from calibration.outputs import head_of
-from compress.exports.load import loader_name
 from compress.pipeline.export import Outcome
 from compress.pipeline.stopwatch import Stopwatch
 from compress.prepare.prepare import Prepared
@@ -58,7 +57,7 @@ def _base_report(prepared: Prepared) -> BaseReport | None:
         tensor_bytes=base.reader.total_bytes,
         n_packed=len(base.layers),
         revision=on_base.revision,
-        kind=loader_name(base.folder),
+        kind=base.format,
     )
 
 

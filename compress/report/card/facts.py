@@ -7,13 +7,14 @@ from pathlib import PurePosixPath
 
 from calibration.heads import Head
 from calibration.outputs import AUTO_CLASSES
+from compress.bases import BASES
 from compress.errors import CheckpointError
 from compress.exports.base import EXPORTS, Exporter, stores_codes
 from compress.exports.card import CardBase, CardFacts
 from compress.families.correction_options import FULL_BITS
 from compress.report.card.names import base_name, source_name
 from compress.report.numbers import counted, megabytes
-from compress.report.report import ExportReport, Report
+from compress.report.report import BaseReport, ExportReport, Report
 
 
 def exporter_of(export: ExportReport) -> type[Exporter]:
@@ -45,10 +46,18 @@ def facts_of(report: Report, export: ExportReport, root: str) -> CardFacts:
         added_size=megabytes(added),
         rank=max(ranks, default=None),
         few_bits=has_few_bits(report),
-        base=None
-        if base is None
-        else CardBase(name=base_name(base), revision=base.revision, kind=base.kind),
+        base=None if base is None else _card_base(base),
     )
+
+
+def _card_base(base: BaseReport) -> CardBase:
+    """Raises CheckpointError for a format that is not installed."""
+    if base.kind is not None and base.kind not in BASES:
+        raise CheckpointError(
+            f"report.base.kind: {base.kind!r} is no base format that is installed here; there are {', '.join(BASES)}"
+        )
+    loading = None if base.kind is None else BASES[base.kind].loading
+    return CardBase(name=base_name(base), revision=base.revision, kind=base.kind, loading=loading)
 
 
 def stored_text(report: Report, export: ExportReport | None) -> str:
