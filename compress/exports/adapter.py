@@ -182,7 +182,7 @@ model = compress.load_export("{card.folder}")
         if loading is None:
             return vllm_lora(card, card.base.name, card.base.revision)
         if loading.vllm is None:
-            return f"vLLM does not serve it: its base is a {card.base.kind} checkpoint, which vLLM does not read."
+            return f"vLLM does not serve it: its base is in the {card.base.kind} format, which vLLM does not read."
         return vllm_lora(card, card.base.name, card.base.revision, loading.vllm)
 
 
