@@ -1,4 +1,4 @@
-"""What can be wrong with what an evaluation is asked to do."""
+"""Errors of evaluations."""
 
 
 class EvalError(ValueError):

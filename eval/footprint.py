@@ -1,4 +1,4 @@
-"""What a checkpoint costs: bytes on disk, bits a weight, tokens a second, memory.
+"""Footprint of a checkpoint: bytes on disk, bits per weight, tokens per second, memory.
 
 Speeds are for one sequence on an otherwise idle machine: the median of several repeats after a
 warm-up. Memory is the high-water mark of a fresh process that loads the checkpoint and runs it.
@@ -29,7 +29,7 @@ _HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors specification
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """How speed is measured."""
+    """Settings of the measurement of speed."""
 
     prompt_tokens: int = 256
     """Length of the prompt, in tokens."""
@@ -75,7 +75,7 @@ class Speed:
 
     prefill_tokens_per_s: float
     decode_tokens_per_s: float | None
-    """None: the model writes nothing."""
+    """Tokens per second while writing; None for a model that writes nothing."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Several tests judged together."""
+"""Holm's correction of p-values for several tests."""
 
 from collections.abc import Sequence
 

@@ -28,7 +28,7 @@ from eval.scores import (
 )
 
 LEVEL = 0.95
-"""Of the intervals; a change is significant at one minus this."""
+"""Confidence level of intervals; a change is significant at one minus this level."""
 N_RESAMPLES = 10_000
 LEAST_P = 2 / N_RESAMPLES
 """A bootstrap tells no smaller p."""
@@ -43,7 +43,7 @@ _CHUNK = 1_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a quantity lies, with 95 % confidence."""
+    """A 95 % confidence interval."""
 
     low: float
     high: float
@@ -59,7 +59,7 @@ class PairedChange:
 
     change: float
     interval: Interval | None
-    """None for fewer than `LEAST_VALUES` items."""
+    """Confidence interval; None for fewer than `LEAST_VALUES` items."""
     p_value: float | None
     """McNemar's exact two-sided p; None unless each item scores 0 or 1."""
     bootstrap_p: float | None
@@ -105,7 +105,7 @@ class PairedRatio:
 
     ratio: float
     interval: Interval | None
-    """None for fewer than `LEAST_VALUES` windows."""
+    """Confidence interval; None for fewer than `LEAST_VALUES` windows."""
     n_windows: int
 
     @property

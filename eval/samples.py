@@ -1,4 +1,4 @@
-"""What both models write: greedy continuations of a few fixed prompts, side by side.
+"""Greedy continuations of a few fixed prompts by both models, side by side.
 
 They show how a model sounds, which no score tells; they measure nothing.
 """

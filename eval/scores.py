@@ -1,4 +1,4 @@
-"""What an evaluation found: plain values, ready for a report.
+"""Scores of an evaluation: plain values, ready for a report.
 
 A standard error is None where it is not known (a single window or item, or a metric that is no mean
 over items); it is never zero for lack of knowledge.
@@ -65,7 +65,7 @@ class Fidelity:
     top1_stderr: float | None
     n_tokens: int
     windows: tuple[WindowSums, ...] = field(default=(), repr=False)
-    """Its parts, in the text's order: with another model's they give paired differences."""
+    """Sums of every window, in the text's order: with another model's they give paired differences."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -90,7 +90,7 @@ class TaskScore:
 
 @dataclass(frozen=True, config=STRICT)
 class Footprint:
-    """What a checkpoint costs: bytes, tokens a second for one sequence, bytes of memory.
+    """Footprint of a checkpoint: bytes, tokens per second for one sequence, bytes of memory.
 
     `bits_per_weight` is 8 * tensor_bytes / n_parameters_reference, so scales, indices, adapters
     and everything that was left as it was are paid for. `decode_tokens_per_s` is None for a model
@@ -109,7 +109,7 @@ class Footprint:
 
 @dataclass(frozen=True, config=STRICT)
 class Scores:
-    """All that was measured on one model; None or empty where nothing was asked for."""
+    """All scores of one model; None or empty for what was not evaluated."""
 
     fidelity: Fidelity | None
     tasks: tuple[TaskScore, ...]
@@ -117,7 +117,7 @@ class Scores:
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
+    """Ignores progress."""
 
 
 def exp_of_nats(nats: float) -> float:

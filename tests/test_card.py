@@ -69,13 +69,13 @@ def test_the_changes_in_the_card_are_those_of_the_report() -> None:
     card = model_card(report)
     row = f"| offline_piqa, acc_norm | {found.change:+.3f} | {low:+.3f} to {high:+.3f} | no significant change (p = "
     assert row in card
-    assert "| perplexity | x 1.047 |" in card
+    assert "| perplexity | ×1.047 |" in card
 
 
 def test_verdicts_on_several_tasks_are_corrected_in_card_page_and_table() -> None:
     report = make_report()
     assert report.scores is not None
-    said = "Verdicts on tasks are corrected for there being 2 of them (Holm 1979)."
+    said = "p-values are Holm-corrected over 2 tasks."
     assert said not in model_card(report) + run_page(report) + report_markdown(report, "x")
     before, after = (
         replace(each, tasks=(*each.tasks, replace(each.tasks[-1], task="offline_arc_easy")))
@@ -84,9 +84,9 @@ def test_verdicts_on_several_tasks_are_corrected_in_card_page_and_table() -> Non
     report = replace(report, scores=Comparison(before=before, after=after))
     for text in (model_card(report), report_markdown(report, "x")):
         assert said in text
-        assert text.count("no significant change (p = 0.500, corrected = 1.000)") == 2
+        assert text.count("no significant change (p = 0.500, Holm-corrected = 1.000)") == 2
     page = run_page(report)
-    assert said in page and page.count('data-of="p, corrected">1.000</td>') == 2
+    assert said in page and page.count('data-of="p, Holm-corrected">1.000</td>') == 2
 
 
 def test_a_card_of_a_report_without_parts_tells_no_change() -> None:

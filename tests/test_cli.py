@@ -352,7 +352,7 @@ def test_eval_tells_what_changed_and_how_sure_that_is(
     monkeypatch.setattr("compress.pipeline.main.evaluate", lambda *_, **__: scores)
     assert main(["eval", "--reference", "there", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "change: perplexity: x 1.047 (1.046 to 1.047), significantly worse" in printed
+    assert "change: perplexity: ×1.047 (1.046 to 1.047), significantly worse" in printed
     assert "change: offline_piqa, acc_norm: -0.050" in printed
     assert "  before: 'upon a'" in printed
 

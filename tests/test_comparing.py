@@ -283,7 +283,7 @@ def test_a_run_alone_shows_what_changed_and_what_both_wrote(
     folder = str(write(tmp_path / "a", make_report()))
     assert main(["report", folder]) == 0
     shown = capsys.readouterr().out
-    assert "change: perplexity: x 1.047 (1.046 to 1.047), significantly worse" in shown
+    assert "change: perplexity: ×1.047 (1.046 to 1.047), significantly worse" in shown
     change = r"offline_piqa, acc_norm: -0\.050 \(-0\.\d+ to \+0\.\d+\), no significant change \(p = 0\.500\)"
     assert re.search(change, shown)
     assert "  after:  'there\\nwas'" in shown

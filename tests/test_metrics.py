@@ -3,11 +3,13 @@
 import csv
 import io
 import json
+import math
+import statistics
 from pathlib import Path
 
 import pytest
 from documents import shown
-from reports import make_report
+from reports import make_report, windows
 
 from compress.cli.main import main
 from compress.report.card.card import model_card
@@ -16,11 +18,10 @@ from compress.report.metrics import METRICS, Direction, Metric
 from compress.report.numbers import Decimals, Measured
 from compress.report.pages import write_comparison_pictures
 from compress.report.schema import report_schema
-from compress.report.sides import Side
 from compress.sweep.results import best_at, best_lines
 
-WORST_WINDOW = shown("worst_window")
-ROW: Metric = WORST_WINDOW.WORST_WINDOW
+WINDOW_NLL = shown("window_nll")
+ROW: Metric = WINDOW_NLL.WINDOW_NLL
 
 
 @pytest.fixture
@@ -43,59 +44,59 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-def values() -> tuple[str, str]:
-    scores = make_report().scores
-    assert scores is not None
-    before, after = (
-        WORST_WINDOW.worst_window(Side(scores=it, tensor_bytes=None))
-        for it in (scores.before, scores.after)
-    )
-    assert before is not None and after is not None
-    return f"{before.value:.5f}", f"{after.value:.5f}"
+def stderr(perplexity: float) -> float:
+    """Over the sixteen windows of the made-up report."""
+    return statistics.stdev(it.nll / it.n_tokens for it in windows(perplexity)) / 4
+
+
+BEFORE, AFTER = math.log(27.8), math.log(29.1)
+"""The windows of the made-up report are equally long, so that the mean is the logarithm of the perplexity."""
+BEFORE_TEXT = f"{BEFORE:.5f} ± {stderr(27.8):.5f}"
+AFTER_TEXT = f"{AFTER:.5f} ± {stderr(29.1):.5f}"
+NAME, SHORT = "negative log-likelihood of a window", "window NLL"
 
 
 @pytest.mark.usefixtures("row")
 def test_another_row_is_in_the_summary_and_among_the_changes(
     folders: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, after = values()
     out = printed(capsys, folders[0])
-    (line,) = [it for it in out.splitlines() if it.startswith("worst window, nats/token ")]
-    assert line.split()[-6:] == [before, "±", "0.00100", after, "±", "0.00100"]
-    assert "change: worst window: x 1.0" in out
+    (line,) = [it for it in out.splitlines() if it.startswith(NAME)]
+    assert line.split("  ")[-2:] == [BEFORE_TEXT, AFTER_TEXT]
+    assert f"change: {NAME}: {AFTER - BEFORE:+.3f} (" in out
     text = printed(capsys, folders[0], "--format", "md")
-    assert f"| worst window, nats/token | {before} ± 0.00100 | {after} ± 0.00100 |" in text
+    assert f"| {NAME}, nats/token | {BEFORE_TEXT} | {AFTER_TEXT} |" in text
 
 
 @pytest.mark.usefixtures("row")
 def test_another_row_is_on_the_page_and_on_the_card(
     folders: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, after = values()
     page = printed(capsys, folders[0], "--format", "html")
-    assert f'<p class="label">Worst window</p>\n<p class="value">{after}' in page
+    label = NAME.replace("n", "N", 1)
+    assert f'<p class="label">{label}</p>\n<p class="value">{AFTER:.5f} <' in page
     card = model_card(make_report())
-    assert "| worst window, nats/token | " in card
-    assert "type: nll" in card and "name: worst window" in card
+    assert f"| {NAME}, nats/token | {BEFORE_TEXT} |" in card
+    assert "type: nll" in card and f"name: {NAME}" in card
 
 
 def test_another_row_is_in_every_form_of_a_comparison(
     row: Metric, folders: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, after = values()
     head, _, *lines = printed(capsys, *folders).splitlines()
-    column = head.split("\t").index("worst window, nats/token")
-    assert head.split("\t")[column + 1] == "worst window, change"
-    assert lines[-1].split("\t")[column] == f"{after} ± 0.00100"
+    column = head.split("\t").index(f"{SHORT}, nats/token")
+    assert head.split("\t")[column + 1] == f"{SHORT}, change"
+    assert lines[-1].split("\t")[column] == AFTER_TEXT
     (_, first, _) = csv.DictReader(io.StringIO(printed(capsys, *folders, "--format", "csv")))
-    assert f"{float(first['worst_window']):.5f}" == after
-    assert first["worst_window_stderr"] == "0.001"
-    assert float(first["worst_window_change"]) > 1
+    assert float(first["window_nll"]) == pytest.approx(AFTER)
+    assert float(first["window_nll_stderr"]) == pytest.approx(stderr(29.1))
+    low, change, high = (float(first[f"window_nll_change{end}"]) for end in ("_low", "", "_high"))
+    assert low < change < high and change == pytest.approx(AFTER - BEFORE)
     found = json.loads(printed(capsys, *folders, "--format", "json"))["figures"][0]
-    assert found["worst_window"]["stderr"] == 0.001
+    assert found["window_nll"]["stderr"] == pytest.approx(stderr(29.1))
     page = printed(capsys, *folders, "--format", "html")
-    assert f'title="{row.help}">worst window<br><small>nats/token</small></th>' in page
-    assert "Size against worst window, nats/token" in page
+    assert f'title="{row.help}">{SHORT}<br><small>nats/token</small></th>' in page
+    assert f"Size against {NAME}, nats/token" in page
 
 
 def test_another_row_is_a_choice_of_the_best_and_has_a_picture(
@@ -103,18 +104,18 @@ def test_another_row_is_a_choice_of_the_best_and_has_a_picture(
 ) -> None:
     comparison = compare_runs(load_runs([Path(it) for it in folders]), Differences.REFUSE)
     found = best_lines(best_at(["1GB"], comparison.figures, row), comparison.figures, row)
-    assert found == [f"1GB: a, 101.3 MB, worst window {values()[1]} (best of 2 points)"]
+    assert found == [f"1GB: a, 101.3 MB, {SHORT} {AFTER:.5f} (best of 2 points)"]
     with pytest.raises(SystemExit):
         main(["sweep", "--help"])
-    assert "worst_window" in capsys.readouterr().out
+    assert "window_nll" in capsys.readouterr().out
     names = {it.stem for it in write_comparison_pictures(comparison, tmp_path)}
-    assert "pareto-worst_window" in names
+    assert "pareto-window_nll" in names
 
 
 def test_another_row_is_in_the_schema(row: Metric) -> None:
     told = report_schema()["x-metrics"][row.key]
     assert told == {
-        "label": "worst window",
+        "label": NAME,
         "unit": "nats/token",
         "better": "lower",
         "description": row.help,

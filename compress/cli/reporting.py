@@ -27,11 +27,11 @@ from compress.report.formats import (
 from compress.report.summary import rows
 
 _OWN = ("report.json", "report.html", "README.md")
-"""What a run itself writes into its folder."""
+"""Files that a run itself writes into its folder."""
 
 
 class Format(Enum):
-    """What a report is written as."""
+    """Formats of a report."""
 
     MD = "md"
     JSON = "json"
@@ -70,7 +70,7 @@ def _refuse_runs_own(out: Path, runs: Sequence[Run]) -> None:
 
 
 def _format(named: str | None, out: Path | None) -> Format | None:
-    """None: a table in the terminal."""
+    """The format that is asked for; None for a table in the terminal."""
     known, ending = [each.value for each in Format], "" if out is None else out.suffix[1:]
     if named is not None and ending in known and ending != named:
         raise RecipeError(

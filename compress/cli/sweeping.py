@@ -142,7 +142,7 @@ def _file(given: Given) -> dict[str, Any]:
 
 
 def _sizes(text: str) -> tuple[str, ...]:
-    """Raises RecipeError for sizes that are none."""
+    """The sizes in the text of --budget. Raises RecipeError for one that is no size."""
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
         raise RecipeError(f"--budget: {text!r} leaves out a size; write 120MB or 120MB,80MB")

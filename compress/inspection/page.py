@@ -52,7 +52,7 @@ class MethodRow:
 
 @dataclass(frozen=True)
 class Rows:
-    """A table."""
+    """Heads and rows of a table."""
 
     head: Cells
     rows: Sequence[Cells]
@@ -125,7 +125,7 @@ def bytes_figure(found: Inspection) -> Figure:
 
 
 def method_rows(found: Inspection, possible: Sequence[Possibility]) -> list[MethodRow]:
-    """What can be, from the largest to the smallest."""
+    """The possible settings, from the largest to the smallest checkpoint."""
     n_weights = sum(math.prod(layer.shape) for layer in found.layers)
     planned = [
         (one, one.layer_bytes, one.n_bytes)

@@ -26,7 +26,7 @@ _SETTINGS: Mapping[type, Sequence[Mapping[str, Any]]] = {
     Pruner: ({"sparsity": 0.5}, {"pattern": Pattern.TWO_OF_FOUR}),
     Factorisation: ({"keep": 0.8}, {"keep": 0.6}),
 }
-"""What people choose first, by the kind of method; others are told at their defaults."""
+"""Common settings by kind of method; the other methods are shown at their defaults."""
 _SIZES = (256, *GROUP_SIZES, 16)
 
 
@@ -37,11 +37,11 @@ class Possibility:
     methods: tuple[str, ...]
     setting: str
     layer_bytes: int | None
-    """Of the compressed layers; None if it is refused."""
+    """Bytes of the compressed layers; None if the setting is refused."""
     n_bytes: int | None
-    """Of the whole native checkpoint."""
+    """Bytes of the whole native checkpoint."""
     refusal: str
-    """Why it cannot be; empty if it can."""
+    """Reason for a refusal; empty if the setting is possible."""
 
 
 def possibilities(model: Ordinary) -> list[Possibility]:

@@ -21,7 +21,7 @@ class EffectiveRanks:
     """How a weight's energy is spread over its singular values s_1 >= s_2 >= ..."""
 
     full: int
-    """min(o, i)."""
+    """Full rank, min(o, i)."""
     numerical: int
     """Singular values above s_1 max(o, i) eps, eps of fp32; the others are rounding (Golub and Van Loan)."""
     stable: float
@@ -29,11 +29,11 @@ class EffectiveRanks:
     holds_90: int
     """The fewest singular values that hold 90 % of the energy, the sum of s_k^2."""
     holds_99: int
-    """The same for 99 %."""
+    """The fewest singular values that hold 99 % of the energy."""
 
 
 def effective_ranks(weight_oi: Tensor) -> EffectiveRanks:
-    """Of one weight (o, i). Raises LayerError for one that holds NaN or infinity."""
+    """Effective ranks of one weight (o, i). Raises LayerError for one that holds NaN or infinity."""
     if not bool(torch.isfinite(weight_oi).all()):
         raise LayerError("it holds NaN or infinity; the checkpoint is damaged, get it again")
     values = torch.linalg.svdvals(weight_oi.float()).double()
@@ -56,7 +56,7 @@ def _holding(energies: Tensor, share: float) -> int:
 
 
 def weight_spectra(model: Ordinary, *, progress: Progress) -> Iterator[tuple[str, EffectiveRanks]]:
-    """Of every layer that methods compress, by name. Raises LayerError naming a layer that holds no numbers."""
+    """Effective ranks of the compressible layers by name. Raises LayerError naming a layer that holds no numbers."""
     tensors = model.linears.tensors
     for index, (name, tensor) in enumerate(tensors.items()):
         progress("spectra", index, len(tensors))

@@ -43,7 +43,7 @@ def layer_cells(found: Inspection, layers: Sequence[InspectedTensor]) -> list[Ce
 
 
 def each_layer(found: Inspection) -> list[Cells]:
-    """The same, a row for each layer, by its full name."""
+    """Rows for `LAYER_HEAD`, one for each layer by its full name."""
     shapes = {} if found.ordinary is None else found.ordinary.linears.shapes
     return [
         (layer.name, "1", *_told([layer], found.n_bytes), _rank(shapes.get(layer.name)))
@@ -78,12 +78,12 @@ def spectra_cells(spectra: Mapping[str, EffectiveRanks]) -> list[Cells]:
 
 
 def each_spectrum(spectra: Mapping[str, EffectiveRanks]) -> list[Cells]:
-    """The same, a row for each layer."""
+    """Rows for `SPECTRA_HEAD`, one for each layer."""
     return [(name, *_ranks([ranks])) for name, ranks in spectra.items()]
 
 
 def method_cells(found: Sequence[Possibility], before: int, n_weights: int) -> list[Cells]:
-    """Rows for `METHODS_HEAD`, of what can be; the whole checkpoint is the native one."""
+    """Rows for `METHODS_HEAD` of the possible settings; the whole checkpoint is the native one."""
     return [
         (
             f"{', '.join(one.methods)}: {one.setting}",
@@ -98,7 +98,7 @@ def method_cells(found: Sequence[Possibility], before: int, n_weights: int) -> l
 
 
 def refused_lines(found: Sequence[Possibility]) -> list[str]:
-    """What cannot be, with the reason."""
+    """Refused settings with their reasons."""
     return [
         f"{', '.join(one.methods)}: {one.setting}: {one.refusal}" for one in found if one.refusal
     ]

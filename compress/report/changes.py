@@ -1,4 +1,4 @@
-"""What compression changed and how sure that is, in words: paired differences of the scores in a report."""
+"""Paired differences of the scores in a report with their significance, as text."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def task_changes(scores: Comparison) -> list[tuple[TaskScore, PairedChange]]:
 
 
 def correction_text(scores: Comparison) -> str:
-    """What the verdicts on tasks are corrected for; empty where at most one was tested."""
+    """How p-values are corrected for several tasks; empty where at most one was tested."""
     n = sum(before.n_items >= LEAST_VALUES for before, _ in _paired(scores))
     if n < 2:
         return ""
-    return f"Verdicts on tasks are corrected for there being {n} of them (Holm 1979)."
+    return f"p-values are Holm-corrected over {n} tasks."
 
 
 def _paired(scores: Comparison) -> list[tuple[TaskScore, TaskScore]]:
-    """Before and after, of tasks whose items are known."""
+    """Scores before and after of the tasks whose items are known."""
     reached = {(score.task, score.metric): score for score in scores.after.tasks}
     pairs = (
         (before, reached.get((before.task, before.metric)))
@@ -82,9 +82,9 @@ def _tasks(scores: Comparison) -> Iterator[Change]:
 
 
 def _tested(found: PairedChange) -> str:
-    """McNemar's p, or else the bootstrap's, and what Holm's correction makes of it."""
+    """McNemar's p, or else the bootstrap's, and the p after Holm's correction."""
     told = "" if found.tested_p is None else f"p {p_text(found.tested_p)}"
-    return told if found.holm_p is None else f"{told}, corrected {p_text(found.holm_p)}"
+    return told if found.holm_p is None else f"{told}, Holm-corrected {p_text(found.holm_p)}"
 
 
 def p_text(p_value: float) -> str:

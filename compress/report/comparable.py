@@ -1,4 +1,4 @@
-"""What must be equal for the scores of two runs to be comparable, and where runs differ in it."""
+"""The settings that must be equal for the scores of two runs to be comparable, and the differences in them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compress.report.report import Report
 _FINGERPRINT_DIGITS = 12
 
 Field = Callable[[Report], str | None]
-"""What a run had there, as text; None where it does not count: what was not evaluated has no limit."""
+"""Reads a setting of a run as text; None where it does not count: a run that was not evaluated has no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Difference:
     """Two runs that were measured differently."""
 
     field: str
-    """As the recipe calls it, where it does."""
+    """Name of the setting: that of the option of the recipe, where there is one."""
     label: str
     value: str
     other_label: str
@@ -34,7 +34,7 @@ class Difference:
 
 
 def differences_between(reports: Mapping[str, Report]) -> tuple[Difference, ...]:
-    """Where runs, by label, differ from the first of them that has such a value at all."""
+    """The settings in which runs, by label, differ from the first run that has a value for them."""
     return tuple(
         difference
         for name, field in _fields(reports).items()
@@ -89,12 +89,12 @@ def _option(name: str) -> Field:
 
 
 def _if_read(field: Field) -> Field:
-    """Of runs that compared the models on a text."""
+    """The same field, None for runs that did not compare the models on a text."""
     return lambda report: field(report) if _reads_text(report) else None
 
 
 def _if_asked(field: Field) -> Field:
-    """Of runs that scored lm-eval tasks."""
+    """The same field, None for runs that scored no lm-eval tasks."""
     return lambda report: field(report) if _has_tasks(report) else None
 
 
@@ -118,7 +118,7 @@ def _tasks(report: Report) -> tuple[str, ...]:
 
 
 def _text(report: Report) -> str | None:
-    """What was read, wherever it was found."""
+    """The held-out text by the hash of its tokens, so that its place does not matter."""
     text = None if report.scores is None else report.scores.text_sha256
     return None if text is None else f"tokens of sha256 {text[:_FINGERPRINT_DIGITS]}"
 

@@ -22,7 +22,7 @@ from eval.accuracy import accuracies
 
 
 class Differences(Enum):
-    """What is done about runs that were measured differently."""
+    """How runs that were measured differently are treated."""
 
     REFUSE = "refuse"
     TELL = "tell"
@@ -33,24 +33,24 @@ class Run:
     """A folder that `run` wrote."""
 
     label: str
-    """Its name; with as many of the folders above it as tell it from the other runs."""
+    """Name of its folder, with as many parent folders as tell it from the other runs."""
     folder: Path
     report: Report
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What one model costs and how good it is, by the keys of METRICS."""
+    """The values of one model by the keys of METRICS."""
 
     label: str
     method: str
     """"eora on gptq"; "original" for the model that was compressed."""
     values: Mapping[str, Measured]
-    """Without what was not measured."""
+    """Values by metric; those that were not measured are absent."""
     changes: Mapping[str, Changed] = field(default_factory=dict)
-    """Against the original on the same items, much sharper than the two errors; none for the original."""
+    """Paired changes against the original on the same items, by metric; empty for the original."""
     n_tasks: int = 0
-    """Tasks that the mean accuracy is the mean of."""
+    """Number of tasks in the mean accuracy."""
 
     @property
     def n_bytes(self) -> int:
@@ -65,9 +65,9 @@ class RunComparison:
     runs: tuple[Run, ...]
     figures: tuple[Figures, ...]
     originals: tuple[Figures, ...]
-    """What was compressed: one, or where runs were measured differently one for each of them."""
+    """The original model: one, or one for each run where runs were measured differently."""
     differences: tuple[Difference, ...]
-    """What was measured differently; empty unless `Differences.TELL` let it pass."""
+    """Settings that differ; empty unless `Differences.TELL` let them pass."""
 
 
 def load_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
@@ -147,7 +147,7 @@ def _figures(run: Run) -> Figures:
 
 
 def _originals(runs: Sequence[Run], found: Sequence[Difference]) -> tuple[Figures, ...]:
-    """One stands for all where they were measured alike: the first that was measured."""
+    """The originals; the first measured one stands for all where runs were measured alike."""
     if found:
         return tuple(_original(run, f"original of {run.label}") for run in runs)
     measured = next((run for run in runs if run.report.scores is not None), runs[0])

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, machine, threads, commit. Written into every report."""
+"""Environment of a run: versions, machine, threads, commit. Every report has it."""
 
 import os
 import platform
@@ -26,7 +26,7 @@ _RECORDED = (
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Environment:
-    """Where numbers come from; times compare only between equal ones."""
+    """Software and hardware of a run; times compare only between equal environments."""
 
     toolkit: str
     """Version of this toolkit."""

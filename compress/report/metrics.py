@@ -1,4 +1,4 @@
-"""METRICS: the table of what is told of a compressed model. A row is one figure, in every place where figures are.
+"""METRICS: the table of the figures that describe a compressed model. A row is a figure in every place that shows some.
 
 Summaries, cards, pages, comparisons, CSV, JSON, sweeps and the schema of reports iterate over the table, so that
 another figure is another row:
@@ -66,18 +66,18 @@ class Changed:
     value: float
     """A difference, or the ratio of what is after to what is before."""
     interval: Interval | None
-    """None where the items are too few to tell."""
+    """Confidence interval; None for too few items."""
     verdict: str
-    """In words: "no significant change"."""
+    """Verdict in words: "no significant change"."""
     text: str
-    """The value for people: "-0.050", "x 1.047"."""
+    """The value for people: "-0.050", "×1.047"."""
     interval_text: str
     """"-0.125 to +0.025"; empty without an interval."""
 
 
 def ratio_changed(found: PairedRatio) -> Changed:
     """The change of what is told as a ratio."""
-    return _changed(found.ratio, found.interval, found.verdict, lambda it: decimal(it, 3), "x ")
+    return _changed(found.ratio, found.interval, found.verdict, lambda it: decimal(it, 3), "×")
 
 
 def difference_changed(found: PairedChange) -> Changed:
@@ -105,11 +105,11 @@ class Metric:
     unit: str = ""
     """A unit that stands behind its name: "nats/token"; empty where the format writes it."""
     direction: Direction
-    """Which end is better."""
+    """Whether lower or higher values are better."""
     format: Format
     """Writes a value for people."""
     help: str
-    """What it is, in a line."""
+    """Definition in one line."""
     read: Callable[[Side], Measured | None]
     """Reads it from one of the two models; None where it was not measured."""
     is_exact: bool = False
@@ -127,7 +127,7 @@ class Metric:
     far: float = math.inf
     """Runs whose value is more than so many times that of the best are left out of plots, which they would squeeze."""
     shown: Shown = Shown.EVERYWHERE
-    """Where people see it."""
+    """Places that show it to people."""
 
     @property
     def title(self) -> str:
@@ -196,7 +196,7 @@ def counted_value(value: float | None) -> Measured | None:
 
 
 def _ratio(key: str, sides: Sides) -> float | None:
-    """What is after over what is before."""
+    """The value after divided by the value before; None unless both are positive."""
     before, after = METRICS[key].before(sides), METRICS[key].after(sides)
     if before is None or after is None or not (before.value > 0 and after.value > 0):
         return None
@@ -208,6 +208,12 @@ def _smaller(sides: Sides) -> str:
     if ratio is None:
         return ""
     return f"{1 / ratio:.2f}× smaller" if ratio < 1 else f"{ratio:.2f}× larger"
+
+
+def _whole_bits(sides: Sides) -> str:
+    metric = METRICS["bits_per_weight"]
+    after = metric.after(sides)
+    return "" if after is None else f"{metric.text(after)} in the whole checkpoint"
 
 
 def _speed(key: str) -> Callable[[Sides], str]:
@@ -263,13 +269,14 @@ _ROWS = (
     ),
     Metric(
         key="layer_bits_per_weight",
-        label="bits per weight, compressed layers",
+        label="bits per weight, layers",
         short="bits, layers",
         direction=Direction.LOWER,
         format=Decimals(2),
         help="bits per weight of the compressed layers, scales and factors included",
         read=lambda side: counted_value(side.layer_bits_per_weight),
         is_exact=True,
+        beside=_whole_bits,
         shown=Shown.HEADLINE | Shown.TABLE,
     ),
     Metric(
@@ -281,7 +288,7 @@ _ROWS = (
         help="bits of the whole checkpoint per parameter of the original",
         read=of_footprint(lambda it: it.bits_per_weight),
         is_exact=True,
-        shown=~Shown.PARETO,
+        shown=Shown.SUMMARY | Shown.TABLE,
     ),
     Metric(
         key="perplexity",

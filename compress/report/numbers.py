@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 NOTHING = "-"
-"""Stands for what was not measured."""
+"""Placeholder in tables for a value that was not measured."""
 _RUN_AWAY = 1e6
 
 
@@ -26,7 +26,7 @@ def counted(n: int, noun: str) -> str:
 
 
 def decimal(value: float, digits: int) -> str:
-    """With so many digits after the point: "27.80"; where a model has run away, in short: "2.49e+08"."""
+    """A number with so many digits after the point: "27.80"; from a million on in scientific notation."""
     return f"{value:.{digits}f}" if abs(value) < _RUN_AWAY else f"{value:.2e}"
 
 
@@ -53,7 +53,7 @@ class Written:
     error: str = ""
     """The standard error; empty where it is not known."""
     suffix: str = ""
-    """What follows the number: %, or a unit that depends on its size."""
+    """Text behind the number: %, or a unit that depends on its size."""
 
     def __str__(self) -> str:
         error = f" ± {self.error}" if self.error else ""
@@ -72,7 +72,7 @@ class Decimals:
     suffix: str = ""
 
     def __call__(self, measured: Measured) -> Written:
-        """The value as text."""
+        """The value and its error as text."""
         error = (
             "" if measured.stderr is None else decimal(self.scale * measured.stderr, self.digits)
         )
@@ -86,7 +86,7 @@ class Significant:
     digits: int
 
     def __call__(self, measured: Measured) -> Written:
-        """The value as text."""
+        """The value and its error as text."""
         size = abs(measured.value)
         whole = math.floor(math.log10(size)) + 1 if size >= 1 else 1
         return Decimals(max(0, self.digits - whole))(measured)

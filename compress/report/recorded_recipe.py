@@ -1,4 +1,4 @@
-"""What a report says of its recipe, as far as readers count on it: reports may be cut, edited or made by hand.
+"""The parts of the recipe in a report that readers count on: reports may be cut, edited or made by hand.
 
 The rest of the recipe is kept as it is: a later version's options are nothing to refuse.
 """
@@ -22,7 +22,7 @@ _WORDS = {str: "text", Mapping: "an object", list: "a list", int: "a number"}
 
 
 def refuse_unreadable(recipe: Mapping[str, Any], path: str) -> None:
-    """Raises CheckpointError naming the entry that is missing or no recipe's."""
+    """Raises CheckpointError naming an entry that is missing, of a wrong type or of an older version."""
     for key, kinds in _KINDS.items():
         if key not in recipe:
             raise CheckpointError(f"{path}: missing {key}")

@@ -1,4 +1,4 @@
-"""What a run did and reached, as typed data: report.json.
+"""The report of a run as typed data: report.json.
 
 The schema is versioned and strict: a report with unknown or missing keys is refused. A field that came later has a
 default, so that the reports of earlier versions are still read.
@@ -23,24 +23,24 @@ SCHEMA: Literal[1] = 1
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Spectrum:
-    """Singular values, thinned out, of what a layer's low-rank part approximates."""
+    """Singular values, thinned out, of the matrix that a layer's low-rank part approximates."""
 
     ranks: tuple[int, ...]
-    """1 = the largest value; the last is the number of values that there are."""
+    """Indices of the values, from 1 for the largest; the last is the number of singular values."""
     shares: tuple[float, ...]
-    """The singular values of these ranks over the first."""
+    """Singular values at these indices, divided by the largest."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LayerReport:
-    """What became of one weight."""
+    """Result of compressing one weight."""
 
     name: str
     shape: tuple[int, int]
-    """(out, in)."""
+    """Shape of the weight, (out, in)."""
     method: str
     form: str
-    """What is stored, in short: "4-bit g64 + rank 32"."""
+    """The stored form in short: "4-bit g64 + rank 32"."""
     bytes_before: int
     bytes_after: int
     bits_per_weight: float
@@ -51,13 +51,13 @@ class LayerReport:
     note: str
     """A fallback that was taken and why; empty if none was."""
     base_error: float | None = None
-    """The relative error of a base checkpoint's layer without the path; None without such a checkpoint."""
+    """Relative output error of the base checkpoint's layer without the correction; None without a base checkpoint."""
     rank: int | None = None
-    """Of its low-rank part; None if it has none (the atoms of a dictionary are no rank)."""
+    """Rank of the low-rank part; None for a layer without one (the atoms of a dictionary are no rank)."""
     spectrum: Spectrum | None = None
-    """In the outputs on the calibration tokens, of the weight less everything but the low-rank part."""
+    """Spectrum of what the low-rank part approximates (the weight less the other parts), weighted by the inputs."""
     correction_bits: int | None = None
-    """Bits of a number in the factors of its low-rank correction, before an adapter widens them; None without one."""
+    """Bits of the numbers in the factors of the correction, before an adapter widens them; None without one."""
     stored_with: str | None = None
     """The layer that stores, in its own bytes, what this one shares with it; None if it stores all of its own."""
     failure: str | None = None
@@ -66,19 +66,19 @@ class LayerReport:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BaseReport:
-    """The compressed checkpoint that paths were added to."""
+    """The compressed checkpoint that corrections were added to."""
 
     checkpoint: str
-    """As the recipe names it."""
+    """The checkpoint as the recipe names it."""
     format: str
     """"gptq, 4 bits, groups of 128"."""
     producer: str | None
     """The tool that wrote it, if it says so."""
     fingerprint: str
-    """Sha256 of it."""
+    """Sha256 of the base checkpoint."""
     tensor_bytes: int
     n_packed: int
-    """Layers that it holds as something else than their weight."""
+    """Number of layers that are stored packed."""
     revision: str | None = None
     """The commit, for a checkpoint of the hub."""
     kind: str | None = None
@@ -87,7 +87,7 @@ class BaseReport:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class KeptTensor:
-    """A tensor that is in the output as it was."""
+    """A tensor that was not compressed."""
 
     name: str
     shape: tuple[int, ...]
@@ -97,7 +97,7 @@ class KeptTensor:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExportReport:
-    """One written format, and its logits in a fresh process beside the compressed model's."""
+    """One export: its format, and how its logits in a fresh process differ from the compressed model's."""
 
     format: str
     folder: str
@@ -105,11 +105,11 @@ class ExportReport:
     tensor_bytes: int
     loader: str
     relative_difference: float
-    """Of the logits, L2."""
+    """L2 norm of the difference of the logits over the norm of the logits."""
     max_abs_difference: float
     top1_agreement: float
     tolerance: float
-    """Of the relative difference."""
+    """Largest relative difference that verification accepts."""
     adapter: str | None
     """Folder of the PEFT adapter, relative to the output folder; None if there is none."""
 
@@ -135,9 +135,9 @@ class Comparison:
     before: Scores
     after: Scores
     samples: tuple[Sample, ...] = ()
-    """What both wrote after the same prompts; empty for models that write nothing."""
+    """Continuations that both models wrote after the same prompts; empty for models that write nothing."""
     text_sha256: str | None = None
-    """Of the token ids of the held-out text that both read; None without one."""
+    """Sha256 of the token ids of the held-out text; None if no text was read."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -150,30 +150,30 @@ class Report:
     model: str
     """The source as it was resolved: a name, and a revision or a hash."""
     licence: str | None
-    """As the source's README names it: an id of the hub, or the name of another one."""
+    """Licence in the source's README: an id of the hub, or the name of another licence."""
     licence_link: str | None = None
-    """Where the source's README says that its licence is."""
+    """Link to the licence in the source's README."""
     fingerprint: str
     """Sha256 of the source checkpoint."""
     environment: Environment
     calibration: dict[str, Any]
-    """What was read: paths, hashes, rows, tokens, seed."""
+    """Calibration text: paths, hashes, rows, tokens, seed."""
     layers: tuple[LayerReport, ...]
     kept: tuple[KeptTensor, ...]
     exports: tuple[ExportReport, ...]
     totals: Totals
     scores: Comparison | None
-    """None if nothing was evaluated."""
+    """Evaluation of both models; None if nothing was evaluated."""
     timings: dict[str, float]
     """Seconds of each stage, in order."""
     base: BaseReport | None = None
-    """None: the model itself was compressed."""
+    """Base checkpoint that was corrected; None if the model itself was compressed."""
     revision: str | None = None
     """The commit of the source, for one that came from the hub."""
     head: str = Head.NEXT_TOKEN.value
-    """What the model puts out: next token, classes or features."""
+    """Kind of output of the model: next token, classes or features."""
     peak_memory: dict[str, int] = field(default_factory=dict)
-    """Most bytes that the process held in memory in each stage; on macOS in it or before."""
+    """Peak resident memory in bytes in each stage; on macOS, in this stage or an earlier one."""
     notes: tuple[str, ...]
     """Anything chosen or found on the way: statistics used again, tensors that were not read."""
 
@@ -243,5 +243,5 @@ def _short(text: str) -> str:
 
 
 def n_weights(layer: LayerReport) -> int:
-    """Of the layer as it was."""
+    """Number of weights of a layer."""
     return layer.shape[0] * layer.shape[1]

@@ -28,15 +28,15 @@ def report_schema() -> dict[str, Any]:
 
 
 class _Untitled(GenerateJsonSchema):
-    """Without titles of fields, which would repeat their names."""
+    """Generates a schema without titles of fields, which would repeat their names."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 (pydantic's signature)
-        """Never."""
+        """No field gets a title."""
         return False
 
 
 def _metrics() -> dict[str, dict[str, str]]:
-    """What comparisons and summaries tell of a report, for those who read the figures by a program."""
+    """The metrics of summaries and comparisons, for programs that read these."""
     return {
         key: {
             "label": metric.label,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One of the two models; None for what was not measured on it."""
+    """One of the two models; values that were not measured are None."""
 
     scores: Scores | None
     tensor_bytes: int | None
@@ -27,7 +27,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Sides:
-    """Both models."""
+    """The original and the compressed model."""
 
     before: Side
     after: Side

@@ -30,7 +30,7 @@ def read_strictly(kind: type[T], text: str, name: str) -> T:
 
 
 def _sentence(error: ValidationError, name: str) -> str:
-    """What is wrong in the first object that has something wrong."""
+    """One sentence about the first object that is wrong."""
     found = error.errors(include_url=False)
     first = found[0]
     if first["type"] == "json_invalid":
@@ -48,11 +48,11 @@ def _sentence(error: ValidationError, name: str) -> str:
 
 
 def _path(name: str, places: tuple[int | str, ...]) -> str:
-    """Where a value is: "report.layers[2].shape"."""
+    """The path of a value: "report.layers[2].shape"."""
     return name + "".join(f"[{it}]" if isinstance(it, int) else f".{it}" for it in places)
 
 
 def _shown(value: Any) -> str:
-    """A value that was found, in short."""
+    """A value of the file, cut to a few words."""
     text = repr(dict(value) if isinstance(value, Mapping) else value)
     return text if len(text) <= _MOST else f"{text[:_MOST]}..."

@@ -1,4 +1,4 @@
-"""What a sweep came to: its runs beside each other, and the best of them at each size."""
+"""Results of a sweep: its runs beside each other, and the best of them at each size."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Best:
 
     budget: str
     figures: Figures | None
-    """None: none of them is that small, or was evaluated."""
+    """Values of the best model; None if no evaluated model is that small."""
     n_fitting: int
 
 
 def refuse_unmeasured(points: Sequence[Point], by: Metric) -> None:
-    """Raises RecipeError naming a point whose evaluation does not tell what the best is to be best in."""
+    """Raises RecipeError naming a point whose evaluation does not measure the metric `by`."""
     option = by.option
     if option is None:
         return
@@ -106,7 +106,7 @@ def _none_fits(figures: Sequence[Figures]) -> str:
 
 
 def best_table(best: Sequence[Best], comparison: RunComparison, by: Metric) -> BestTable | None:
-    """The same for the page; None where no size was asked for."""
+    """The best models as a table of the page; None where no size was asked for."""
     if not best:
         return None
     numbers = {it.label: str(number) for number, it in enumerate(comparison.figures, 1)}

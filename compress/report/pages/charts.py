@@ -69,7 +69,7 @@ def bytes_figure(report: Report, palette: Palette) -> Figure:
 
 
 def time_figure(report: Report, palette: Palette) -> Figure:
-    """Seconds by stage."""
+    """Bars of the seconds that each stage took."""
     if not report.timings:
         return Figure("Time by stage", None, "No stage was timed.")
     rows = [Bar(stage, duration(took), took) for stage, took in report.timings.items()]

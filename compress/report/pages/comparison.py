@@ -23,13 +23,13 @@ class RunRow:
     """One run in the table."""
 
     number: str
-    """As on the plots; empty for the original."""
+    """Number on the plots; empty for the original."""
     label: str
     method: str
     mark: Mark | None
-    """As on the plots; None for the original."""
+    """Mark on the plots; None for the original."""
     cells: tuple[tuple[str, Written], ...]
-    """Each with the head of its column."""
+    """Heads of columns with their values."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class BestRow:
 
     budget: str
     number: str
-    """As in the table of runs; empty if there is none."""
+    """Number in the table of runs; empty if no run fits."""
     label: str
-    """Of the run; or why there is none."""
+    """Label of the run, or why no run fits."""
     size: str
     value: str
 
@@ -85,7 +85,7 @@ def comparison_page(comparison: RunComparison, best: BestTable | None = None) ->
 
 
 def recipe_differences(comparison: RunComparison) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Each run's label, with those options that not all of them have alike."""
+    """Labels of runs with the options in which the runs differ."""
     recipes = [dict(_options(run.report.recipe, "")) for run in comparison.runs]
     names = list(dict.fromkeys(name for recipe in recipes for name in recipe))
     differing = [

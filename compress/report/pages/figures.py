@@ -25,7 +25,7 @@ class Figure:
     title: str
     chart: Chart | None
     told: str
-    """What it shows, or why there is nothing to show."""
+    """Caption; without a chart, the reason."""
 
 
 @dataclass(frozen=True)

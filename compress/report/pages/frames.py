@@ -30,7 +30,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Frame:
-    """What a plot shows, with a little room around its points; quality on a logarithmic scale where it spans much."""
+    """Domain of a plot, with a little room around its points; the metric is logarithmic where it spans much."""
 
     sizes: tuple[float, float]
     values: tuple[float, float]

@@ -51,7 +51,7 @@ def _stat(metric: Metric, after: Measured, sides: Sides) -> Stat:
 
 
 def _beside(metric: Metric, sides: Sides, written: Written) -> str:
-    """What the metric says of itself, its paired change, or its standard error."""
+    """The metric's own remark, or else its paired change, or else its standard error."""
     if metric.beside is not None:
         return metric.beside(sides)
     changed = metric.changed(sides)

@@ -1,4 +1,4 @@
-"""Where names go beside the points of a picture of known size, so that they lie on no point and on no other name."""
+"""Places names beside the points of a picture of known size, so that they cover no point and no other name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PLACES = (
 )
 
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom."""
+"""Left, top, right and bottom edge in pixels."""
 
 
 @dataclass(frozen=True)

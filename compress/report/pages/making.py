@@ -47,12 +47,12 @@ def recipe_text(report: Report) -> str:
 
 
 def calibration_rows(report: Report) -> list[tuple[str, str]]:
-    """What was read, sources first; counts with their commas."""
+    """Rows about the calibration text, sources first; counts have thousands separators."""
     return list(_flattened(report.calibration, ""))
 
 
 def machine_rows(report: Report) -> list[tuple[str, str]]:
-    """Versions and machine."""
+    """Rows about versions and machine."""
     place = report.environment
     toolkit = place.toolkit + (f", commit {place.commit}" if place.commit else "")
     return [
@@ -67,7 +67,7 @@ def machine_rows(report: Report) -> list[tuple[str, str]]:
 
 
 def source_rows(report: Report) -> list[tuple[str, str]]:
-    """What was compressed."""
+    """Rows about the model, and the base checkpoint if there is one."""
     rows = [
         ("model", report.model),
         ("licence", report.licence or "not given"),

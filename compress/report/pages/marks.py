@@ -24,7 +24,7 @@ repeat late.
 
 @dataclass(frozen=True)
 class Mark:
-    """What the runs of one method are drawn as."""
+    """Colour and shape of the runs of one method."""
 
     method: str
     color: str
@@ -32,7 +32,7 @@ class Mark:
 
 
 def marks_of(methods: Sequence[str], palette: Palette) -> dict[str, Mark]:
-    """By method, in the order in which they first appear."""
+    """Marks by method, in the order in which methods first appear."""
     return {
         method: Mark(method, palette.series[k % len(palette.series)], SHAPES[k % len(SHAPES)])
         for k, method in enumerate(dict.fromkeys(methods))

@@ -27,14 +27,14 @@ _TOO_FAR = "Too far above to be drawn:"
 
 
 def pareto_figures(comparison: RunComparison, palette: Palette) -> list[Figure]:
-    """Size against each measure of quality, runs by their numbers; a sentence where no run was measured so."""
+    """Size against each measure of quality, runs by their numbers; a sentence where no run has the metric."""
     return [_figure(comparison, metric, palette) for metric in shown_in(Shown.PARETO)]
 
 
 def pareto_pictures(
     comparison: RunComparison, palette: Palette, size: tuple[int, int]
 ) -> dict[str, Picture]:
-    """The same for pictures of this width and height in pixels: with the runs' names beside their points.
+    """The same plots as pictures of this width and height in pixels, with the runs' names beside their points.
 
     Where names would lie on each other, with their numbers, and a key of the names below.
     """
@@ -70,7 +70,7 @@ def _title(metric: Metric) -> str:
 
 
 def _titled(plot: Plot) -> alt.TitleParams:
-    """With those that are too far above to be drawn."""
+    """Title of the plot, and the runs that are too far above to be drawn."""
     under = [_TOO_FAR, *_told(plot, "label")] if plot.beyond else []
     return alt.TitleParams(_title(plot.metric), subtitle=under)
 
@@ -84,7 +84,7 @@ def _told(plot: Plot, field: str) -> list[str]:
 def _figure(comparison: RunComparison, metric: Metric, palette: Palette) -> Figure:
     plot = Plot.of(comparison, metric)
     if plot is None:
-        return Figure(_title(metric), None, "No run was measured so.")
+        return Figure(_title(metric), None, "No run has this metric.")
     told = []
     if plot.beyond:
         told.append(f"{_TOO_FAR} {', '.join(_told(plot, 'number'))}.")
@@ -93,7 +93,7 @@ def _figure(comparison: RunComparison, metric: Metric, palette: Palette) -> Figu
     if missing:
         which = ", ".join(missing)
         told.append(
-            f"{len(missing)} of {len(comparison.figures)} runs were not measured so: {which}."
+            f"{len(missing)} of {len(comparison.figures)} runs do not have this metric: {which}."
         )
     marks = marks_of([one.method for one in comparison.figures], palette)
     numbers = _texts(plot, "number", plot.placed("number", (NARROW, HEIGHT)), palette)
@@ -103,19 +103,19 @@ def _figure(comparison: RunComparison, metric: Metric, palette: Palette) -> Figu
 
 @dataclass(frozen=True)
 class Plot:
-    """The runs that were measured so, numbered from 1, and the original."""
+    """The runs that have the metric, numbered from 1, and the original."""
 
     metric: Metric
     runs: Sequence[Point]
     beyond: Sequence[Point]
     """Runs whose loss is so far above the best that a plot with them would show nothing else."""
     original: Point | None
-    """None where it was not measured, or the metric compares with it."""
+    """Point of the original; None if it was not measured, or if the metric compares with it."""
     frame: Frame
 
     @classmethod
     def of(cls, comparison: RunComparison, metric: Metric) -> Plot | None:
-        """None where no run was measured so."""
+        """The plot of a metric; None if no run has it."""
         originals, runs = (
             [
                 Point(number, one.label, one.method, one.n_bytes / 1e6, it.value, it.stderr)
@@ -134,7 +134,7 @@ class Plot:
 
     @property
     def reference(self) -> str:
-        """What stands at the line of the original."""
+        """Label of the line of the original."""
         one = self.original
         return "" if one is None else f"{one.label}, {one.megabytes:.0f} MB"
 
@@ -194,7 +194,7 @@ def _layers(plot: Plot, look: Look) -> list[alt.Chart]:
 
 
 def _scales(look: Look) -> tuple[alt.Color, alt.Shape]:
-    """Without a legend: pages and pictures have one of their own, whose lines break where they must."""
+    """Scales for colour and shape without a legend: pages and pictures have their own, which wraps."""
     methods, marks = list(look.marks), look.marks.values()
     colors = alt.Scale(domain=methods, range=[mark.color for mark in marks])
     shapes = alt.Scale(domain=methods, range=[mark.shape for mark in marks])

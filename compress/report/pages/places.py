@@ -1,4 +1,4 @@
-"""Where a weight is: its block, its projection, and the part of the model that its bytes count for."""
+"""The place of a weight: its block, its projection, and the part of the model that its bytes count for."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _NORMS = re.compile(r"norm|(^|[._])ln(_|\.|\d)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Place:
-    """Of one layer."""
+    """Place of one layer in the model."""
 
     block: str
     """The number of its block; "-" where its name has none."""
     projection: str
-    """What is left of its name, as short as tells it from the others: "q_proj"."""
+    """Name without the block, as short as is unique: "q_proj"."""
 
 
 def places_of(names: Sequence[str]) -> dict[str, Place]:
-    """By layer name: `model.layers.3.self_attn.q_proj` is q_proj of block 3.
+    """Places by layer name: `model.layers.3.self_attn.q_proj` is q_proj of block 3.
 
     Where experts would make more than `MOST_PROJECTIONS` projections, those of one kind count as one.
     """
@@ -38,7 +38,7 @@ def places_of(names: Sequence[str]) -> dict[str, Place]:
 
 
 def part_of(name: str, reason: str) -> str:
-    """What a tensor that was kept is: embeddings, head, norms, biases, or the reason it was kept for."""
+    """Part of the model that a kept tensor belongs to: embeddings, head, norms, biases, or the reason it was kept."""
     if _HEAD.search(name):
         return "head"
     if _NORMS.search(name):

@@ -1,4 +1,4 @@
-"""From text, tables and figures to one HTML file that fetches nothing: templates, styles, charts and their library.
+"""Renders text, tables and figures as one HTML file that fetches nothing: templates, styles, charts and their library.
 
 Layer names, notes and file names may hold anything: Jinja escapes them all, and what a script element holds as data is
 JSON without a `<`.

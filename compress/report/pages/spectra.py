@@ -32,9 +32,9 @@ def spectra_figures(report: Report, palette: Palette) -> tuple[str, list[Figure]
         projections.setdefault(places[layer.name].projection, []).append(layer)
     least = _least([layer.spectrum for layer in shown if layer.spectrum is not None])
     told = (
-        "Singular values, over the first, of what the low-rank part stands for, as the outputs on the calibration "
-        "tokens feel it. Each line is a block, dark to light from the first to the last; orange is the cut, and what "
-        "lies right of it is lost."
+        "Singular values, divided by the largest, of the matrix that the low-rank part approximates, weighted by the "
+        "calibration inputs. Each line is a block, dark to light from the first to the last; the orange cut is the "
+        "rank that is kept."
     )
     return told, [
         Figure(name, _chart(_thinned(layers), places, least, palette), _told(layers))

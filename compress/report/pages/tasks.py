@@ -51,7 +51,7 @@ def tasks_figure(report: Report, palette: Palette) -> Figure:
     shown = [row.difference for row in task_rows(report) if row.difference is not None]
     if not shown:
         return Figure(title, None, "No task has a score between 0 and 1 for each item.")
-    told = "After less before on the same items, with 95% intervals; left of the line is less."
+    told = "Difference of the scores, after − before, on the same items, with 95% intervals."
     return Figure(title, differences(shown, palette), told)
 
 
@@ -78,7 +78,7 @@ def _row(before: TaskScore, after: TaskScore, found: PairedChange | None) -> Tas
 
 
 def _compared(row: TaskRow, before: TaskScore, after: TaskScore, found: PairedChange) -> TaskRow:
-    """With the paired difference: in points where scores are shares, else in the metric's own unit."""
+    """The row with its paired difference: in points where scores are shares, else in the metric's own unit."""
     is_share = all(0 <= score <= 1 for score in (*before.per_item, *after.per_item))
     unit = 100 if is_share else 1
     interval = NOTHING

@@ -14,7 +14,7 @@ RAMP: Final = "viridis"
 
 @dataclass(frozen=True, kw_only=True)
 class Palette:
-    """What a chart is drawn with."""
+    """Colours and font of a chart."""
 
     background: str
     ink: str
@@ -41,7 +41,7 @@ PAGE = Palette(
     series=tuple(f"var(--series-{n})" for n in range(1, 8)),
     font=FONT,
 )
-"""Of pages: the style sheet's variables, so that charts turn dark, and light again on paper, without a redraw."""
+"""Palette of pages: the style sheet's variables, so that charts follow a dark scheme, and paper, without a redraw."""
 
 PICTURE = Palette(
     background="#ffffff",
@@ -55,7 +55,7 @@ PICTURE = Palette(
     series=("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#6e6e6e"),
     font="sans-serif",
 )
-"""Of pictures: dark on white, for a card may be shown on either."""
+"""Palette of pictures: dark on white, readable on light and dark pages."""
 
 
 def config(palette: Palette) -> dict[str, Any]:
