@@ -35,7 +35,7 @@ def headings() -> tuple[str, ...]:
     for metric in shown_in(Shown.TABLE):
         found.append(metric.heading)
         if metric.paired is not None:
-            found.append(f"{metric.short or metric.label}, change")
+            found.append(f"{metric.column}, change")
     return tuple(found)
 
 

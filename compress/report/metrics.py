@@ -135,10 +135,14 @@ class Metric:
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
     @property
+    def column(self) -> str:
+        """Its short name, without the unit: "KL"."""
+        return self.short or self.label
+
+    @property
     def heading(self) -> str:
         """The head of a column: "KL, nats/token"."""
-        short = self.short or self.label
-        return f"{short}, {self.unit}" if self.unit else short
+        return f"{self.column}, {self.unit}" if self.unit else self.column
 
     def before(self, sides: Sides) -> Measured | None:
         """Its value for the original."""

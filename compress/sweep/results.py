@@ -93,7 +93,7 @@ def best_lines(best: Sequence[Best], figures: Sequence[Figures], by: Metric) -> 
         else:
             value = by.text(Measured(one.figures.values[by.key].value))
             text = (
-                f"{one.figures.label}, {megabytes(one.figures.n_bytes)}, {by.short or by.label} {value} "
+                f"{one.figures.label}, {megabytes(one.figures.n_bytes)}, {by.column} {value} "
                 f"(best of {counted(one.n_fitting, 'point')})"
             )
         lines.append(f"{one.budget}: {text}")
@@ -118,7 +118,7 @@ def best_table(best: Sequence[Best], comparison: RunComparison, by: Metric) -> B
         text = by.text(one.figures.values[by.key])
         label, size = one.figures.label, megabytes(one.figures.n_bytes)
         rows.append(BestRow(one.budget, numbers[label], label, size, text))
-    return BestTable(by=by.heading, rows=tuple(rows))
+    return BestTable(by=by.column, rows=tuple(rows))
 
 
 def _cells(it: Figures) -> tuple[str, ...]:

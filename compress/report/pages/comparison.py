@@ -50,7 +50,7 @@ class BestTable:
     """The best run at each size."""
 
     by: str
-    """The metric that they are best in, as the head of a column."""
+    """Short name of the metric that they are best in."""
     rows: tuple[BestRow, ...]
 
 
@@ -112,7 +112,7 @@ def _options(value: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
 
 
 def _row(number: str, figures: Figures, mark: Mark | None) -> RunRow:
-    cells = ((it.heading, _written(it, figures)) for it in shown_in(Shown.TABLE))
+    cells = ((it.column, _written(it, figures)) for it in shown_in(Shown.TABLE))
     return RunRow(number, figures.label, figures.method, mark, tuple(cells))
 
 
