@@ -50,7 +50,7 @@ def _of_recipe(name: str, about: str) -> Command:
 
 _ALL = (
     _of_recipe("run", "Compress a model, verify, evaluate and describe the result."),
-    _of_recipe("plan", "Refuse or describe a run, with its sizes, without doing it."),
+    _of_recipe("plan", "Dry run: check everything, and print sizes and times."),
     Command(
         name="sweep",
         about="Run many recipes, planned together, and compare what they reach.",

@@ -47,7 +47,7 @@ class Criterion(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class DSnoT(Compressor, name="dsnot"):
-    """A pruning method's mask, improved one weight for another."""
+    """Swaps pruned and kept weights of another method's mask; no weight update."""
 
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2310.08915"
 

@@ -53,7 +53,7 @@ class EoRA(Correction, name="eora"):
     )
     shrinkage: float = field(
         default=0.1,
-        metadata={"help": "how far the Gram is moved towards its diagonal (0: as observed)"},
+        metadata={"help": "shrinks the off-diagonal of the Gram by this share (0.1: by 10 %)"},
     )
     output_side: OutputSide = field(
         default=OutputSide.NONE,

@@ -53,7 +53,7 @@ class GPTQ(Quantiser, name="gptq"):
     )
     shrinkage: float = field(
         default=0.1,
-        metadata={"help": "how far the Gram is moved towards its diagonal (0: as observed)"},
+        metadata={"help": "shrinks the off-diagonal of the Gram by this share (0.1: by 10 %)"},
     )
     act_order: ActOrder = field(
         default=ActOrder.NONE,

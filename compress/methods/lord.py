@@ -45,7 +45,7 @@ class Centre(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class LoRD(Factorisation, name="lord"):
-    """Principal components of the outputs around their mean (Atomic Feature Mimicking)."""
+    """PCA of the centred outputs; the mean goes into a bias (Atomic Feature Mimicking)."""
 
     paper: ClassVar[str] = "Kaushal et al. 2023 (LoRD), arXiv:2309.14021"
 

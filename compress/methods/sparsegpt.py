@@ -64,7 +64,7 @@ class SparseGPT(Pruner, name="sparsegpt"):
     )
     shrinkage: float = field(
         default=0.1,
-        metadata={"help": "how far the Gram is moved towards its diagonal (0: as observed)"},
+        metadata={"help": "shrinks the off-diagonal of the Gram by this share (0.1: by 10 %)"},
     )
 
     def __post_init__(self) -> None:
