@@ -1,1 +1,1 @@
-"""What methods share: the base class of compressors, quantisers, pruners, factorisations and corrections,."""
+"""The base class of all methods, and the families that share options, plans and storage."""

@@ -1,7 +1,7 @@
-"""What a compression method is: options as fields, statistics as needs, and pure mathematics.
+"""The base class of compression methods: options as fields, statistics as needs, and pure mathematics.
 
-A method is one file in `compress/methods/`: a frozen, keyword-only dataclass that subclasses `Compressor` with
-`name=`. It is found by its header and imported when it is first looked up; nothing else needs touching.
+A method is one file in `compress/methods/`: a frozen, keyword-only dataclass that subclasses `Compressor` with `name=`.
+It is found by its header and imported when it is first looked up; nothing else needs touching.
 
 The options of a run are described by these classes before there is anything to compute, so torch waits for the first
 object that holds a tensor.
@@ -44,29 +44,29 @@ def _float32() -> torch.dtype:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a plan compares layers by."""
+    """Measurements of a layer that a plan compares it with other layers by."""
 
     spectrum: Tensor = field(default_factory=_no_spectrum)
-    """Of the weight, descending, fp64, in the method's metric: squares are what dropping them costs."""
+    """Singular values in the method's metric, descending, fp64: dropping one costs its square."""
     cost: float = 1.0
-    """What a unit of squared error costs, where the method asked for something that tells."""
+    """The cost of a unit of squared error in this layer, if the method's importance measures one."""
     points: tuple[tuple[int, float], ...] = ()
-    """For methods without a spectrum: sizes, ascending, and the squared error that each costs."""
+    """Sizes, ascending, and the squared error at each, for methods without a spectrum."""
     energy: float = 0.0
-    """The squared error of nothing in the weight's place, where there are points or the spectrum is a residual's."""
+    """The squared error of a zero weight, where there are points or the spectrum is a residual's."""
     rounding: tuple[tuple[int, float], ...] = ()
-    """Of widths of a correction's factors, what rounding them costs, as a share of what the correction captures."""
+    """Width in bits and the share of what a correction captures that rounding its factors to that width loses."""
     reads: str = ""
-    """The first of the layers that read the same tensor, itself perhaps."""
+    """The first of the layers that read the same tensor; it may be this layer."""
 
     @property
     def total(self) -> float:
-        """The squared error of nothing in the weight's place."""
+        """The squared error of a zero weight."""
         return self.energy if self.points else self.residual
 
     @property
     def residual(self) -> float:
-        """The squared error of leaving out all that the spectrum is of."""
+        """The squared error of dropping every singular value."""
         return float(self.spectrum.square().sum())
 
 
@@ -76,27 +76,30 @@ class Trial:
 
     form: Form
     lost: float
-    """What that costs, in the unit of the survey's squared spectrum; above 0."""
+    """The squared error of the form, above 0, in the unit of the survey's squared spectrum."""
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What planning knows of a layer: its weight's shape (out, in), bytes and dtype in the checkpoint."""
+    """A layer as planning sees it: its weight's shape (out, in), and its bytes and dtype in the checkpoint."""
 
     shape: tuple[int, int]
     n_bytes: int
     dtype: torch.dtype = field(default_factory=_float32)
     survey: Survey | None = None
-    """What was found of it, once the method has asked."""
+    """The layer's survey, once the method has asked for one."""
 
 
 class Compressor(Options, ABC):
-    """Turns weights into forms. Subclasses are frozen keyword-only dataclasses; their fields are their options."""
+    """A compression method: it turns weights into forms.
+
+    A subclass is a frozen, keyword-only dataclass of its options.
+    """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     refused_choices: ClassVar[tuple[type, ...]] = ()
-    """Classes that none of its options may hold, though their type would allow it."""
+    """Classes that no option may hold, though its type would allow them."""
 
     def __init_subclass__(cls, *, name: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -106,7 +109,10 @@ class Compressor(Options, ABC):
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
-        """Statistics of the inputs that `compress` reads. The Gram is always there: errors are measured with it."""
+        """Statistics of the inputs that `compress` reads.
+
+        The Gram matrix is always there: errors are measured with it.
+        """
         from calibration.statistics.gram import Gram
 
         return frozenset({Gram})
@@ -118,7 +124,7 @@ class Compressor(Options, ABC):
 
     @property
     def saves_bytes(self) -> bool:
-        """Whether its forms are to be smaller than the weights, or else not planned."""
+        """Whether a form must be smaller than its weight for the plan to be accepted."""
         return True
 
     @property
@@ -128,44 +134,47 @@ class Compressor(Options, ABC):
 
     @property
     def joins_layers(self) -> bool:
-        """Whether its plan wants to know which layers read the same tensor."""
+        """Whether the plan depends on which layers read the same tensor."""
         return False
 
     def shared_by(self, name: str, layer: LayerShape) -> object:  # noqa: ARG002  (see above)
-        """What is equal for layers that may store something in common; the name alone, where none do."""
+        """A key that is equal for layers that may store something in common; the layer's name if none do."""
         return name
 
     @property
     def together(self) -> Compressor:
-        """What is equal for weights that are compressed together; itself for the first of them."""
+        """A key that is equal for weights compressed together; for the first of them it is the method itself."""
         return self
 
     @property
     def spans_blocks(self) -> bool:
-        """Whether weights of several decoder blocks are to be compressed together, with their `Pooled` statistics."""
+        """Whether weights of several decoder blocks are compressed together, with their `Pooled` statistics."""
         return False
 
     @property
     def blocks_at_once(self) -> int:
-        """How many decoder blocks are loaded together."""
+        """The number of decoder blocks that are loaded together."""
         return 1
 
     @property
     def weighs_by_divergence(self) -> bool:
-        """Whether its plan wants to know what each layer, compressed alone, does to the predictions."""
+        """Whether the plan needs the KL divergence that each layer causes when it is compressed alone."""
         return False
 
     def survey(self, weights: Sequence[Tensor], stats: Sequence[Statistics]) -> list[Survey]:
-        """What the plan compares weights (o, i) with one input by, each with its statistics.
+        """Surveys of weights (o, i) that read one input, each with its statistics.
 
-        One at a time, unless the method joins layers. Raises LayerError if it cannot be had.
+        Weights come one at a time, unless the method joins layers. Raises LayerError if a survey cannot be made.
         """
         raise NotImplementedError(f"{self.name} plans without a survey")
 
     def trials(
         self, weights: Sequence[Tensor], surveys: Sequence[Survey], stats: Sequence[Statistics]
     ) -> list[Trial]:
-        """Forms to measure with what an error of each of these weights does. Raises LayerError if there is none."""
+        """Forms of single weights, whose effect on the predictions is then measured.
+
+        Raises LayerError if there is none.
+        """
         raise NotImplementedError(f"{self.name} does not weigh by divergence")
 
     def plan(
@@ -173,24 +182,24 @@ class Compressor(Options, ABC):
         layers: Mapping[str, LayerShape],
         rest_bytes: int = 0,  # noqa: ARG002  (for methods that spend a budget)
     ) -> dict[str, Compressor]:
-        """Which compressor serves which layer, options resolved; layers left out stay as they are.
+        """The compressor of each layer, with all options settled; layers that are left out stay as they are.
 
-        `rest_bytes`: what the checkpoint holds besides. Before a survey the plan of a method that wants one is
-        provisional, of the bytes that it will have. Raises RecipeError for what can't work.
+        `rest_bytes` is the size of everything else in the checkpoint. Before a survey the plan of a method that wants
+        one is provisional: it has the bytes of the final plan. Raises RecipeError for a plan that cannot work.
         """
         return dict.fromkeys(layers, self)
 
     def predicted_error(self, layer: LayerShape) -> float | None:  # noqa: ARG002  (see above)
-        """The relative output error that is expected of a planned layer, if the plan can tell."""
+        """The relative output error that the plan expects of a layer; None if it expects nothing."""
         return None
 
     @abstractmethod
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
-        """Forms for weights (o, i), fp32, that read the same input; all have the same i. Inputs are left unchanged.
+        """Forms of weights (o, i), fp32, that read the same input; all have the same i. Inputs are left unchanged.
 
-        Weights that share an input come together, so that a method can factorise its Gram once, or quantise them as
-        one stack; a method that reads gradients, a layer's own, gets each alone.
-        Raises LayerError if one can't be compressed.
+        Weights that share an input come together, so that a method can factorise its Gram matrix once, or quantise them
+        as one stack; a method that reads a layer's own gradients gets each weight alone. Raises LayerError if a weight
+        cannot be compressed.
         """
 
     @abstractmethod
@@ -199,7 +208,7 @@ class Compressor(Options, ABC):
 
 
 def refuse_damping(damping: float) -> None:
-    """Raises RecipeError for a ridge that is negative, not a number, or no share."""
+    """Raises RecipeError for a ridge that is negative, not a number, or 100 times the diagonal and more."""
     if not 0 <= damping < 100:
         raise RecipeError(
             f"{damping} is not a share of the median diagonal (0.01 is usual)", option="damping"

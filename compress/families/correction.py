@@ -1,4 +1,4 @@
-"""Low-rank correction of another method's error: what EoRA and its baseline share."""
+"""Low-rank corrections of a base method's error: the plan, the fit and the forms of EoRA, LQER and the plain SVD."""
 
 from __future__ import annotations
 
@@ -43,16 +43,19 @@ from compress.solvers.linalg import output_energy
 from compress.solvers.rank_allocation import Importance
 
 EXTRAPOLATION = 1.0
-"""Of a correction's last step. At 2 and more errors grow after a few rounds; at 0 four rounds do what two do at 1."""
+"""Factor on a correction's last step.
+
+At 2 and more errors grow after a few rounds; at 0 four rounds do what two do at 1.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Correction(CorrectionOptions, ABC):
-    """A base method's forms, and low-rank corrections for what they lost."""
+    """A method that adds a low-rank correction to the forms of a base method."""
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
-        """The Gram, what the base needs, the mean if the base puts one back, and what is kept aside."""
+        """The Gram matrix, the base's statistics, the inputs' mean if the base shifts outputs, and held-out moments."""
         mean = {Mean} if self.shifts_outputs else set()
         aside = set() if self.holdout is Holdout.NONE else {HeldOut}
         cross = set() if self.target is FitTarget.LAYER else {CrossGram}
@@ -60,12 +63,12 @@ class Correction(CorrectionOptions, ABC):
 
     @property
     def shifts_outputs(self) -> bool:
-        """As its base."""
+        """Whether the base's forms add an offset to the outputs."""
         return self.resolved_base.shifts_outputs
 
     @property
     def surveys(self) -> frozenset[type[Statistic]] | None:
-        """The base's, or what it and the corrections are made of."""
+        """The statistics of a survey of residuals if the plan needs one, otherwise those of the base's own survey."""
         if not self.surveys_residuals:
             return self.resolved_base.surveys
         fisher = {GradientEnergy} if self.adapter_importance is Importance.FISHER else set()
@@ -73,31 +76,31 @@ class Correction(CorrectionOptions, ABC):
 
     @property
     def joins_layers(self) -> bool:
-        """The base's."""
+        """Whether the base's plan depends on which layers read the same tensor."""
         return self.resolved_base.joins_layers
 
     def shared_by(self, name: str, layer: LayerShape) -> object:
-        """As its base."""
+        """The base's key of layers that may store something in common."""
         return self.resolved_base.shared_by(name, layer)
 
     @property
     def together(self) -> Compressor:
-        """As its base."""
+        """A key that is equal for weights whose base compresses them together."""
         return replace(self, base=self.resolved_base.together)
 
     @property
     def spans_blocks(self) -> bool:
-        """As its base."""
+        """Whether the base compresses weights of several blocks together."""
         return self.resolved_base.spans_blocks
 
     @property
     def blocks_at_once(self) -> int:
-        """As its base."""
+        """The number of decoder blocks that the base needs together."""
         return self.resolved_base.blocks_at_once
 
     @property
     def weighs_by_divergence(self) -> bool:
-        """Where errors cost what they were measured to do."""
+        """Whether errors are weighted by the KL divergence that they were measured to cause."""
         if self.surveys_residuals:
             return self.adapter_importance is Importance.KL
         return self.resolved_base.weighs_by_divergence
@@ -105,17 +108,17 @@ class Correction(CorrectionOptions, ABC):
     def trials(
         self, weights: Sequence[Tensor], surveys: Sequence[Survey], stats: Sequence[Statistics]
     ) -> list[Trial]:
-        """The base's."""
+        """Trials of the base alone, for its own plan."""
         return self.resolved_base.trials(weights, surveys, stats)
 
     def survey(self, weights: Sequence[Tensor], stats: Sequence[Statistics]) -> list[Survey]:
-        """The base's."""
+        """Surveys of the base, for its own plan."""
         return self.resolved_base.survey(weights, stats)
 
     def plan(self, layers: Mapping[str, LayerShape], rest_bytes: int = 0) -> dict[str, Compressor]:
-        """Plan the base and the corrections; layers that the base leaves need no correction.
+        """The base's plan, with a correction on each layer; a layer that gets none has the base's compressor alone.
 
-        A layer that gets no correction has the base's compressor alone. Raises RecipeError for ranks that can't be.
+        Raises RecipeError for ranks or a budget that cannot be.
         """
         with inside("base"):
             bases = self.resolved_base.plan(layers, rest_bytes)
@@ -128,7 +131,7 @@ class Correction(CorrectionOptions, ABC):
         }
 
     def _with(self, base: Compressor, rank: int, bits: int) -> Self:
-        """With nothing left to plan."""
+        """The planned method of one layer: its base, rank and bits settled, nothing left to plan."""
         return replace(
             self,
             base=base,
@@ -141,7 +144,7 @@ class Correction(CorrectionOptions, ABC):
         )
 
     def predicted_error(self, layer: LayerShape) -> float | None:
-        """The relative error that a survey of the residual tells, of a planned layer; None without one."""
+        """The relative error that the survey of a layer's residual predicts; None without one."""
         survey = layer.survey
         if survey is None or survey.energy <= 0 or survey.points:
             return None
@@ -175,7 +178,7 @@ class Correction(CorrectionOptions, ABC):
         second: Sequence[Form],
         stats: Statistics,
     ) -> list[Form]:
-        """Of two forms for each target (o, i) that which errs less; all of one round where they share a dictionary."""
+        """The form with the lower output error for each target (o, i); one round's where layers share a dictionary."""
         shares = []
         for part, own in stats.by_input(list(zip(targets, first, second, strict=True))):
             moments_ii = self.moments(own)
@@ -190,7 +193,7 @@ class Correction(CorrectionOptions, ABC):
         return [one if before <= after else other for (before, after), one, other in triples]
 
     def targets(self, weights: Sequence[Tensor], stats: Statistics) -> list[Tensor]:
-        """What bases and corrections are to come to: the weights (o, i), or what gives the original's outputs. fp64."""
+        """The weights (o, i), fp64, that base and correction approximate together: as given, or as `target` asks."""
         if self.target is FitTarget.LAYER:
             return [weight.double() for weight in weights]
         found = []
@@ -202,11 +205,11 @@ class Correction(CorrectionOptions, ABC):
     def _pairs(
         self, weights: Sequence[Tensor], targets: Sequence[Tensor], stats: Statistics
     ) -> list[Form]:
-        """The base's forms of the weights, with corrections for what they lack of the targets.
+        """The base's forms of the weights, each with a correction of its distance to the target.
 
-        A base that makes the mean output exact leaves its outputs' variation to be corrected; its offset is then that
-        of both together, or the mean would be counted twice. A base whose correction the held-out sequences rule out
-        stands alone.
+        A base that makes the mean output exact leaves only the variation around it to be corrected; its offset is then
+        that of both together, or the mean would be counted twice. A base whose correction fails on the held-out
+        sequences stands alone.
         """
         bases = self.resolved_base.compress(weights, stats)
         residuals = [w - base.dense().double() for w, base in zip(targets, bases, strict=True)]
@@ -225,9 +228,9 @@ class Correction(CorrectionOptions, ABC):
         ]
 
     def corrections(self, residuals: Sequence[Tensor], stats: Statistics) -> list[Factors | None]:
-        """A correction for each residual (o, i), fp64, by the statistics of the input that its layer reads.
+        """A correction of each residual (o, i), fp64, fitted with the statistics of the layer's input.
 
-        None where one does not lower the error on what is kept aside.
+        None where a correction does not lower the error on the held-out sequences.
         """
         return [
             self._correction(residual, own)
@@ -250,17 +253,17 @@ class Correction(CorrectionOptions, ABC):
         return correction if left < output_energy(residual, aside_ii) else None
 
     def fitted(self, stats: Statistics) -> Statistics:
-        """What corrections are fitted to: all but what is kept aside."""
+        """The statistics that corrections are fitted to: all but those of held-out sequences."""
         return stats.once(("without held out",), lambda: without_held_out(stats))
 
     def moments(self, stats: Statistics) -> Tensor:
-        """The metric of the correction: E[x x^T], or the covariance where the mean is put back; (i, i), fp64."""
+        """The metric of the correction, (i, i), fp64: E[x x^T], or Cov(x) where the mean output is exact."""
         fitted = self.fitted(stats)
         return covariance(fitted) if self.shifts_outputs else fitted[Gram].mean_ii()
 
     @abstractmethod
     def measure(self, residual: Tensor, stats: Statistics) -> Metric:
-        """What an error of a correction for this residual (o, i) costs."""
+        """The metric in which a correction of this residual (o, i) is fitted."""
 
 
 def _target_moments(stats: Statistics) -> tuple[Tensor, Tensor]:
@@ -272,7 +275,7 @@ def _extrapolated(before: Sequence[Tensor], now: Sequence[Tensor]) -> list[Tenso
 
 
 def _path_of(form: Form, weight: Tensor) -> Tensor:
-    """What the correction of a pair for a weight (o, i) adds to its base: (o, i), in the weight's dtype."""
+    """The dense correction (o, i) in a form, in the dtype of the weight; zero if it has none."""
     if not has_correction(form):
         return torch.zeros_like(weight)
     assert isinstance(form, Sum)
@@ -282,5 +285,5 @@ def _path_of(form: Form, weight: Tensor) -> Tensor:
 
 
 def has_correction(form: Form) -> bool:
-    """Whether a form that a correction made is more than its base."""
+    """Whether a form is a base with a correction on it."""
     return isinstance(form, Sum) and len(form.terms) > 1

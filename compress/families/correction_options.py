@@ -22,7 +22,7 @@ RANK, RANK_STEP = 32, 8
 FACTOR_BYTES = 2
 FULL_BITS = 16
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's --max-lora-rank may be; it computes with that many whatever an adapter has."""
+"""The values that vLLM's --max-lora-rank accepts; it computes with that many whatever rank an adapter has."""
 
 
 class FactorDtype(enum.StrEnum):
@@ -56,7 +56,7 @@ class CorrectionAllocation(enum.StrEnum):
     UNIFORM = "uniform"
     """One rank for every layer."""
     SPECTRUM = "spectrum"
-    """Each rank where it removes most weighted error for its bytes; layers where none does get no correction."""
+    """Each layer's rank where it removes most weighted error for its bytes; some layers may get no correction."""
 
 
 class Holdout(enum.StrEnum):

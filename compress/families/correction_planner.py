@@ -22,16 +22,16 @@ Widths = tuple[int, ...]
 
 @dataclass(frozen=True)
 class CorrectionChoice(Choice):
-    """A correction for a layer."""
+    """A correction that a layer may get: its rank and width, with its bytes and loss."""
 
     rank: int
-    """0: none."""
+    """0 stands for no correction."""
     bits: int
 
 
 @dataclass(frozen=True)
 class CorrectionPlanner:
-    """Corrections for the layers that a base method compresses."""
+    """A planner of corrections for the layers that a base method compresses."""
 
     method: CorrectionOptions
     layers: Mapping[str, LayerShape]
@@ -86,7 +86,7 @@ class CorrectionPlanner:
             )
 
     def _sizes_in(self, shape: tuple[int, int], room: float) -> Iterator[int]:
-        """Bytes of every correction that a layer may have."""
+        """Bytes of every correction that a layer of a shape may have within `room` bytes."""
         for bits in self.method.widths:
             for rank in self.method.ranks_in(min(shape), bits):
                 n_bytes = self.method.correction_bytes(shape, rank, bits)
@@ -166,7 +166,7 @@ class CorrectionPlanner:
         )
 
     def _provisional(self, rank: int, bits: int) -> dict[str, CorrectionChoice]:
-        """One for all layers; where each is to have its own, none for those that it would not leave smaller."""
+        """The same correction for all layers; with ranks by layer, none where it would not leave the layer smaller."""
         found = self._alike(rank, bits)
         if not self.method.allocates_by_spectrum:
             return found
@@ -186,7 +186,7 @@ class CorrectionPlanner:
         }
 
     def _uniform(self, budget: int) -> list[dict[str, CorrectionChoice]]:
-        """Of each width the largest rank that the budget pays for in every layer."""
+        """Plans of one rank for all layers: for each width, the largest rank that the budget pays for."""
         found = []
         for bits in self.method.widths:
             paid = [
@@ -199,7 +199,7 @@ class CorrectionPlanner:
         return found
 
     def _by_spectrum(self, budget: int) -> dict[str, CorrectionChoice]:
-        """The corrections that lose least for the budget, exactly (`knapsack`)."""
+        """The corrections with the least total loss in the budget, found exactly by `knapsack`."""
         options = {name: self._options(name, layer) for name, layer in self.layers.items()}
         chosen = knapsack(list(options.values()), budget)
         return {
@@ -208,7 +208,7 @@ class CorrectionPlanner:
         }
 
     def _options(self, name: str, layer: LayerShape) -> list[CorrectionChoice]:
-        """From no correction on, each that takes more bytes than those before it losing less."""
+        """The corrections of a layer that no other beats: more bytes always lose less; the first is none at all."""
         offered = [
             choice
             for bits in self.method.widths
@@ -230,7 +230,7 @@ class CorrectionPlanner:
 
 
 def remaining(survey: Survey, rank: int, bits: int) -> float:
-    """Squared error that a correction leaves of a surveyed residual."""
+    """The squared error that a correction leaves of a surveyed residual."""
     energies = survey.spectrum.square()
     tail = float(energies[rank:].sum())
     return tail + dict(survey.rounding).get(bits, 0.0) * (survey.residual - tail)
@@ -239,7 +239,7 @@ def remaining(survey: Survey, rank: int, bits: int) -> float:
 def planned_corrections(
     method: CorrectionOptions, bases: Mapping[str, Compressor], layers: Mapping[str, LayerShape]
 ) -> Iterator[tuple[str, CorrectionChoice]]:
-    """The correction of each layer that the base compresses. Raises RecipeError."""
+    """The correction of each layer that the base compresses. Raises RecipeError for a rank or budget that cannot be."""
     chosen = {name: layer for name, layer in layers.items() if name in bases}
     if not chosen:
         return

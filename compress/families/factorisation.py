@@ -1,4 +1,4 @@
-"""Methods that put two thin layers in the place of a weight: how they plan, survey and fit.
+"""Methods that replace a weight by two thin factors: how they survey, plan and fit.
 
 Shapes: o = out_features, i = in_features, r = rank.
 """
@@ -30,7 +30,7 @@ from compress.forms.product import Product
 from compress.solvers.rank_allocation import Allocation, Importance
 
 NOTHING = 1e-9
-"""Share of a weight's energy that is as good as nothing."""
+"""Share of a weight's energy below which it counts as zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Factorisation(FactorisationOptions, ABC):
 
     @property
     def surveys(self) -> frozenset[type[Statistic]] | None:
-        """What the metric is made of, if the plan compares spectra."""
+        """The statistics of the metric, if the plan compares spectra; None if it does not."""
         if self.rank is not None or self.resolved_allocation is Allocation.UNIFORM:
             return None
         if self.resolved_importance is Importance.FISHER:
@@ -58,18 +58,18 @@ class Factorisation(FactorisationOptions, ABC):
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
-        """What the metric is made of, and what the factors' quantiser reads."""
+        """The statistics of the metric, of the factors' quantiser and of the target, and the Gram matrix."""
         quantizer = self.factor_quantizer.needs if self.factor_quantizer else frozenset()
         cross = {CrossGram} if self.target is FitTarget.ORIGINAL else set()
         return self.metric_needs | {Gram} | quantizer | cross
 
     @property
     def weighs_by_divergence(self) -> bool:
-        """Where errors cost what they were measured to do."""
+        """Whether errors are weighted by the KL divergence that they were measured to cause."""
         return self.surveys is not None and self.resolved_importance is Importance.KL
 
     def survey(self, weights: Sequence[Tensor], stats: Sequence[Statistics]) -> list[Survey]:
-        """Singular values of each weight in the metric, and what the loss thinks of an output."""
+        """The singular values of each weight in the metric, and the cost of its error."""
         return [self._surveyed(*each) for each in zip(weights, stats, strict=True)]
 
     def _surveyed(self, weight_oi: Tensor, stats: Statistics) -> Survey:
@@ -77,7 +77,10 @@ class Factorisation(FactorisationOptions, ABC):
         return Survey(spectrum, fisher_cost(self.resolved_importance, stats))
 
     def plan(self, layers: Mapping[str, LayerShape], rest_bytes: int = 0) -> dict[str, Compressor]:
-        """Settle each layer's rank and dtype. Raises RecipeError naming what gets no rank, or does not pay for any."""
+        """The method of each layer with its rank and dtype settled; dense layers are left out.
+
+        Raises RecipeError naming a layer that gets no rank, or that the bytes do not pay for.
+        """
         planned: dict[str, Compressor] = {}
         for name, rank in RankPlanner(self, layers, rest_bytes).ranks().items():
             layer = layers[name]
@@ -95,7 +98,7 @@ class Factorisation(FactorisationOptions, ABC):
         return planned
 
     def _at(self, rank: int) -> Self:
-        """With nothing left to plan."""
+        """The method at one rank, with nothing left to plan."""
         return replace(
             self,
             rank=rank,
@@ -111,7 +114,7 @@ class Factorisation(FactorisationOptions, ABC):
     def trials(
         self, weights: Sequence[Tensor], surveys: Sequence[Survey], stats: Sequence[Statistics]
     ) -> list[Trial]:
-        """At the share of its bytes that `keep` says, the factors in fp32; at a lower rank, if that loses nothing."""
+        """Trials of each weight: fp32 factors at the share of bytes that `keep` says, or at a lower lossless rank."""
         return [self._trial(*each) for each in zip(weights, surveys, stats, strict=True)]
 
     def _trial(self, weight_oi: Tensor, survey: Survey, stats: Statistics) -> Trial:
@@ -132,7 +135,7 @@ class Factorisation(FactorisationOptions, ABC):
         return Trial(form, max(float(tail[rank]), NOTHING * float(tail[0])))
 
     def predicted_error(self, layer: LayerShape) -> float | None:
-        """The relative output error that the spectrum tells, of a planned layer; None before a survey."""
+        """The relative output error that the surveyed spectrum predicts for a planned layer; None before a survey."""
         if layer.survey is None or self.rank is None:
             return None
         energies = layer.survey.spectrum.square()
@@ -140,12 +143,12 @@ class Factorisation(FactorisationOptions, ABC):
         return float((energies[self.rank :].sum() / total).sqrt()) if total > 0 else 0.0
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
-        """One metric for all of them, one eigenproblem each."""
+        """Factors for all weights: one metric for all of them, one eigenproblem each."""
         metric = self.measure(weights, stats)
         return [self.fit(target, metric, stats) for target in self.targets(weights, stats)]
 
     def targets(self, weights: Sequence[Tensor], stats: Statistics) -> list[Tensor]:
-        """The dense weights (o, i) whose factors are wanted: the best factors of these are the best for the outputs."""
+        """The dense weights (o, i) that the factors approximate; their best factors are the best for the outputs."""
         if self.target is FitTarget.LAYER:
             return list(weights)
         return towards_original(
@@ -153,11 +156,11 @@ class Factorisation(FactorisationOptions, ABC):
         )
 
     def target_moments(self, stats: Statistics) -> tuple[Tensor, Tensor]:
-        """E[x' x'^T] and E[x x'^T], around what the method fits around: (i, i) each, fp64."""
+        """E[x' x'^T] and E[x x'^T], (i, i) each, fp64, around the point that the method fits around."""
         return stats[Gram].mean_ii(), stats[CrossGram].mean_ij()
 
     def fit(self, weight: Tensor, metric: Metric, stats: Statistics) -> LowRank | Product:
-        """The best factors of one weight (o, i), as they are stored."""
+        """The best factors of one weight (o, i), in the dtype or codes in which they are stored."""
         rank = self.rank or 0
         if self.factor_quantizer is not None:
             return quantised_low_rank(weight, metric, rank, self.factor_quantizer, stats)
@@ -165,4 +168,4 @@ class Factorisation(FactorisationOptions, ABC):
 
     @abstractmethod
     def measure(self, weights: Sequence[Tensor], stats: Statistics) -> Metric:
-        """What an error of these weights (o, i), which share their input, costs."""
+        """The metric of errors of these weights (o, i), which share their input."""

@@ -120,7 +120,11 @@ class FactorisationOptions(Compressor, ABC):
                 raise RecipeError(f"must be 1 or more, got {value}", option=name)
 
     def idle(self) -> Mapping[str, str]:
-        """What spreads bytes, beside one rank for all; the share, beside a budget; costs, where no plan reads them."""
+        """The options without effect beside those that were given.
+
+        One rank for every layer leaves nothing to spread; a budget takes the place of the share; importance and floor
+        are for some allocations only.
+        """
         if self.rank is not None:
             spreads = ("keep", "budget", "allocation", "importance", "floor", "rank_multiple")
             reason = (
@@ -167,7 +171,7 @@ class FactorisationOptions(Compressor, ABC):
         return RANK_MULTIPLE if self.rank_multiple is None else self.rank_multiple
 
     def stored_as(self, layer: LayerShape) -> Self:
-        """The same method with the dtype of this layer's factors settled, and their group size if quantised."""
+        """The method with the dtype of this layer's factors settled, and their group size if they are quantised."""
         dtype = settled_dtype(self.factor_dtype, layer.dtype, "factor_dtype")
         quantizer = self.factor_quantizer.for_factors() if self.factor_quantizer else None
         return replace(self, factor_dtype=dtype, factor_quantizer=quantizer)
@@ -200,7 +204,7 @@ class FactorisationOptions(Compressor, ABC):
 
 
 def parse_rank(entry: str) -> tuple[str, int | None]:
-    """A pattern and its rank, None for dense. Raises RecipeError for anything else."""
+    """A pattern and its rank, None for dense, from `LAYERS=RANK`. Raises RecipeError for anything else."""
     pattern, _, value = entry.rpartition("=")
     if pattern and value == "dense":
         return pattern, None

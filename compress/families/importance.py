@@ -1,4 +1,4 @@
-"""What an error costs in a layer, where a plan compares layers."""
+"""The cost of an error in a layer, for plans that compare layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from compress.solvers.rank_allocation import Importance
 
 
 def cost_of_error(importance: Importance, survey: Survey) -> float:
-    """What a unit of a surveyed layer's squared error costs."""
+    """The cost of a unit of a surveyed layer's squared error."""
     match importance:
         case Importance.RELATIVE:
             return 1 / survey.total if survey.total > 0 else 1.0

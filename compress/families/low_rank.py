@@ -40,17 +40,20 @@ Dtype = TypeVar("Dtype", bound=enum.StrEnum)
 
 
 class FactorDtype(enum.StrEnum):
-    """What the factors are stored in."""
+    """The dtype of stored factors."""
 
     AUTO = "auto"
-    """What the weight is stored in, so that a share of the bytes is a share of the parameters."""
+    """The dtype of the weight, so that a share of the bytes is a share of the parameters."""
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
 
 
 def settled_dtype(asked: Dtype, stored: torch.dtype, option: str) -> Dtype:
-    """What `auto` is for a weight stored in a dtype. Raises RecipeError naming the option where nothing is."""
+    """The dtype that `auto` stands for beside a weight of a dtype; any other as it was asked for.
+
+    Raises RecipeError naming the option where a weight's dtype is no float.
+    """
     if asked != "auto":
         return asked
     name = str(stored).removeprefix("torch.")
@@ -64,39 +67,39 @@ def settled_dtype(asked: Dtype, stored: torch.dtype, option: str) -> Dtype:
 
 @dataclass(frozen=True)
 class Metric:
-    """What an error E (o, i) costs: trace(C E G E^T) = ||K^T E L||_F^2 with L L^T = G (i, i), K K^T = C (o, o), fp64.
+    """The cost of an error E (o, i): trace(C E G E^T) = ||K^T E L||_F^2 with L L^T = G (i, i), K K^T = C (o, o), fp64.
 
-    The right side is made once for all weights that read the same input; where there is no left side, C is I. Sides
-    are kept as their factors alone: the Gram of 11,008 inputs is another GB.
+    The right side is made once for all weights that read the same input; without a left side, C is I. Sides are kept as
+    their factors alone: the Gram matrix of 11,008 inputs is another GB.
     """
 
     chol_ii: Tensor
-    """L, lower triangular."""
+    """The Cholesky factor L, lower triangular."""
     left_oo: Tensor | None = None
-    """K, lower triangular."""
+    """The Cholesky factor K, lower triangular; None for I."""
 
     @classmethod
     def of(cls, gram_ii: Tensor) -> Self:
-        """Of a positive definite Gram. Raises LayerError if it is not."""
+        """The metric of a positive definite Gram matrix. Raises LayerError if it is not."""
         return cls(cholesky(gram_ii))
 
     @classmethod
     def diagonal(cls, root_i: Tensor) -> Self:
-        """||E diag(s)||_F^2, for positive s (i,)."""
+        """The metric ||E diag(s)||_F^2, for positive s (i,)."""
         return cls(root_i.double().diag())
 
     @classmethod
     def identity(cls, n_inputs: int, device: torch.device) -> Self:
-        """||E||_F^2: the inputs do not count."""
+        """The metric ||E||_F^2, which ignores the inputs."""
         return cls.diagonal(torch.ones(n_inputs, dtype=torch.float64, device=device))
 
     def from_left(self, matrix_oi: Tensor) -> Tensor:
-        """K^T M."""
+        """The product K^T M."""
         matrix = matrix_oi.double()
         return matrix if self.left_oo is None else self.left_oo.T @ matrix
 
     def energy(self, matrix_oi: Tensor) -> float:
-        """||K^T M L||_F^2."""
+        """The cost of a matrix, ||K^T M L||_F^2."""
         return float((self.from_left(matrix_oi) @ self.chol_ii).square().sum())
 
     def spectrum(self, matrix_oi: Tensor) -> Tensor:
@@ -128,13 +131,13 @@ def best_low_rank(matrix_oi: Tensor, metric: Metric, rank: int, storage: torch.d
 def quantised_low_rank(
     matrix_oi: Tensor, metric: Metric, rank: int, quantiser: Quantiser, stats: Statistics
 ) -> Product:
-    """The same with both factors on a grid: A first, then B fitted to A as it is stored, then B.
+    """The same correction with both factors on a grid: A first, then B fitted to A as stored, then B rounded.
 
-    Once more then with the best A for B as it is stored, B^+ M, kept if that loses less.
+    It is made once more with the best A for B as stored, B^+ M, and kept if that loses less.
 
     The columns of B have one length, so that each group of a row of B holds numbers of one size; a row of A has its own
     scales anyway. That length is the mean one of A's rows, so that the scales of neither, fp16, get small. B's inputs
-    are A x: their Gram is A G A^T.
+    are A x: their Gram matrix is A G A^T.
     """
     up, down = metric.truncated(matrix_oi, rank)
     down = down * up.norm(dim=0)[:, None]
@@ -165,7 +168,7 @@ def _rounded(
 
 
 def as_low_rank(correction: Factors) -> LowRank:
-    """The same in floats: factors on grids become fp16, which holds their values to its own precision.
+    """The correction with factors in floats: those on grids become fp16, which holds their values to its own precision.
 
     Raises LayerError where that overflows.
     """

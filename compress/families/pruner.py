@@ -1,4 +1,4 @@
-"""What every pruning method shares: how many weights stay, where they may be, and the making of the form."""
+"""The options, plan and storage that all pruning methods share."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Pruner(Compressor, ABC):
             raise RecipeError(f"must be 1 or more, got {self.per_row}", option="per_row")
 
     def idle(self) -> Mapping[str, str]:
-        """Every option that says how many weights stay, but the first that was given."""
+        """The options without effect: all that say how many weights stay, but the first that was given."""
         # A planned layer has its number, `per_row`, beside the pattern 2:4; another number is refused in the plan.
         says = {
             "pattern": self.pattern if self.pattern is Pattern.TWO_OF_FOUR else None,
@@ -98,20 +98,20 @@ class Pruner(Compressor, ABC):
         layers: Mapping[str, LayerShape],
         rest_bytes: int = 0,  # noqa: ARG002  (shares decide the bytes, not a budget)
     ) -> dict[str, Compressor]:
-        """Settle how many weights stay in a row, and their dtype.
+        """Each layer's method with the number of weights that stay in a row, and their dtype, settled.
 
-        Raises RecipeError naming the layer whose bytes pay for none, or whose rows do not come in fours.
+        Raises RecipeError naming a layer whose bytes pay for no weight, or whose inputs are no multiple of 4.
         """
         return {name: self.settled(name, layer) for name, layer in layers.items()}
 
     def settled(self, name: str, layer: LayerShape) -> Pruner:
-        """What `plan` gives a layer."""
+        """The method of one layer, with the number of weights that stay in a row, and their dtype, settled."""
         dtype = settled_dtype(self.value_dtype, layer.dtype, "value_dtype")
         settled = replace(self, value_dtype=dtype, value_bits=self.value_bits.beside(dtype))
         return replace(settled, per_row=settled._row(name, layer), keep=None, sparsity=None)
 
     def _row(self, name: str, layer: LayerShape) -> int:
-        """How many weights of a row stay."""
+        """The number of weights that stay in a row of a layer."""
         i = layer.shape[1]
         if self.pattern is Pattern.TWO_OF_FOUR:
             if i % 4:
@@ -139,12 +139,12 @@ class Pruner(Compressor, ABC):
 
     @property
     def storage(self) -> CodeStorage:
-        """What values are stored in, once planned."""
+        """The storage of values and masks, once planned."""
         dtype = getattr(torch, self.value_dtype.value)
         return CodeStorage(dtype, self.value_bits, "--value-dtype")
 
     def planned_bytes(self, shape: tuple[int, int]) -> int:
-        """Values and mask."""
+        """Bytes of the values and the mask."""
         return self._bytes_of(shape, self.per_row or 0)
 
     def _bytes_of(self, shape: tuple[int, int], s: int) -> int:
@@ -152,17 +152,17 @@ class Pruner(Compressor, ABC):
 
     @property
     def rounds_as_it_prunes(self) -> bool:
-        """Whether what it stores is not what `pruned` gives, rounded."""
+        """Whether values are rounded during pruning, so that the result is not `pruned` rounded afterwards."""
         return False
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
-        """Each weight by itself."""
+        """The sparse forms of the weights, each pruned by itself."""
         return [self.stored(self.pruned(weight, self.per_row or 0, stats)) for weight in weights]
 
     def stored(self, pruned_oi: Tensor) -> Sparse:
-        """The form of a weight with no more nonzeros in a row than stay. Raises LayerError for what does not fit."""
+        """The form of a pruned weight (o, i). Raises LayerError for values that do not fit their storage."""
         return self.storage.codes(pruned_oi, self.per_row or 0, self.pattern, Along.ROWS)
 
     @abstractmethod
     def pruned(self, weight_oi: Tensor, s: int, stats: Statistics) -> Tensor:
-        """The weight (o, i) with s nonzeros in every row at most. Raises LayerError if it can't be had."""
+        """The weight (o, i) with at most s nonzeros in every row. Raises LayerError if it cannot be pruned."""

@@ -1,4 +1,4 @@
-"""What every quantiser shares: its options, its groups, and the making of the form."""
+"""The options, groups and forms that all quantisers share."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ class Quantiser(Compressor, ABC):
         layers: Mapping[str, LayerShape],
         rest_bytes: int = 0,  # noqa: ARG002  (bits decide the bytes, not a budget)
     ) -> dict[str, Compressor]:
-        """Settle the group size. Raises RecipeError naming the layers whose inputs it does not divide."""
+        """Every layer's method with the group size settled.
+
+        Raises RecipeError naming layers whose inputs it does not divide.
+        """
         inputs = {name: layer.shape[1] for name, layer in layers.items()}
         if self.group_size is None:
             fitting = [size for size in GROUP_SIZES if all(n % size == 0 for n in inputs.values())]
@@ -97,15 +100,15 @@ class Quantiser(Compressor, ABC):
         return dict.fromkeys(layers, self)
 
     def for_factors(self) -> Self:
-        """With a group size that suits thin factors of any rank, whose last group may be shorter."""
+        """The quantiser with a group size for thin factors of any rank, whose last group may be shorter."""
         return replace(self, group_size=self.group_size or FACTOR_GROUP)
 
     def group_of(self, n_inputs: int) -> int:
-        """The settled group size for a layer with so many inputs."""
+        """The settled group size of a layer with so many inputs."""
         return n_inputs if self.group_size in (None, WHOLE_ROW) else int(self.group_size or 0)
 
     def planned_bytes(self, shape: tuple[int, int]) -> int:
-        """Codes, fp16 scales; zeros if asymmetric, and every input's group if they are not in order."""
+        """Bytes of codes and fp16 scales; of zero points if asymmetric; of input groups if out of order."""
         zeros, groups = self._zeros_and_groups(shape)
         stored = (zeros if self.symmetry is Symmetry.ASYMMETRIC else 0) + (
             0 if self.in_order else groups
@@ -114,7 +117,7 @@ class Quantiser(Compressor, ABC):
         return -(-i // CODES_A_ROW) * self.bits * o * 4 + self._n_groups(i) * o * 2 + stored
 
     def gptq_extra_bytes(self, shape: tuple[int, int]) -> int:
-        """What the GPTQ layout stores beyond the form: it always has zeros and every input's group."""
+        """Bytes that the GPTQ layout stores beyond the form: it always has zero points and every input's group."""
         zeros, groups = self._zeros_and_groups(shape)
         return (0 if self.symmetry is Symmetry.ASYMMETRIC else zeros) + (
             groups if self.in_order else 0
@@ -141,7 +144,7 @@ class Quantiser(Compressor, ABC):
         rows: Sequence[int],
         groups_i: Tensor | None = None,
     ) -> list[Form]:
-        """Cut a stack of quantised rows into one form for each weight; `groups_i` if groups are not in order."""
+        """The forms of a stack of quantised rows, one for each weight; `groups_i` if groups are not in order."""
         stored = None if self.symmetry is Symmetry.SYMMETRIC else zeros_og
         return [
             Quantised.from_codes(
@@ -162,7 +165,7 @@ class Quantiser(Compressor, ABC):
 
 
 def stacked(weights: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-    """Weights that share an input, one above the other, fp32, and how many rows each has."""
+    """Weights that share an input as one stack (fp32), and the number of rows of each."""
     return torch.cat([weight.float() for weight in weights]), [
         weight.shape[0] for weight in weights
     ]

@@ -1,4 +1,4 @@
-"""From a factorising method's options to each layer's rank: bytes first, then a plan of `ranks` that spends them."""
+"""Ranks for the layers of a factorisation: first the bytes they may take, then an allocation that spends them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from compress.solvers.rank_allocation import PLANS, Allocation, Curve, Ranks, by
 
 @dataclass(frozen=True)
 class RankPlanner:
-    """Ranks for layers under one method's options."""
+    """A planner of ranks under one method's options."""
 
     method: FactorisationOptions
     layers: Mapping[str, LayerShape]
     rest_bytes: int
-    """What the checkpoint holds besides."""
+    """The size of everything else in the checkpoint."""
 
     def ranks(self) -> Ranks:
         """A rank for each layer, None where it stays dense.
@@ -56,11 +56,11 @@ class RankPlanner:
 
     @property
     def _option(self) -> str:
-        """The option that says how many bytes there are."""
+        """The name of the option that bounds the bytes."""
         return "keep" if self.method.budget is None else "budget"
 
     def _given(self) -> Ranks:
-        """What `--ranks` says. Raises RecipeError for a pattern that matches no layer."""
+        """The ranks that `--ranks` gives, by layer. Raises RecipeError for a pattern that matches no layer."""
         given: Ranks = {}
         for entry in self.method.ranks:
             pattern, rank = parse_rank(entry)
@@ -115,12 +115,15 @@ class RankPlanner:
         )
 
     def _budget(self) -> int:
-        """What the layers may take together."""
+        """The bytes that all layers may take together."""
         method = self.method
         return layer_budget(method.resolved_keep, method.budget, self.layers, self.rest_bytes)
 
     def _evenly(self, curves: Mapping[str, Curve], budget: int) -> Ranks:
-        """The same share of every layer. Raises RecipeError naming a layer whose share pays for no rank."""
+        """Ranks by which every layer keeps the same share.
+
+        Raises RecipeError naming a layer whose share pays for no rank.
+        """
         ranks = uniform(curves, budget, self.method.resolved_multiple)
         share = budget / sum(curve.dense_bytes for curve in curves.values())
         for name, curve in curves.items():

@@ -1,7 +1,7 @@
-"""Round every weight to the nearest point of its group's grid.
+"""Rounding to nearest: every weight to the nearest point of its group's grid.
 
-The floor of quantisation: no error is carried from one column to the next. Scales are searched with diag(G).
-Shapes: o = out_features, i = in_features, g = group size.
+The baseline of quantisation: no error is carried from one column to the next. Scales are searched with diag(G). Shapes:
+o = out_features, i = in_features, g = group size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a dictionary and its codes are stored in, to the bit."""
+"""The storage of dictionaries and sparse codes, and its exact bytes."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ GROUP = 64
 
 
 class CodeBits(enum.StrEnum):
-    """Bits of a nonzero; where it stands costs a bit for every entry, zero or not, and 3/4 with 2:4."""
+    """Bits of a nonzero value; its position costs a bit for every entry, zero or not, and 3/4 of a bit with 2:4."""
 
     AUTO = "auto"
-    """As the dictionary."""
+    """The width of the dictionary's dtype."""
     FULL = "32"
     HALF = "16"
     """bfloat16, or float16 where the dictionary is."""
@@ -42,17 +42,17 @@ class CodeBits(enum.StrEnum):
     INT_4 = "4"
 
     def beside(self, dtype: FactorDtype | AtomDtype) -> CodeBits:
-        """What `auto` is where the rest is stored in a dtype."""
+        """The bits that `auto` stands for beside a dtype; any other as they are."""
         if self is not CodeBits.AUTO:
             return self
         return CodeBits.FULL if dtype == "float32" else CodeBits.HALF
 
 
 class AtomDtype(enum.StrEnum):
-    """What a dictionary is stored in."""
+    """The dtype of a stored dictionary."""
 
     AUTO = "auto"
-    """What the weight is stored in."""
+    """The dtype of the weight."""
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
@@ -67,28 +67,28 @@ ROUNDED_ATOMS = Rounding(bits=8, group_size=GROUP)
 
 
 def layout_of(pattern: Pattern) -> Layout:
-    """What writes down the places of nonzeros in the fewest bits."""
+    """The mask layout that takes the fewest bits for a pattern."""
     return Layout.FOURS if pattern is Pattern.TWO_OF_FOUR else Layout.ENTRIES
 
 
 @dataclass(frozen=True)
 class CodeStorage:
-    """Of dictionaries in a dtype and codes of a number of bits, both settled."""
+    """The storage of dictionaries in a settled dtype and codes of a settled number of bits."""
 
     dtype: torch.dtype
-    """Of the dictionary; int8 stands for integers with scales."""
+    """The dtype of the dictionary; int8 stands for integers with scales."""
     bits: CodeBits
     option: str = "--dictionary-dtype"
-    """What settles the dtype on the command line."""
+    """The command-line option that settles the dtype."""
 
     def dictionary_bytes(self, shape: tuple[int, int]) -> int:
-        """Of a dictionary (k, i) or (o, k)."""
+        """Bytes of a dictionary (k, i) or (o, k)."""
         if self.dtype is torch.int8:
             return ROUNDED_ATOMS.planned_bytes(shape)
         return shape[0] * shape[1] * self.dtype.itemsize
 
     def code_bytes(self, n: int, k: int, s: int, pattern: Pattern) -> int:
-        """Of n lines with s nonzeros among k entries: values and mask."""
+        """Bytes of n lines with s nonzeros among k entries: values and mask."""
         return self._value_bytes(n, s) + layout_of(pattern).words(n * k) * WORD_BYTES
 
     def _value_bytes(self, n: int, s: int) -> int:
@@ -100,20 +100,20 @@ class CodeStorage:
 
     @property
     def rounding(self) -> Rounding | None:
-        """What makes integers of the values of each line; None where they are floats."""
+        """The quantiser of the values of each line; None where they are floats."""
         if self.bits in (CodeBits.INT_8, CodeBits.INT_4):
             return Rounding(bits=int(self.bits), group_size=GROUP)
         return None
 
     @property
     def _float(self) -> torch.dtype:
-        """Of codes that are floats of a common width."""
+        """The dtype of codes that are floats."""
         if self.bits is CodeBits.FULL:
             return torch.float32
         return self.dtype if self.dtype.itemsize == 2 else torch.bfloat16
 
     def codes(self, codes_nk: Tensor, s: int, pattern: Pattern, along: Along) -> Sparse:
-        """As they are stored: s values of every line. Raises LayerError for what does not fit."""
+        """The stored form of codes: s values of every line. Raises LayerError for values that do not fit."""
         mask = largest(codes_nk, s, pattern)
         values = codes_nk[mask].view(len(codes_nk), -1)
         return Sparse.from_lines(mask, self._stored(values), along, layout_of(pattern))
@@ -129,20 +129,20 @@ class CodeStorage:
         return Dense(to_storage(values, self._float, self.option))
 
     def dictionary(self, atoms: Tensor) -> Form:
-        """As it is stored. Raises LayerError for what does not fit."""
+        """The stored form of a dictionary. Raises LayerError for values that do not fit."""
         if self.dtype is torch.int8:
             return ROUNDED_ATOMS.compress([atoms.float()], _alike(atoms))[0]
         return Dense(to_storage(atoms, self.dtype, self.option))
 
 
 def _alike(values: Tensor) -> Statistics:
-    """Statistics by which every value of a row counts the same."""
+    """Statistics by which every value of a row has the same weight."""
     eye = torch.eye(values.shape[1], dtype=torch.float64, device=values.device)
     return Statistics({Gram: Gram(n_tokens=1, n_sequences=1, sum_ii=eye)})
 
 
 def joined(codes: Sparse, dictionary: Form) -> Product:
-    """The weight they stand for: codes of outputs stand before their dictionary, codes of inputs after it."""
+    """The product of codes and dictionary: codes of outputs stand before their dictionary, codes of inputs after it."""
     if codes.along is Along.ROWS:
         return Product(codes, dictionary)
     return Product(dictionary, codes)

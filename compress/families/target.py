@@ -1,4 +1,4 @@
-"""What layers are fitted to where their inputs are no longer the original's: their own outputs, or the original's.
+"""The outputs that layers are fitted to after compressed blocks: the weight's own, or the original model's.
 
 Shapes: o = out_features, i = in_features.
 """
@@ -17,7 +17,7 @@ TARGET_DAMPING = 0.01
 
 
 class FitTarget(enum.StrEnum):
-    """What a layer is fitted to, on the inputs that the compressed blocks before give."""
+    """The outputs that a layer is fitted to, on the inputs that the compressed blocks before it give."""
 
     LAYER = "layer"
     """The weight's outputs on these inputs."""

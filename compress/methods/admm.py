@@ -46,7 +46,7 @@ class ADMM(Pruner, name="admm"):
         refuse_damping(self.damping)
 
     def pruned(self, weight_oi: Tensor, s: int, stats: Statistics) -> Tensor:
-        """Rows are lines, and the rows of the scaled Gram's Cholesky factor their atoms."""
+        """The weight (o, i) with s nonzeros in every row, by ADMM on its rows in the scaled Gram matrix."""
         factor_ii, root_i = stats.once(("scaled factor", self.damping), lambda: self._scaled(stats))
         scaled = weight_oi * root_i
         lines = FreeLines(scaled @ factor_ii)
@@ -58,7 +58,7 @@ class ADMM(Pruner, name="admm"):
         return lines.polished(factor_ii, found, POLISH_STEPS) / root_i
 
     def _scaled(self, stats: Statistics) -> tuple[Tensor, Tensor]:
-        """The Cholesky factor of the Gram with a diagonal of ones, and the roots of the one it had."""
+        """The Cholesky factor of the Gram matrix scaled to a diagonal of ones, and the roots of its diagonal before."""
         gram_ii = damped(stats, self.damping)
         root_i = gram_ii.diagonal().sqrt()
         gram_ii /= root_i * root_i[:, None]

@@ -45,7 +45,7 @@ class ASVD(Factorisation, name="asvd"):
 
     @property
     def metric_needs(self) -> frozenset[type[Statistic]]:
-        """The mean magnitudes."""
+        """The inputs' mean magnitudes."""
         return frozenset({AbsMean})
 
     def measure(
@@ -53,7 +53,7 @@ class ASVD(Factorisation, name="asvd"):
         weights: Sequence[Tensor],  # noqa: ARG002  (the metric is the inputs')
         stats: Statistics,
     ) -> Metric:
-        """diag(E|x| + ridge)^(2 alpha)."""
+        """The metric diag(E|x| + ridge)^(2 alpha). Raises LayerError if no input was ever active."""
         magnitude_i = stats[AbsMean].mean_i()
         refuse_dead(magnitude_i)
         live = magnitude_i[magnitude_i > 0]

@@ -1,15 +1,15 @@
-"""DSnoT: take weights back that another method pruned, and prune as many others, for as long as that helps.
+"""DSnoT: swaps pruned and kept weights of another method's mask for as long as that lowers the error.
 
-Zhang et al. 2023, arXiv:2310.08915 (Dynamic Sparse No Training), algorithm 1. Needs: the Gram; the mean with
+Zhang et al. 2023, arXiv:2310.08915 (Dynamic Sparse No Training), algorithm 1. Needs: the Gram matrix; the mean with
 `--criterion mean`; what its base needs. Cost: o i^2 once and o i for each cycle. Shapes: o = out_features, r = of these
 some rows, i = in_features.
 
 A weight that is taken back has the value that it had in the model; those that stay keep the base's. No row ever loses
 more than it did with the base, in what is stored: rows that would stay as the base left them.
 
-Differs from the paper: the criterion is the change of a row's squared error, which the Gram gives exactly (theirs, with
-`--criterion mean`, is an estimate from the means and variances of the inputs, and may raise the error); of the masks
-that a row goes through it keeps the best, where theirs stops below a threshold in the unit of the outputs.
+Differs from the paper: the criterion is the change of a row's squared error, which the Gram matrix gives exactly
+(theirs, with `--criterion mean`, is an estimate from the means and variances of the inputs, and may raise the error);
+of the masks that a row goes through it keeps the best, where theirs stops below a threshold in the unit of the outputs.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ ROWS_AT_ONCE = 512
 
 
 class Criterion(enum.StrEnum):
-    """By what weights are taken back and pruned."""
+    """The quantity that decides which weights are swapped."""
 
     ERROR = "error"
-    """By what either does to the squared error of the row's output: exact."""
+    """The change of the squared error of the row's output, exactly."""
     MEAN = "mean"
-    """By what they do to the mean error of the row's output, as in the paper."""
+    """The change of the mean error of the row's output, as in the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class DSnoT(Compressor, name="dsnot"):
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
-        """The Gram, what the base needs, and the mean where that decides."""
+        """The Gram matrix, the base's statistics, and the inputs' mean if that is the criterion."""
         return self.base.needs | {Gram} | ({Mean} if self.criterion is Criterion.MEAN else set())
 
     def plan(
@@ -85,18 +85,18 @@ class DSnoT(Compressor, name="dsnot"):
         layers: Mapping[str, LayerShape],
         rest_bytes: int = 0,  # noqa: ARG002  (shares decide the bytes, not a budget)
     ) -> dict[str, Compressor]:
-        """The base's plan: masks change, not how much they keep."""
+        """The base's plan: the mask changes, not the number of weights that stay."""
         return {
             name: replace(self, base=self.base.settled(name, layer))
             for name, layer in layers.items()
         }
 
     def planned_bytes(self, shape: tuple[int, int]) -> int:
-        """The base's."""
+        """Bytes of the base's form."""
         return self.base.planned_bytes(shape)
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
-        """Each weight by itself."""
+        """The sparse forms of the weights, each improved by itself."""
         return [self._improved(weight, stats) for weight in weights]
 
     def _improved(self, weight_oi: Tensor, stats: Statistics) -> Form:
@@ -122,7 +122,7 @@ class DSnoT(Compressor, name="dsnot"):
 
 
 class _Rows:
-    """Rows of a weight: what stays of them now, and what that does to their outputs."""
+    """Rows of a weight with their mask, values and output error."""
 
     def __init__(
         self, gram_ii: Tensor, target_ri: Tensor, values_ri: Tensor, kept_ri: Tensor
@@ -150,7 +150,7 @@ class _Rows:
         return (self.error * self.pull).sum(1)
 
     def _swap(self, grown_r: Tensor, dropped_r: Tensor, rows: Tensor) -> None:
-        """In these rows, take one weight back and prune another."""
+        """Takes one weight back and prunes another in each of these rows."""
         grown, dropped = grown_r[rows], dropped_r[rows]
         more, less = self.target[rows, grown], self.values[rows, dropped]
         self.kept[rows, grown], self.kept[rows, dropped] = True, False
@@ -161,7 +161,7 @@ class _Rows:
 
 
 Choice = Callable[[_Rows], tuple[Tensor, Tensor, Tensor]]
-"""For each row which weight to take back, which to prune, and whether to: (r,) each."""
+"""A function from rows to the weight to take back, the weight to prune, and whether to swap: (r,) each."""
 
 
 def by_error(rows: _Rows, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,7 +181,7 @@ def by_error(rows: _Rows, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _best_pair(rows: _Rows, growing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of those within the fours of each row."""
+    """The best swap within a group of four, for each row."""
     n = growing.shape[1] // 4
     dropping = rows.values * (rows.values * rows.moments + 2 * rows.pull)
     dropping = dropping.masked_fill(~rows.kept, torch.inf)

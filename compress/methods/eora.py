@@ -34,12 +34,12 @@ from compress.solvers.linalg import cholesky, conditioned_, ridge
 
 
 class OutputSide(enum.StrEnum):
-    """What an error costs by the output that it is in."""
+    """The weighting of errors by the output they occur in."""
 
     NONE = "none"
-    """The same in every output: the paper's."""
+    """Every output counts the same, as in the paper."""
     FISHER = "fisher"
-    """By the loss's gradients: min ||F^1/2 (W - W' - B A) G^1/2||, F their second moments by the outputs (K-FAC)."""
+    """Outputs count by the loss's gradients: min ||F^1/2 (W - W' - B A) G^1/2||, F their second moments (K-FAC)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class EoRA(Correction, name="eora"):
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
-        """Those of any correction, and gradients if they count."""
+        """The statistics of every correction, and gradients by the outputs if these count."""
         gradients = {OutputGradients} if self.output_side is OutputSide.FISHER else set()
         return super().needs | gradients
 
@@ -98,6 +98,6 @@ class EoRA(Correction, name="eora"):
         return replace(right, left_oo=cholesky(left_oo))
 
     def rounding(self, bits: int) -> Quantiser:
-        """GPTQ: A by the Gram of the inputs, B by that of A x."""
+        """GPTQ at so many bits: A by the Gram matrix of the inputs, B by that of A x."""
         quantiser = GPTQ(bits=bits, damping=self.damping, shrinkage=self.shrinkage)
         return quantiser.for_factors()

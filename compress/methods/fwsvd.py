@@ -36,10 +36,10 @@ from compress.solvers.linalg import add_ridge_, cholesky, ridge
 
 
 class FisherMetric(enum.StrEnum):
-    """What stands for the Fisher of a weight."""
+    """The approximation of the Fisher information of a weight."""
 
     ROWS = "rows"
-    """Its diagonal, summed over outputs: one importance for each input."""
+    """The diagonal, summed over outputs: one importance for each input."""
     KRONECKER = "kronecker"
     """The second moments of gradients by outputs on the left, of inputs on the right."""
 
@@ -69,7 +69,7 @@ class FWSVD(Factorisation, name="fwsvd"):
 
     @property
     def metric_needs(self) -> frozenset[type[Statistic]]:
-        """What the metric is made of."""
+        """The Fisher's row sums, or the moments of both its sides."""
         if self.metric is FisherMetric.ROWS:
             return frozenset({Fisher})
         return frozenset({OutputGradients, Gram})

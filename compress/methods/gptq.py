@@ -37,7 +37,7 @@ class ActOrder(enum.StrEnum):
     """The order in which columns are quantised."""
 
     NONE = "none"
-    """As stored. Groups are runs of stored columns; every kernel reads that."""
+    """The stored order. Groups are runs of stored columns; every kernel reads that."""
     DESC_ACT = "desc_act"
     """Largest diag(G) first, groups along that order: the checkpoint stores each column's group (desc_act)."""
 

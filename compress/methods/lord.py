@@ -35,12 +35,12 @@ from compress.solvers.linalg import add_ridge_, to_storage
 
 
 class Centre(enum.StrEnum):
-    """What outputs are fitted around."""
+    """The point that outputs are fitted around."""
 
     MEAN = "mean"
     """Their mean; it goes into a bias."""
     NONE = "none"
-    """Zero."""
+    """Zero: no bias."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +67,12 @@ class LoRD(Factorisation, name="lord"):
 
     @property
     def shifts_outputs(self) -> bool:
-        """Where it is centred."""
+        """Whether outputs are fitted around their mean."""
         return self.centre is Centre.MEAN
 
     @property
     def metric_needs(self) -> frozenset[type[Statistic]]:
-        """Both moments of the inputs."""
+        """The Gram matrix and the mean of the inputs."""
         return frozenset({Gram, Mean})
 
     def measure(
@@ -87,7 +87,7 @@ class LoRD(Factorisation, name="lord"):
         )
 
     def _moments(self, stats: Statistics) -> Tensor:
-        """(i, i), fp64."""
+        """The covariance (i, i) of the inputs, fp64, or their second moments without centring."""
         return covariance(stats) if self.centre is Centre.MEAN else stats[Gram].mean_ii()
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
@@ -127,5 +127,5 @@ class LoRD(Factorisation, name="lord"):
         return mean_i
 
     def overhead(self, shape: tuple[int, int]) -> int:
-        """The bias."""
+        """The numbers of the bias."""
         return shape[0] if self.centre is Centre.MEAN else 0

@@ -31,12 +31,12 @@ RIDGE = 1e-3
 
 
 class Scale(enum.StrEnum):
-    """How large an input is."""
+    """The measure of an input's size."""
 
     RMS = "rms"
-    """The root of its mean square: the optimum where inputs are uncorrelated (QERA-approx)."""
+    """The root mean square: the optimum where inputs are uncorrelated (QERA-approx)."""
     MEAN_ABS = "mean-abs"
-    """Its mean magnitude, as in LQER."""
+    """The mean magnitude, as in LQER."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,21 +49,21 @@ class LQER(Correction, name="lqer"):
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
-        """A correction's, and the mean magnitudes if they are the scale."""
+        """The statistics of every correction, and the mean magnitudes if they are the scale."""
         return super().needs | ({AbsMean} if self.scale is Scale.MEAN_ABS else set())
 
     def measure(self, residual: Tensor, stats: Statistics) -> Metric:  # noqa: ARG002  (the metric is the statistics')
-        """A diagonal in the place of the Gram. Raises LayerError if no input was ever active."""
+        """The diagonal metric of the inputs' sizes. Raises LayerError if no input was ever active."""
         size_i = self._sizes(stats)
         refuse_dead(size_i)
         return Metric.diagonal(size_i + RIDGE * size_i[size_i > 0].median())
 
     def rounding(self, bits: int) -> Quantiser:
-        """As EoRA, so that the two differ in the metric of the correction alone."""
+        """GPTQ at so many bits, as for EoRA, so that the two differ in the metric of the correction alone."""
         return GPTQ(bits=bits).for_factors()
 
     def _sizes(self, stats: Statistics) -> Tensor:
-        """Of each input: (i,), fp64."""
+        """The size of each input: (i,), fp64."""
         if self.scale is Scale.MEAN_ABS:
             size_i: Tensor = stats[AbsMean].mean_i()
             return size_i

@@ -1,7 +1,7 @@
-"""Magnitude pruning: the largest weights of every row stay, as they are.
+"""Magnitude pruning: the largest weights of every row stay, unchanged.
 
-Han et al. 2015, arXiv:1506.02626. The floor of pruning: the inputs do not count. Shapes: o = out_features,
-i = in_features.
+Han et al. 2015, arXiv:1506.02626. The baseline of pruning: the inputs do not count. Shapes: o = out_features, i =
+in_features.
 
 Differs from the paper: a threshold for each row, not for each layer, so that every row stores as many; no training.
 """
@@ -20,7 +20,7 @@ from compress.solvers.masks import largest
 
 @dataclass(frozen=True, kw_only=True)
 class Magnitude(Pruner, name="magnitude"):
-    """Pruning by the size of the weights alone."""
+    """Keeps the largest weights of every row: the baseline of pruning."""
 
     paper: ClassVar[str] = "Han et al. 2015, arXiv:1506.02626"
 
@@ -30,5 +30,5 @@ class Magnitude(Pruner, name="magnitude"):
         s: int,
         stats: Statistics,  # noqa: ARG002  (the inputs do not count)
     ) -> Tensor:
-        """The s largest of every row, or two of every four."""
+        """The weight (o, i) with the s largest of every row, or two of every four."""
         return weight_oi * largest(weight_oi, s, self.pattern)

@@ -43,7 +43,7 @@ from compress.solvers.linalg import conditioned_, inverse_factor
 from compress.solvers.masks import Pattern, largest
 
 MOST_COLUMNS = 128
-"""Whose weights are compared with one another: the paper's."""
+"""The number of columns whose weights are compared with one another: the paper's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,10 @@ class SparseGPT(Pruner, name="sparsegpt"):
         refuse_shrinkage(self.shrinkage)
 
     def pruned(self, weight_oi: Tensor, s: int, stats: Statistics) -> Tensor:
-        """What the sweep leaves, not rounded. Raises LayerError for a Gram that is singular or zero."""
+        """The weight as the sweep leaves it, not rounded.
+
+        Raises LayerError for a Gram matrix that is singular or zero.
+        """
         sweep = _Sweep(weight_oi, self._factor(stats))
         for runs in scale_groups(weight_oi.shape[1], s, self.pattern):
             sweep.over(runs)
@@ -81,11 +84,11 @@ class SparseGPT(Pruner, name="sparsegpt"):
 
     @property
     def rounds_as_it_prunes(self) -> bool:
-        """To integers."""
+        """Whether values are rounded to integers in the sweep."""
         return self.value_bits in (CodeBits.INT_8, CodeBits.INT_4)
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
-        """Each weight by itself."""
+        """The sparse forms of the weights, each pruned by itself, rounded in the sweep if values are integers."""
         rounding = self.storage.rounding
         if rounding is None:
             return super().compress(weights, stats)
@@ -131,7 +134,7 @@ class Run:
 
 
 def scale_groups(i: int, s: int, pattern: Pattern) -> list[list[Run]]:
-    """All columns, of which every row keeps s weights: the runs of 64 of these, of 64 more, and of the rest."""
+    """Runs of columns, grouped so that every row keeps 64 weights in each group and fewer in the last."""
     kept = [*range(0, s, GROUP), s]
     ends = [*(before * i // s for before in kept[:-1]), i]
     groups = []
@@ -148,7 +151,7 @@ def scale_groups(i: int, s: int, pattern: Pattern) -> list[list[Run]]:
 
 @dataclass(frozen=True)
 class _Rounding:
-    """A grid, and the scale and the zero of each row on it, (o,) each."""
+    """A grid with the scale and zero point of each row, (o,) each."""
 
     grid: Grid
     scale_o: Tensor
@@ -159,9 +162,9 @@ class _Rounding:
 
 
 class _Sweep:
-    """What is left of a weight, column by column: pruned up to where the sweep is, changed beyond.
+    """A weight during the sweep: pruned up to the current column, adjusted beyond.
 
-    Works on the transpose, where a column of the weight is one run of memory.
+    It is transposed, so that a column of the weight is contiguous in memory.
     """
 
     def __init__(self, weight_oi: Tensor, upper_ii: Tensor) -> None:
@@ -170,7 +173,7 @@ class _Sweep:
         self._upper = upper_ii
 
     def rounding(self, runs: Sequence[Run], grid: Grid, importance_i: Tensor) -> _Rounding:
-        """Scales for what would stay of these runs if nothing in them changed until the sweep is there."""
+        """The grid of these runs, with scales for the values that would stay if the sweep changed nothing before."""
         mask_ow = torch.cat([self._mask(run) for run in runs]).T
         members = slice(runs[0].start, runs[-1].stop)
         values = self.rest_io[members].T[mask_ow].view(len(mask_ow), -1)
@@ -178,7 +181,7 @@ class _Sweep:
         return _Rounding(grid, *grid.scales(values, importance))
 
     def over(self, runs: Sequence[Run], rounding: _Rounding | None = None) -> None:
-        """Prune these runs, and round what stays of them; the columns after them make up for that."""
+        """Prunes these runs, and rounds the values that stay; the columns after them compensate for that."""
         start, stop = runs[0].start, runs[-1].stop
         errors_wo = torch.empty_like(self.rest_io[start:stop])
         for run in runs:
@@ -194,7 +197,7 @@ class _Sweep:
         self.rest_io[stop:].addmm_(self._upper[start:stop, stop:].T, errors_wo, alpha=-1)
 
     def _mask(self, run: Run) -> Tensor:
-        """Where the weights are whose pruning would cost most: (w, o)."""
+        """The mask (w, o) of the weights in a run whose pruning would cost most."""
         members = slice(run.start, run.stop)
         scores_wo = self.rest_io[members] / self._upper.diagonal()[members, None]
         return largest(scores_wo.T, run.kept, Pattern.FREE).T

@@ -20,13 +20,13 @@ from compress.families.low_rank import Metric
 
 @dataclass(frozen=True, kw_only=True)
 class SVD(Factorisation, name="svd"):
-    """Truncated SVD of the weight, inputs ignored."""
+    """Truncated SVD of the weight, inputs ignored: the baseline."""
 
     paper: ClassVar[str] = "Eckart and Young 1936, doi:10.1007/BF02288367"
 
     @property
     def metric_needs(self) -> frozenset[type[Statistic]]:
-        """Nothing but the weight."""
+        """No statistics: only the weight counts."""
         return frozenset()
 
     def measure(
@@ -34,5 +34,5 @@ class SVD(Factorisation, name="svd"):
         weights: Sequence[Tensor],
         stats: Statistics,  # noqa: ARG002  (what this floor does without)
     ) -> Metric:
-        """The identity."""
+        """The identity metric."""
         return Metric.identity(weights[0].shape[1], weights[0].device)

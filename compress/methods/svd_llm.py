@@ -45,7 +45,7 @@ class SVDLLM(Factorisation, name="svd_llm"):
         weights: Sequence[Tensor],  # noqa: ARG002  (the metric is the inputs')
         stats: Statistics,
     ) -> Metric:
-        """The inputs' damped second moments."""
+        """The metric of the inputs' damped second moments."""
         return stats.once(
             ("metric of the gram", self.damping),
             lambda: Metric.of(add_ridge_(stats[Gram].mean_ii(), self.damping)),

@@ -26,9 +26,9 @@ class SVDResidual(Correction, name="svd_residual"):
     paper: ClassVar[str] = "Yao et al. 2023 (ZeroQuant-V2), arXiv:2303.08302"
 
     def measure(self, residual: Tensor, stats: Statistics) -> Metric:  # noqa: ARG002  (what this baseline does without)
-        """The identity in the place of the Gram."""
+        """The identity metric, where EoRA has the Gram matrix."""
         return Metric.identity(residual.shape[1], residual.device)
 
     def rounding(self, bits: int) -> Quantiser:
-        """As EoRA, so that the two differ in the metric of the correction alone."""
+        """GPTQ at so many bits, as for EoRA, so that the two differ in the metric of the correction alone."""
         return GPTQ(bits=bits).for_factors()

@@ -1,9 +1,9 @@
-"""Wanda: the weights that say most in their row, by their size times that of their input, stay as they are.
+"""Wanda: weights with the largest product of their size and their input's size stay, unchanged.
 
-Sun et al. 2023, arXiv:2306.11695, equation 1: |W_ij| ||X_j||, compared within an output's row. Needs: the Gram's
+Sun et al. 2023, arXiv:2306.11695, equation 1: |W_ij| ||X_j||, compared within an output's row. Needs: the Gram matrix's
 diagonal. Cost: one sort of the weight. Shapes: o = out_features, i = in_features.
 
-The score is what pruning the weight alone would cost, were the inputs not correlated.
+The score is the cost of pruning the weight alone, were the inputs not correlated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from compress.solvers.masks import largest
 
 @dataclass(frozen=True, kw_only=True)
 class Wanda(Pruner, name="wanda"):
-    """Pruning by the size of a weight times that of its input."""
+    """Keeps the weights with the largest product of their size and their input's size."""
 
     paper: ClassVar[str] = "Sun et al. 2023, arXiv:2306.11695"
 

@@ -1,1 +1,1 @@
-"""What a run will do to each layer, in bytes, before any work starts."""
+"""The plan of a run: each layer's compressor and bytes, before any work starts."""

@@ -1,4 +1,4 @@
-"""Which of the loaded layers are compressed together: those with one input, or with something that spans blocks."""
+"""Grouping of loaded layers that are compressed together: those with one input, or with something that spans blocks."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from compress.planning.layer import PlannedLayer
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that are compressed together."""
+    """Layers that are compressed together, with their statistics."""
 
     layers: list[PlannedLayer]
     stats: Statistics
-    """By which they are compressed."""
+    """The statistics by which they are compressed."""
     own: list[Statistics]
-    """Of each layer's input: the same for all, if they have one."""
+    """The statistics of each layer's input: the same object for all, if they have one input."""
 
     def apart(self) -> Iterator[Group]:
-        """Each layer by itself."""
+        """A group of each single layer."""
         for layer, own in zip(self.layers, self.own, strict=True):
             yield Group([layer], own, [own])
 
@@ -56,9 +56,9 @@ def inputs_in_turn(
 def groups_of(
     inputs: Inputs, waiting: Mapping[str, PlannedLayer], gradients: Mapping[str, Statistics]
 ) -> Iterator[Group]:
-    """Layers that are planned alike, in the order of their first; each alone where its own gradients are read.
+    """Groups of layers with the same plan, in the order of their first; each alone if it reads its own gradients.
 
-    Who stores what they share comes first.
+    The layer that stores what a group shares comes first.
     """
     alike: dict[Compressor, list[tuple[PlannedLayer, Statistics]]] = {}
     for shared in inputs:
@@ -77,7 +77,7 @@ def groups_of(
 
 
 def _pooled(own: Sequence[Statistics]) -> Statistics:
-    """The statistics of all: those of their input if it is one."""
+    """The statistics of all layers of a group; those of their input if it is one."""
     counts: list[tuple[int, Statistics]] = []
     for stats in own:
         if counts and counts[-1][1] is stats:
@@ -88,7 +88,7 @@ def _pooled(own: Sequence[Statistics]) -> Statistics:
 
 
 def name_owners(names: Sequence[str], forms: Sequence[Form]) -> None:
-    """Tell forms that read others' where these will be in the model."""
+    """Tells forms that read another layer's tensors where these will be in the model."""
     paths = {
         id(module): f"{name}.form.{path}".removesuffix(".")
         for name, form in zip(names, forms, strict=True)

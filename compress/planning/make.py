@@ -1,4 +1,4 @@
-"""Everything that can be refused is refused here, before work; what is left is a plan with its sizes."""
+"""Makes a plan with its sizes, and refuses everything that can be refused before work."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ class Linears:
     """The linear layers of a model's decoder blocks, and which of them are chosen."""
 
     prefix: str
-    """Of the blocks' names."""
+    """The prefix of the blocks' names."""
     n_blocks: int
     reasons: Mapping[str, str | None]
-    """Why a layer is not chosen, by name; None for those that are."""
+    """The reason for which a layer is not chosen, by name; None for those that are."""
     shapes: dict[str, LayerShape]
-    """The chosen, by name."""
+    """The shapes of chosen layers, by name."""
     tensors: dict[str, str]
     """The names of their weights in the checkpoint."""
 
@@ -120,7 +120,7 @@ def block_linears(prefix: str, blocks: nn.ModuleList) -> dict[str, nn.Module]:
 
 
 def _statistics_bytes(method: Compressor, shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """What the statistics of inputs and of gradients take at most: as if no layers shared an input."""
+    """The most bytes that statistics of inputs and of gradients take, as if no layers shared an input."""
     asked = method.needs | (method.surveys or frozenset())
     gradients = GradientStatistic.among(asked)
     inputs = ObservedStatistic.among(always_collected()) | (asked - gradients)

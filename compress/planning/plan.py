@@ -1,4 +1,4 @@
-"""A plan: which layer is compressed how, what stays, what it all weighs, and how that is shown."""
+"""A plan: each layer's compressor, the tensors that stay, their bytes, and the lines that show it."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from compress.report.report import KeptTensor
 
 @dataclass(frozen=True)
 class Plan:
-    """Which layer is compressed how, what stays, and what it all weighs."""
+    """The compressor of each layer, the tensors that stay, and the bytes of everything."""
 
     layers: tuple[PlannedLayer, ...]
     selected: tuple[str, ...]
-    """Layers that --include and --exclude choose: those, and what the method leaves dense."""
+    """Layers that --include and --exclude choose: the planned ones, and those that the method leaves dense."""
     kept: tuple[KeptTensor, ...]
     n_blocks: int
     input_statistics_bytes: int
     gradient_statistics_bytes: int
     """An upper bound of what the saved statistics take."""
     dtype: torch.dtype = torch.float32
-    """What holds most of the checkpoint; the dense export's weights are in it."""
+    """The dtype of most of the checkpoint, which the dense export writes."""
     exports: tuple[str, ...] = ("native",)
-    """Formats asked for."""
+    """The formats to write."""
     original_bytes: int | None = None
-    """Of the original, where what is kept is not its own but a base checkpoint's."""
+    """Bytes of the original, if the kept tensors are those of a base checkpoint."""
     base_bytes: int | None = None
-    """Of that base checkpoint, as stored."""
+    """Bytes of that base checkpoint, as stored."""
 
     @property
     def blocks_at_once(self) -> int:
@@ -42,14 +42,14 @@ class Plan:
 
     @property
     def bytes_before(self) -> int:
-        """Tensor data of the checkpoint."""
+        """Bytes of tensor data in the original checkpoint."""
         if self.original_bytes is not None:
             return self.original_bytes
         return sum(layer.bytes_before for layer in self.layers) + self.kept_bytes
 
     @property
     def bytes_after(self) -> int:
-        """Tensor data of the native export."""
+        """Bytes of tensor data in the native export."""
         return self.export_bytes("native")
 
     def export_bytes(self, name: str) -> int:
@@ -58,21 +58,21 @@ class Plan:
         return self.written_bytes(name) + base
 
     def written_bytes(self, name: str) -> int:
-        """Tensor data that an export writes, by its format's name."""
+        """Bytes of an export without an adapter's base, which is elsewhere."""
         return EXPORTS[name].planned_bytes(self)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader should know of the options' effect on the bytes."""
+        """Sentences on effects that the options have on the bytes."""
         return correction_notes(self.layers, self.exports)
 
     @property
     def kept_bytes(self) -> int:
-        """Tensors that are copied."""
+        """Bytes of the tensors that are copied."""
         return sum(tensor.n_bytes for tensor in self.kept)
 
     def lines(self) -> list[str]:
-        """The plan for a terminal: layers of a kind together, what is kept and why, totals."""
+        """The lines that show the plan in a terminal: layers of a kind together, what is kept and why, totals."""
         shapes = {layer.shape for layer in self.layers}
         if len({(layer.shape, layer.rank) for layer in self.layers}) > len(shapes):
             return [*self._ranks(), *self._rest()]
@@ -131,7 +131,7 @@ class Plan:
         return out
 
     def _rest(self) -> list[str]:
-        """What is kept and why, and totals."""
+        """The lines on kept tensors and totals."""
         out = []
         for reason in dict.fromkeys(tensor.reason for tensor in self.kept):
             members = [tensor for tensor in self.kept if tensor.reason == reason]
@@ -166,14 +166,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A plan and roughly how long it will take."""
+    """A plan and a rough estimate of its time."""
 
     plan: Plan
     seconds_of_forward: float
     """One plain forward pass over the calibration tokens."""
 
     def lines(self) -> list[str]:
-        """For a terminal."""
+        """The lines that show the plan and its time in a terminal."""
         once, low, high = (round(k * self.seconds_of_forward) for k in (1, 2, 6))
         forward = f"about {once} s" if once else "under a second"
         work = f"{low} to {high} s" if low else f"up to {high} s" if high else "under a second"
@@ -185,7 +185,7 @@ class Forecast:
 
 
 def _options(compressor: Compressor) -> str:
-    """A compressor's options in one line."""
+    """The options of a compressor in one line."""
     parts = []
     compressor = compressor.resolved()
     for entry in fields(compressor):

@@ -12,7 +12,7 @@ from compress.planning.layer import PlannedLayer
 
 
 def correction_notes(layers: Sequence[PlannedLayer], exports: Sequence[str]) -> tuple[str, ...]:
-    """Where few bits save nothing in the formats that are written: a sentence for each reason."""
+    """A sentence for each reason for which few bits save nothing in the formats that are written."""
     if widens(exports):
         coded = [layer for layer in layers if layer.correction_bytes != layer.adapter_bytes]
         return (_widened(coded),) if coded else ()
@@ -49,7 +49,7 @@ def _corrections_of(layers: Sequence[PlannedLayer]) -> str:
 
 
 def _least_rank(layer: PlannedLayer) -> int | None:
-    """From which on its bits save bytes; None if from none."""
+    """The least rank from which on the correction's bits save bytes; None if no rank does."""
     method = layer.compressor
     assert isinstance(method, Correction)  # others have no correction
     bits = int(method.adapter_bits)

@@ -1,8 +1,8 @@
-"""What a dictionary of so many atoms would lose: a few points of each layer's curve, and what lies between.
+"""The error of dictionaries by their number of atoms, measured at a few sizes and interpolated between.
 
-Measured by the first rounds of the solver. Without any, dictionaries of more atoms than an atom has entries look worse
-than smaller ones, and the plan takes its bytes from where they would have done most.
-Shapes: o = out_features, i = in_features, n = lines, d = entries of an atom, k = atoms.
+The sizes are measured by the first rounds of the solver. Without any, dictionaries of more atoms than an atom has
+entries look worse than smaller ones, and the plan takes its bytes from where they would have done most. Shapes: o =
+out_features, i = in_features, n = lines, d = entries of an atom, k = atoms.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from compress.solvers.dictionary_learning import alternating, oneshot
 from compress.solvers.sparse_coding import Coded, Lines
 
 ATOM_MULTIPLE = 4
-"""Of atoms: what a 2:4 pattern needs."""
+"""The number of atoms is a multiple of it, as the pattern 2:4 needs."""
 SHARES = (0.4, 0.6, 0.8, 1.0)
-"""Of the weight's numbers, where curves are measured."""
+"""Shares of the weight's numbers at which curves are measured."""
 ROUNDS = 3
-"""Of the solver: a survey then takes about as long as compressing."""
+"""Rounds of the solver at each size: a survey then takes about as long as compressing."""
 MASK = 1 / 16
-"""What a mask's bit is of a number, roughly: where the points lie does not matter much."""
+"""The size of a mask's bit as a share of a number, roughly: where the points lie does not matter much."""
 NOTHING = 1e-9
-"""Share of a weight's energy that is as good as nothing."""
+"""Share of a weight's energy below which it counts as zero."""
 
 
 def side_of(method: CoSpaDiOptions, n_outputs: int, n_inputs: int) -> Coded:
-    """What of layers with one dictionary is coded: the more numerous, if it is not given."""
+    """The side that layers with one dictionary have codes for: the given one, or the more numerous."""
     if method.coded is not Coded.AUTO:
         return method.coded
     return Coded.INPUTS if n_outputs < n_inputs and method.codes_inputs else Coded.OUTPUTS
@@ -47,7 +47,10 @@ def side_of(method: CoSpaDiOptions, n_outputs: int, n_inputs: int) -> Coded:
 def curves(
     method: CoSpaDiOptions, weights: Sequence[Tensor], stats: Sequence[Statistics]
 ) -> list[Survey]:
-    """Of weights (o, i) with one input: of one dictionary for all, unless codes of inputs are to be made."""
+    """Surveys of weights (o, i) with one input: error curves of one dictionary for all, or of one each.
+
+    Each weight has a dictionary of its own where inputs have codes.
+    """
     side = _side(method, weights)
     if len(weights) > 1 and side is Coded.INPUTS:
         pairs = zip(weights, stats, strict=True)
@@ -75,7 +78,7 @@ def trials(
     surveys: Sequence[Survey],
     stats: Sequence[Statistics],
 ) -> list[Trial]:
-    """What each weight would be at about the share of its numbers that `keep` says, after the first rounds.
+    """Trials of each weight with a dictionary of about the share of numbers that `keep` says, after the first rounds.
 
     Raises LayerError for a weight of zeros, of which no error can be measured.
     """
@@ -99,9 +102,9 @@ def trials(
 
 
 def lost_at(survey: Survey, k: int) -> float:
-    """The squared error with k atoms: between points along a line of its logarithm, beyond the last as there.
+    """The squared error with k atoms: log-linear between measured sizes, constant beyond the last.
 
-    With no atoms nothing is left of the weight.
+    With no atoms it is the energy of the weight.
     """
     points = [(0, survey.energy), *survey.points]
     above = bisect.bisect_right([size for size, _ in points], k)
@@ -119,14 +122,14 @@ def _side(method: CoSpaDiOptions, weights: Sequence[Tensor]) -> Coded:
 
 
 def _split(lost_n: Tensor, stack: Stacked) -> list[float]:
-    """What the lines of each weight have, in the weight's own scale."""
+    """The loss of each weight, in the weight's own scale, from that of its lines."""
     n_lines = [len(weight) for weight in stack.weights] if len(stack.weights) > 1 else [len(lost_n)]
     parts = zip(lost_n.double().split(n_lines), stack.scales, strict=True)
     return [max(float(part.sum()), 0.0) / scale**2 for part, scale in parts]
 
 
 def _atoms_for(share: float, lines: Lines, ratio: float) -> int:
-    """About so many atoms that they and their codes take this share of the numbers; a multiple, one at least."""
+    """The number of atoms that, with their codes, take about a share of the numbers: a multiple of 4, at least 4."""
     n, d = lines.target.shape
     k = share * n * d / (d + n * (1 / ratio + MASK))
     return max(ATOM_MULTIPLE, int(k) // ATOM_MULTIPLE * ATOM_MULTIPLE)

@@ -42,13 +42,13 @@ from compress.solvers.sparse_coding import FreeLines, Lines
 
 @dataclass(frozen=True, kw_only=True)
 class CoSpaDi(CoSpaDiOptions, name="cospadi"):
-    """A dictionary and sparse codes, fitted to the layer's outputs."""
+    """Dictionary learning: a dictionary and sparse codes, fitted to the layer's outputs."""
 
     paper: ClassVar[str] = "Shopkhoev et al. 2025 (CoSpaDi), arXiv:2509.22075"
 
     @property
     def surveys(self) -> frozenset[type[Statistic]] | None:
-        """What a plan by errors compares layers by; nothing but who reads the same tensor, if layers share."""
+        """The statistics of a survey of error curves; none but which layers share an input, if only that matters."""
         if self.resolved_allocation is AtomAllocation.UNIFORM:
             return frozenset() if self.joins_layers else None
         fisher = {GradientEnergy} if self.resolved_importance is Importance.FISHER else set()
@@ -56,18 +56,18 @@ class CoSpaDi(CoSpaDiOptions, name="cospadi"):
 
     @property
     def weighs_by_divergence(self) -> bool:
-        """Where errors cost what they were measured to do."""
+        """Whether errors are weighted by the KL divergence that they were measured to cause."""
         return (
             self.resolved_allocation is AtomAllocation.ERRORS
             and self.resolved_importance is Importance.KL
         )
 
     def shared_by(self, name: str, layer: LayerShape) -> object:
-        """The input that layers read, or its place in blocks in a row."""
+        """The input that the layer reads, or its place in consecutive blocks, if that is what shares a dictionary."""
         return shared_by(self, name, layer)
 
     def survey(self, weights: Sequence[Tensor], stats: Sequence[Statistics]) -> list[Survey]:
-        """A curve of each weight's error, where the plan compares any."""
+        """The error curve of each weight, if the plan compares any."""
         if self.resolved_allocation is AtomAllocation.UNIFORM:
             return [Survey() for _ in weights]
         return curves(self, weights, stats)
@@ -75,26 +75,29 @@ class CoSpaDi(CoSpaDiOptions, name="cospadi"):
     def trials(
         self, weights: Sequence[Tensor], surveys: Sequence[Survey], stats: Sequence[Statistics]
     ) -> list[Trial]:
-        """At the share of the bytes that `keep` says, after the first rounds."""
+        """Trials of each weight with a dictionary at the share of bytes that `keep` says, after the first rounds."""
         return trials(self, weights, surveys, stats)
 
     def predicted_error(self, layer: LayerShape) -> float | None:
-        """What the curve tells of a planned layer, an upper bound for `admm`; None without one."""
+        """The relative error that the curve predicts for a planned layer (at most, for `admm`); None without one."""
         if layer.survey is None or not layer.survey.points or not self.atoms:
             return None
         energy = layer.survey.energy
         return math.sqrt(lost_at(layer.survey, self.atoms) / energy) if energy > 0 else 0.0
 
     def plan(self, layers: Mapping[str, LayerShape], rest_bytes: int = 0) -> dict[str, Compressor]:
-        """Settle atoms, sides and dtypes, and who shares. Raises RecipeError naming the layer that gets no atom."""
+        """Each layer's method with atoms, side, dtypes and sharing settled.
+
+        Raises RecipeError naming a layer without atoms.
+        """
         return AtomPlanner(self, layers, rest_bytes).planned()
 
     def reader(self) -> _Reader:
-        """For a layer that reads the dictionary which a layer with this plan stores."""
+        """The method of a layer that reads the dictionary which a layer of this method stores."""
         return _Reader(**{entry.name: getattr(self, entry.name) for entry in fields(self)})
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:
-        """One dictionary for all weights, which the first form stores; or each weight's own."""
+        """One dictionary for all weights, stored in the first form; or a dictionary for each weight."""
         if self.share is Share.NONE:
             alone = (self._fitted([weight], stats) for weight in weights)
             return [joined(codes, dictionary) for [codes], dictionary in alone]
@@ -105,7 +108,7 @@ class CoSpaDi(CoSpaDiOptions, name="cospadi"):
         return [joined(each, form) for each, form in zip(codes, [common, *readers], strict=True)]
 
     def _fitted(self, weights: Sequence[Tensor], stats: Statistics) -> tuple[list[Sparse], Form]:
-        """Each weight's codes and the dictionary, as they are stored."""
+        """The codes of each weight and their dictionary, in the storage of the plan."""
         k = self.atoms or 0
         s = self.nonzeros(k)
         stack = stacked(weights, stats, self.coded, self.damping)
@@ -130,11 +133,11 @@ class _Reader(CoSpaDi):
 
     @property
     def together(self) -> Compressor:
-        """The owner's plan."""
+        """The method of the layer that stores the dictionary."""
         return CoSpaDi(**{entry.name: getattr(self, entry.name) for entry in fields(self)})
 
     def planned_bytes(self, shape: tuple[int, int]) -> int:
-        """The codes."""
+        """Bytes of the layer's codes."""
         return self.code_bytes(shape, self.atoms or 0)
 
     def compress(self, weights: Sequence[Tensor], stats: Statistics) -> list[Form]:  # noqa: ARG002

@@ -20,31 +20,31 @@ from compress.solvers.sparse_coding import Coded
 
 RATIO = 2.5
 DEPTH = 2
-"""Blocks in a row that share, where any do."""
+"""Default number of consecutive blocks that share a dictionary."""
 
 
 class Share(enum.StrEnum):
-    """Which layers have one dictionary."""
+    """Layers that share a dictionary."""
 
     NONE = "none"
-    """Each its own."""
+    """Every layer has its own dictionary."""
     INPUTS = "inputs"
-    """Those that read the same tensor (q, k and v; gate and up): one metric, one product with the dictionary."""
+    """Layers that read the same tensor (q, k and v; gate and up) share one, under one metric."""
     DEPTH = "depth"
-    """Those, and their like in the blocks that follow: one dictionary, found under all of their metrics."""
+    """Layers share as with inputs, and with the same layers of the next blocks, under all of their metrics."""
 
 
 class AtomAllocation(enum.StrEnum):
-    """How atoms are spread over the layers."""
+    """The allocation of atoms to layers."""
 
     UNIFORM = "uniform"
-    """The same share of every layer's bytes."""
+    """Every layer keeps the same share of its bytes."""
     ERRORS = "errors"
-    """Where they remove most weighted error for their bytes, layers left dense among the choices."""
+    """Atoms go where they remove most weighted error for their bytes; layers may stay dense."""
 
 
 class Solver(enum.StrEnum):
-    """How codes and atoms are found."""
+    """The solver for dictionary and codes."""
 
     ADMM = "admm"
     """Codes by ADMM, atoms by least squares, in turn."""
@@ -64,7 +64,7 @@ ROUNDS = {Solver.ADMM: 12, Solver.KSVD: 60}
 
 @dataclass(frozen=True, kw_only=True)
 class CoSpaDiOptions(Compressor, ABC):
-    """Options of CoSpaDi."""
+    """The options of CoSpaDi, with the refusal of those that do not go together."""
 
     keep: float | None = field(
         default=None,
@@ -162,7 +162,11 @@ class CoSpaDiOptions(Compressor, ABC):
         self._refuse_clashes()
 
     def idle(self) -> Mapping[str, str]:
-        """All that spreads bytes beside a number of atoms, and what another pattern, share or solver reads."""
+        """The options without effect beside those that were given.
+
+        A number of atoms for every dictionary leaves nothing to spread; a budget takes the place of the share; the
+        others are for one pattern, share, solver or allocation.
+        """
         found: dict[str, str] = {}
         if self.atoms is not None:
             reason = (
@@ -209,7 +213,7 @@ class CoSpaDiOptions(Compressor, ABC):
             )
 
     def default_of(self, name: str) -> object:
-        """The default of an option; that of the rounds is the solver's."""
+        """The default of an option; the default of `rounds` depends on the solver."""
         return ROUNDS.get(self.solver) if name == "rounds" else super().default_of(name)
 
     @property
@@ -239,33 +243,33 @@ class CoSpaDiOptions(Compressor, ABC):
 
     @property
     def codes_inputs(self) -> bool:
-        """Whether the solver can."""
+        """Whether the solver supports a code for each input."""
         return self.solver is not Solver.KSVD
 
     @property
     def joins_layers(self) -> bool:
-        """Where layers share a dictionary."""
+        """Whether layers share dictionaries."""
         return self.share is not Share.NONE
 
     @property
     def spans_blocks(self) -> bool:
-        """Where layers of several blocks share one."""
+        """Whether layers of several blocks share dictionaries."""
         return self.share is Share.DEPTH
 
     @property
     def blocks_at_once(self) -> int:
-        """Those that share one."""
+        """The number of blocks that share dictionaries."""
         return self.resolved_depth if self.spans_blocks else 1
 
     def settled(self, dtype: AtomDtype, bits: CodeBits, coded: Coded, n_users: int) -> Self:
-        """For a dictionary with so many users."""
+        """The method of layers with one dictionary: dtypes and side settled, sharing off for a single user."""
         share, depth = (self.share, self.depth) if n_users > 1 else (Share.NONE, None)
         return replace(
             self, dictionary_dtype=dtype, code_bits=bits, coded=coded, share=share, depth=depth
         )
 
     def with_atoms(self, k: int) -> Self:
-        """With nothing left to plan."""
+        """The method with k atoms and nothing left to plan."""
         return replace(
             self,
             atoms=k,
@@ -277,25 +281,25 @@ class CoSpaDiOptions(Compressor, ABC):
 
     @abstractmethod
     def reader(self) -> Compressor:
-        """For a layer that reads the dictionary which a layer with this plan stores."""
+        """The method of a layer that reads the dictionary which a layer of this method stores."""
 
     def nonzeros(self, k: int) -> int:
-        """Of a line, with k atoms."""
+        """The number of nonzeros in a line's code with k atoms."""
         if self.pattern is Pattern.TWO_OF_FOUR:
             return k // 2
         return max(1, round(k / self.resolved_ratio))
 
     @property
     def storage(self) -> CodeStorage:
-        """What is stored in what, once planned."""
+        """The storage of dictionary and codes, once planned."""
         return CodeStorage(getattr(torch, self.dictionary_dtype.value), self.code_bits)
 
     def planned_bytes(self, shape: tuple[int, int]) -> int:
-        """The dictionary, the values of the codes, and their mask."""
+        """Bytes of the dictionary, the values of the codes, and their mask."""
         return self.bytes_of([shape], self.atoms or 0)
 
     def bytes_of(self, shapes: Sequence[tuple[int, int]], k: int) -> int:
-        """Of layers with one dictionary."""
+        """Bytes of layers with one dictionary of k atoms."""
         o, i = shapes[0]
         dictionary = (k, i) if self.coded is Coded.OUTPUTS else (o, k)
         return self.storage.dictionary_bytes(dictionary) + sum(
@@ -303,6 +307,6 @@ class CoSpaDiOptions(Compressor, ABC):
         )
 
     def code_bytes(self, shape: tuple[int, int], k: int) -> int:
-        """Of one layer's codes for k atoms."""
+        """Bytes of one layer's codes for k atoms."""
         n = shape[0 if self.coded is Coded.OUTPUTS else 1]
         return self.storage.code_bytes(n, k, self.nonzeros(k), self.pattern)

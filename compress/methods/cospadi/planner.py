@@ -1,4 +1,4 @@
-"""From a dictionary method's options to each layer's atoms: who shares a dictionary, and what its bytes pay for."""
+"""The plan of a dictionary method: which layers share a dictionary, and how many atoms its bytes pay for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from compress.solvers.knapsack import BudgetError, Choice, knapsack
 from compress.solvers.sparse_coding import Coded
 
 MOST_ATOMS = 8
-"""For each entry of a layer's longer side."""
+"""The most atoms for each entry of a layer's longer side."""
 
 
 FLOOR = 0.5
@@ -33,12 +33,12 @@ class Atoms(Choice):
 
 @dataclass(frozen=True)
 class AtomPlanner:
-    """Dictionaries for layers under one method's options."""
+    """A planner of dictionaries under one method's options."""
 
     method: CoSpaDiOptions
     layers: Mapping[str, LayerShape]
     rest_bytes: int
-    """What the checkpoint holds besides."""
+    """The size of everything else in the checkpoint."""
 
     def planned(self) -> dict[str, Compressor]:
         """Every layer's method, settled; layers that stay dense are left out.
@@ -97,7 +97,7 @@ class AtomPlanner:
         return [options[index].atoms for options, index in zip(choices, chosen, strict=True)]
 
     def _choices(self, group: Mapping[str, LayerShape], settled: CoSpaDiOptions) -> list[Atoms]:
-        """Dictionaries that save bytes, with what they lose, then dense."""
+        """Dictionaries that save bytes, each with its loss, then the dense layers."""
         shapes = [layer.shape for layer in group.values()]
         dense = sum(layer.n_bytes for layer in group.values())
         surveys = [layer.survey for layer in group.values() if layer.survey is not None]
@@ -119,7 +119,7 @@ class AtomPlanner:
         return [part for group in groups.values() for part in self._parts(group)]
 
     def _parts(self, group: dict[str, LayerShape]) -> list[dict[str, LayerShape]]:
-        """Where the inputs are the more numerous their codes are cheaper; those only layers of one place can share."""
+        """The parts of a group that can share: with a code for each input, layers of one place and shape only."""
         if side_of(self.method, *_sides(group)) is not Coded.INPUTS:
             return [group]
         parts: dict[object, dict[str, LayerShape]] = {}
@@ -129,7 +129,7 @@ class AtomPlanner:
         return list(parts.values())
 
     def _settled(self, group: Mapping[str, LayerShape]) -> CoSpaDiOptions:
-        """With the dtypes and the side of layers that share a dictionary."""
+        """The method of layers with one dictionary, with dtypes and side settled."""
         method, layer = self.method, next(iter(group.values()))
         dtype = settled_dtype(method.dictionary_dtype, layer.dtype, "dictionary_dtype")
         coded = side_of(method, *_sides(group))
@@ -137,7 +137,7 @@ class AtomPlanner:
 
 
 def shared_by(method: CoSpaDiOptions, name: str, layer: LayerShape) -> object:
-    """What tells the layers with one dictionary from all others."""
+    """A key that is equal for layers with one dictionary."""
     if method.share is Share.NONE or layer.survey is None:
         return name
     reads = layer.survey.reads or name
@@ -163,19 +163,19 @@ def _refuse_few_lines(method: CoSpaDiOptions, group: Mapping[str, LayerShape], k
 
 
 def _sides(group: Mapping[str, LayerShape]) -> tuple[int, int]:
-    """The outputs of all layers in a block, and the inputs, which are the same."""
+    """The number of outputs of all layers in a block, and of their common inputs."""
     shapes = [layer.shape for layer in group.values()]
     n_blocks = len({block_and_place(name)[0] for name in group})
     return sum(o for o, _ in shapes) // n_blocks, shapes[0][1]
 
 
 def n_lines(method: CoSpaDiOptions, shapes: Sequence[tuple[int, int]]) -> int:
-    """What has a code each in layers with one dictionary, its side settled."""
+    """The number of codes of layers with one dictionary, their side settled."""
     return sum(o if method.coded is Coded.OUTPUTS else i for o, i in shapes)
 
 
 def most_atoms(method: CoSpaDiOptions, shapes: Sequence[tuple[int, int]], n_bytes: float) -> int:
-    """The most atoms, a multiple of 4, that so many bytes pay for, one a line at most; 0 if for none."""
+    """The largest multiple of 4 atoms that so many bytes pay for, at most one for each line; 0 if they pay for none."""
     most = min(MOST_ATOMS * max(map(max, shapes)), n_lines(method, shapes))
     low, high = 0, most // ATOM_MULTIPLE
     while low < high:

@@ -1,6 +1,6 @@
-"""From weights with one dictionary to the lines that are coded, and from codes back to the best dictionary.
+"""The lines that are coded, made of weights with one dictionary, and the best dictionary for given codes.
 
-Weights of one input share its Gram; those of several inputs, the like of one another in blocks in a row, are each
+Weights of one input share its Gram matrix; those of several inputs, the same layer of consecutive blocks, are each
 measured by their own. Every weight counts by its relative error: its lines are scaled so that all have the same energy
 of outputs, or the largest would take the dictionary for itself and leave the others what it happens to hold.
 
@@ -35,15 +35,15 @@ from compress.solvers.sparse_coding import (
 )
 
 RECODING, POLISH_STEPS = Steps(8), 15
-"""Of codes in their own metric, from those that the common one gave."""
+"""Steps that refine codes in their own metric, after the common one."""
 MOST_STEPS = 50
-"""Of conjugate gradients for atoms under several metrics: some ten do."""
+"""The most steps of conjugate gradients for atoms under several metrics: some ten do."""
 CLOSE = 1e-10
 """Share of the first residual, squared in the preconditioner's metric, at which they end."""
 
 
 class Stacked(ABC):
-    """Weights that have one dictionary."""
+    """Weights that share a dictionary, with the statistics of their inputs."""
 
     along: ClassVar[Along]
 
@@ -53,7 +53,7 @@ class Stacked(ABC):
 
     @cached_property
     def _energies(self) -> list[list[float]]:
-        """Of what each weight puts out, ||W X^T||_F^2 for a mean row of X, by input."""
+        """The output energy of each weight, ||W X^T||_F^2 for a mean row of X, by input."""
         return [
             [output_energy(weight, own[Gram].mean_ii()) for weight in part]
             for part, own in self.inputs
@@ -61,7 +61,7 @@ class Stacked(ABC):
 
     @cached_property
     def shares(self) -> list[float]:
-        """What each input's Gram is multiplied by: 1 if it is the only one, or weights of norm 1 put out as much."""
+        """The factor on each input's Gram matrix: 1 for an only one, or that which makes outputs comparable."""
         if len(self.inputs) == 1:
             return [1.0]
         found = []
@@ -78,7 +78,7 @@ class Stacked(ABC):
 
     @cached_property
     def scales(self) -> list[float]:
-        """What each weight is multiplied by, so that all put out as much: 1 if it is the only one, or zero."""
+        """The factor on each weight that gives all the same output energy: 1 for an only one, or for zeros."""
         if len(self.weights) == 1:
             return [1.0]
         energies = [
@@ -93,7 +93,7 @@ class Stacked(ABC):
         return [w * scale for w, scale in zip(self.weights, self.scales, strict=True)]
 
     def counted(self, codes: Sequence[Tensor]) -> list[Tensor]:
-        """Each weight's codes as those of its scaled weight: fp64."""
+        """The codes of each weight, fp64, times the weight's scale."""
         return [own.double() * scale for own, scale in zip(codes, self.scales, strict=True)]
 
     def metrics(self) -> list[Tensor]:
@@ -106,11 +106,11 @@ class Stacked(ABC):
 
     @abstractmethod
     def lines(self) -> Lines:
-        """Of all weights. Raises LayerError for a Gram that is singular or zero."""
+        """The lines of all weights. Raises LayerError for a Gram matrix that is singular or zero."""
 
     @abstractmethod
     def codes(self, codes_nk: Tensor, s: int, pattern: Pattern) -> list[Tensor]:
-        """What was found for `lines`, for each weight: (o, k) or (i, k)."""
+        """The codes of each weight, (o, k) or (i, k), from those that were found for `lines`."""
 
     @abstractmethod
     def dictionary(self, codes: Sequence[Tensor]) -> Tensor:
@@ -123,14 +123,14 @@ class OfOutputs(Stacked):
     along = Along.ROWS
 
     def lines(self) -> Lines:
-        """In the metric of the one input, or in the mean of all metrics."""
+        """The rows of all weights in the metric of the one input, or in the mean of all metrics."""
         if len(self.inputs) == 1:
             return FreeLines(torch.cat(self.scaled()) @ whitening(self.inputs[0][1], self.damping))
         chol_ii = cholesky(total(self.metrics())).float()
         return FreeLines(torch.cat(self.scaled()) @ chol_ii)
 
     def codes(self, codes_nk: Tensor, s: int, pattern: Pattern) -> list[Tensor]:
-        """Their scale taken back; of several inputs each weight's are found again, from there, in its own metric."""
+        """The codes of each weight without its scale; of several inputs, refined in the weight's own metric."""
         found = codes_nk.split([len(weight) for weight in self.weights])
         parts = [part / scale for part, scale in zip(found, self.scales, strict=True)]
         if len(self.inputs) == 1:
@@ -144,7 +144,7 @@ class OfOutputs(Stacked):
         ]
 
     def dictionary(self, codes: Sequence[Tensor]) -> Tensor:
-        """Under one metric (Z^T Z)^-1 Z^T W: the inputs drop out."""
+        """The least-squares dictionary: (Z^T Z)^-1 Z^T W under one metric, where the inputs drop out."""
         weights = [weight.double() for weight in self.scaled()]
         together, weight = torch.cat(self.counted(codes)), torch.cat(weights)
         common = solved(together.T @ together, together.T @ weight)
@@ -171,13 +171,13 @@ class OfInputs(Stacked):
         return CoupledLines(target, [gram for gram, _, _ in scaled], [eig for _, _, eig in scaled])
 
     def codes(self, codes_nk: Tensor, s: int, pattern: Pattern) -> list[Tensor]:  # noqa: ARG002
-        """Their lines' scale taken back."""
+        """The codes of each weight without the scale of its lines."""
         roots = [root * scale for root, scale in zip(self._roots(), self.scales, strict=True)]
         parts = codes_nk.split([len(root) for root in roots])
         return [part / root[:, None] for part, root in zip(parts, roots, strict=True)]
 
     def dictionary(self, codes: Sequence[Tensor]) -> Tensor:
-        """(sum of Z G Z^T)^-1 (sum of Z G W^T), transposed."""
+        """The least-squares dictionary, (sum of Z G Z^T)^-1 (sum of Z G W^T), transposed."""
         counted = self.counted(codes)
         images = [own @ gram for own, gram in zip(counted, self.metrics(), strict=True)]
         normals = [image @ own.T for image, own in zip(images, counted, strict=True)]
@@ -185,14 +185,14 @@ class OfInputs(Stacked):
         return solved(total(normals), total(rights)).T
 
     def _roots(self) -> list[Tensor]:
-        """What the lines of each scaled weight are multiplied by: (i,)."""
+        """The factors on the lines of each scaled weight: (i,)."""
         return [
             share**0.5 * self._of_one_size(own)[1]
             for share, (_, own) in zip(self.shares, self.inputs, strict=True)
         ]
 
     def _of_one_size(self, stats: Statistics) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """The Gram with a diagonal of ones, the roots of the one it had, and its eigendecomposition."""
+        """The Gram matrix with a diagonal of ones, the roots of its diagonal before, and its eigendecomposition."""
 
         def make() -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
             gram_ii = damped(stats, self.damping)
@@ -264,7 +264,7 @@ def under_all(
 
 
 def squared_norm(weight_oi: Tensor) -> float:
-    """||W||_F^2."""
+    """The squared Frobenius norm, ||W||_F^2."""
     return float(weight_oi.double().square().sum())
 
 
