@@ -169,7 +169,7 @@ def test_a_correction_of_a_gram_shrunk_to_its_diagonal_is_that_which_takes_input
 @pytest.mark.parametrize("method", [GPTQ, EoRA, SparseGPT])
 @pytest.mark.parametrize("shrinkage", [-0.1, 1.1, float("nan")])
 def test_a_shrinkage_that_is_no_share_is_refused(method, shrinkage):
-    with pytest.raises(RecipeError, match=r"shrinkage: .* is not between 0 and 1"):
+    with pytest.raises(RecipeError, match=r"shrinkage: must be between 0 and 1"):
         method(shrinkage=shrinkage)
 
 
@@ -280,7 +280,7 @@ def test_a_fisher_on_the_output_side_is_the_optimum_of_both_sides():
 
 @pytest.mark.parametrize("damping", [-0.1, float("nan"), 1000.0])
 def test_a_damping_that_is_no_share_is_refused(damping):
-    with pytest.raises(RecipeError, match=r"damping: .* is not a share"):
+    with pytest.raises(RecipeError, match=r"damping: must be at least 0"):
         EoRA(damping=damping)
 
 

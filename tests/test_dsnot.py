@@ -172,7 +172,7 @@ def test_it_plans_as_its_base_and_can_be_corrected():
 
 
 def test_options_that_cannot_work_are_refused():
-    with pytest.raises(RecipeError, match=r"cycles: 0 is too few"):
+    with pytest.raises(RecipeError, match=r"cycles: must be 1 or more \(e\.g\. 50\), got 0"):
         DSnoT(cycles=0)
     with pytest.raises(RecipeError, match=r"base\.value_bits: 4 makes sparsegpt round"):
         DSnoT(base=SparseGPT(value_bits="4"))

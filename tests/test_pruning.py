@@ -113,9 +113,9 @@ def test_options_that_cannot_work_are_refused(options, message):
 
 
 def test_layers_that_a_pattern_or_a_budget_does_not_fit_are_named():
-    with pytest.raises(RecipeError, match="the 50 inputs of w are no multiple of 4"):
+    with pytest.raises(RecipeError, match="2:4 needs inputs in multiples of 4, and w has 50"):
         planned((24, 50), pattern="2:4")
-    with pytest.raises(RecipeError, match=r"5 is not the 24 of w that --pattern 2:4 keeps"):
+    with pytest.raises(RecipeError, match="--pattern 2:4 keeps 24 weights in a row of w, got 5"):
         planned((24, 48), pattern="2:4", per_row=5)
     with pytest.raises(RecipeError, match=r"of w \(24, 48\) does not pay for its mask"):
         planned((24, 48), keep=0.01)

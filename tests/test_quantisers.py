@@ -216,7 +216,7 @@ def test_a_whole_row_can_be_one_group():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bits": 7}, "bits: 7 is not supported; there are 2, 3, 4, 5, 6, 8"),
+        ({"bits": 7}, "bits: 7 is not supported; choose 2, 3, 4, 5, 6, 8"),
         ({"group_size": 0}, "group_size: 0"),
         ({"symmetry": "skewed"}, "symmetry: unknown 'skewed'; choose symmetric, asymmetric"),
         ({"damping": -1.0}, "damping: -1.0"),

@@ -211,11 +211,14 @@ def refuse_damping(damping: float) -> None:
     """Raises RecipeError for a ridge that is negative, not a number, or 100 times the diagonal and more."""
     if not 0 <= damping < 100:
         raise RecipeError(
-            f"{damping} is not a share of the median diagonal (0.01 is usual)", option="damping"
+            f"must be at least 0 and below 100, a share of the median diagonal (e.g. 0.01), got {damping}",
+            option="damping",
         )
 
 
 def refuse_shrinkage(shrinkage: float) -> None:
     """Raises RecipeError for a value outside 0 to 1."""
     if not 0 <= shrinkage <= 1:
-        raise RecipeError(f"{shrinkage} is not between 0 and 1 (0.1 is usual)", option="shrinkage")
+        raise RecipeError(
+            f"must be between 0 and 1 (e.g. 0.1), got {shrinkage}", option="shrinkage"
+        )

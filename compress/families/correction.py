@@ -164,7 +164,7 @@ class Correction(CorrectionOptions, ABC):
         found = best = self._pairs(weights, targets, stats)
         before: list[Tensor] | None = None
         for _ in range(self.base_rounds):
-            now = [_path_of(form, weight) for form, weight in zip(found, weights, strict=True)]
+            now = [_correction_of(form, weight) for form, weight in zip(found, weights, strict=True)]
             ahead = now if before is None else _extrapolated(before, now)
             rests = [weight - correction for weight, correction in zip(weights, ahead, strict=True)]
             found, before = self._pairs(rests, targets, stats), now
@@ -274,7 +274,7 @@ def _extrapolated(before: Sequence[Tensor], now: Sequence[Tensor]) -> list[Tenso
     return [after + EXTRAPOLATION * (after - old) for old, after in zip(before, now, strict=True)]
 
 
-def _path_of(form: Form, weight: Tensor) -> Tensor:
+def _correction_of(form: Form, weight: Tensor) -> Tensor:
     """The dense correction (o, i) in a form, in the dtype of the weight; zero if it has none."""
     if not has_correction(form):
         return torch.zeros_like(weight)

@@ -94,8 +94,8 @@ class CorrectionOptions(Compressor, ABC):
         default=None,
         metadata={
             "metavar": "BYTES",
-            "help": "bytes for all corrections together (20MB, 0.5GiB), or their share of what the base takes in these "
-            "layers (5%); takes the place of the rank",
+            "help": "bytes for all corrections together (20MB, 0.5GiB), or a share of what the base takes in these "
+            "layers (5%); takes the place of --rank",
         },
     )
     allocation: CorrectionAllocation | None = field(
@@ -116,8 +116,8 @@ class CorrectionOptions(Compressor, ABC):
     adapter_bits: AdapterBits = field(
         default=AdapterBits.FULL,
         metadata={
-            "help": "bits of the factors: below 16 by GPTQ on their own statistics; auto: what loses least in as many "
-            "bytes, found by a survey. A PEFT adapter holds the same values in 16"
+            "help": "bits of the factors: below 16 by GPTQ on their own statistics; auto: the width with the least "
+            "error in the same bytes, found by a survey. A PEFT adapter stores the same values in 16"
         },
     )
     factor_dtype: FactorDtype | None = field(

@@ -73,15 +73,14 @@ class CorrectionPlanner:
         most = sum(largest[kind] for kind in rooms.values())
         if not most:
             raise RecipeError(
-                f"{text} buys nothing: the smallest correction, {least} bytes for {name}, "
-                "would make it as large as it was, or larger; compress more, or --exclude these layers",
+                f"{text} pays for no correction that leaves its layer smaller: with the smallest, {least} bytes, "
+                f"{name} is as large as it was, or larger; compress more, or --exclude these layers",
                 option="adapter_budget",
             )
         if budget > most:
             raise RecipeError(
-                f"{text} ({budget} bytes) exceeds the largest corrections that all layers can "
-                "have; "
-                f"give {most} bytes or less",
+                f"{text} ({budget} bytes) exceeds the largest corrections that all layers can have; give {most} "
+                "bytes or less",
                 option="adapter_budget",
             )
 
@@ -116,7 +115,7 @@ class CorrectionPlanner:
             name, smallest = min(thin.items(), key=lambda entry: entry[1])
             raise RecipeError(
                 f"{rank} is above min(out, in) of {len(thin)} layers, such as {name} "
-                f"{self.layers[name].shape}; {smallest} is the most, or --exclude them",
+                f"{self.layers[name].shape}; give {smallest} or less, or --exclude them",
                 option="rank",
             )
 

@@ -88,7 +88,7 @@ class Factorisation(FactorisationOptions, ABC):
                 continue
             if not 1 <= rank <= min(layer.shape):
                 raise RecipeError(
-                    f"{rank} is above min(out, in) of {name} {layer.shape}; at most {min(layer.shape)}, "
+                    f"{rank} is above min(out, in) of {name} {layer.shape}; give {min(layer.shape)} or less, "
                     "or --exclude it",
                     option="rank",
                 )
@@ -121,7 +121,7 @@ class Factorisation(FactorisationOptions, ABC):
         o, i = weight_oi.shape
         tail = survey.spectrum.square().flip(0).cumsum(0).flip(0)
         if float(tail[0]) == 0:
-            raise LayerError("it is zero, so no error of it can be measured; --exclude it")
+            raise LayerError("its weight is zero, so no error can be measured; --exclude it")
         rank = max(1, int(self.resolved_keep * o * i / (o + i)))
         while rank > 1 and float(tail[rank]) <= NOTHING * float(tail[0]):
             rank //= 2

@@ -56,7 +56,7 @@ class FactorisationOptions(Compressor, ABC):
         default=(),
         metadata={
             "metavar": "LAYERS=RANK",
-            "help": "ranks of some layers, which the plan then leaves: LAYERS=96, LAYERS=dense; the last match counts",
+            "help": "ranks of some layers, which the allocation leaves: LAYERS=96, LAYERS=dense; the last match counts",
         },
     )
     allocation: Allocation | None = field(
@@ -210,6 +210,6 @@ def parse_rank(entry: str) -> tuple[str, int | None]:
         return pattern, None
     if not pattern or not value.isdecimal() or int(value) < 1:
         raise RecipeError(
-            f"{entry!r} is not PATTERN=RANK, such as q_proj=96 or layers.0=dense", option="ranks"
+            f"{entry!r} is not LAYERS=RANK, such as q_proj=96 or layers.0=dense", option="ranks"
         )
     return pattern, int(value)

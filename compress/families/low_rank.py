@@ -59,7 +59,7 @@ def settled_dtype(asked: Dtype, stored: torch.dtype, option: str) -> Dtype:
     name = str(stored).removeprefix("torch.")
     if name not in FLOATS:
         raise RecipeError(
-            f"auto would store numbers as the weights are, in {name}; give bfloat16 say",
+            f"auto would store factors in {name}, as the weights are, and it is no float; give bfloat16",
             option=option,
         )
     return type(asked)(name)

@@ -116,11 +116,12 @@ class Pruner(Compressor, ABC):
         if self.pattern is Pattern.TWO_OF_FOUR:
             if i % 4:
                 raise RecipeError(
-                    f"the {i} inputs of {name} are no multiple of 4; --exclude it", option="pattern"
+                    f"{self.pattern} needs inputs in multiples of 4, and {name} has {i}; --exclude it",
+                    option="pattern",
                 )
             if self.per_row not in (None, i // 2):
                 raise RecipeError(
-                    f"{self.per_row} is not the {i // 2} of {name} that --pattern 2:4 keeps",
+                    f"--pattern 2:4 keeps {i // 2} weights in a row of {name}, got {self.per_row}",
                     option="per_row",
                 )
             return i // 2

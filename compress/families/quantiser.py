@@ -52,12 +52,13 @@ class Quantiser(Compressor, ABC):
         super().__post_init__()
         if self.bits not in BITS:
             raise RecipeError(
-                f"{self.bits} is not supported; there are {', '.join(map(str, BITS))}",
+                f"{self.bits} is not supported; choose {', '.join(map(str, BITS))}",
                 option="bits",
             )
         if self.group_size is not None and self.group_size < 1 and self.group_size != WHOLE_ROW:
             raise RecipeError(
-                f"{self.group_size} is neither a size nor -1 (a whole row)", option="group_size"
+                f"must be 1 or more, or -1 for a whole row, got {self.group_size}",
+                option="group_size",
             )
 
     @property

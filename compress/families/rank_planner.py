@@ -49,8 +49,8 @@ class RankPlanner:
         budget = self._budget()
         if taken > budget:
             raise RecipeError(
-                f"the ranks that are given take {taken} bytes, and --{self._option} leaves {budget} for "
-                "all layers; give lower ranks, or keep more",
+                f"the given ranks take {taken} bytes, and --{self._option} leaves {budget} for all layers; give lower "
+                "ranks, or keep more",
                 option="ranks",
             )
 
@@ -71,7 +71,7 @@ class RankPlanner:
                 shape = self.layers[name].shape
                 if rank is not None and rank > min(shape):
                     raise RecipeError(
-                        f"{entry!r} is above min(out, in) of {name} {shape}; at most {min(shape)}",
+                        f"{entry!r} is above min(out, in) of {name} {shape}; give {min(shape)} or less",
                         option="ranks",
                     )
             given |= dict.fromkeys(found, rank)
@@ -97,7 +97,7 @@ class RankPlanner:
                 ", a smaller --floor" if method.resolved_allocation is Allocation.SPECTRUM else ""
             )
             raise RecipeError(
-                f"in a {method.resolved_allocation} plan {error}; keep more, give a smaller "
+                f"with --allocation {method.resolved_allocation} {error}; keep more, give a smaller "
                 f"--rank-multiple{lower}, or --exclude layers",
                 option=self._option,
             ) from error

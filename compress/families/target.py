@@ -33,7 +33,7 @@ def towards_original(
 ) -> list[Tensor]:
     """W E[x x'^T] E[x' x'^T]^-1 of weights W (o, i): (o, i) each, fp64.
 
-    It maps inputs x' of the compressed path to the original's outputs W x with the least error: what is nearest to it
+    It maps inputs x', from compressed layers, to the original's outputs W x with the least error: what is nearest to it
     in the metric of E[x' x'^T] is best for those outputs (AA-SVD, 2026, arXiv:2604.02119). `moments` gives E[x' x'^T]
     and E[x x'^T], (i, i) each, fp64, to be overwritten; `key` tells one kind of them from another.
     """

@@ -38,7 +38,8 @@ class ADMM(Pruner, name="admm"):
     paper: ClassVar[str] = "Boza 2024, arXiv:2401.02938"
 
     damping: float = field(
-        default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"}
+        default=0.01,
+        metadata={"help": "ridge on the Gram matrix, as a share of its median diagonal"},
     )
 
     def __post_init__(self) -> None:

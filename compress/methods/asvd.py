@@ -41,7 +41,7 @@ class ASVD(Factorisation, name="asvd"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.alpha <= 1:
-            raise RecipeError(f"{self.alpha} is no power between 0 and 1", option="alpha")
+            raise RecipeError(f"must be between 0 and 1, got {self.alpha}", option="alpha")
 
     @property
     def metric_needs(self) -> frozenset[type[Statistic]]:

@@ -54,24 +54,22 @@ class DSnoT(Compressor, name="dsnot"):
     base: Pruner = field(
         default_factory=Wanda, metadata={"help": "pruning method whose mask is improved"}
     )
-    cycles: int = field(
-        default=50, metadata={"help": "weights of a row that are taken back, at most"}
-    )
+    cycles: int = field(default=50, metadata={"help": "the most swaps in a row"})
     criterion: Criterion = field(
         default=Criterion.ERROR,
         metadata={
-            "help": "what decides: the squared error of the outputs, or their mean error (the paper's)"
+            "help": "what decides a swap: the squared error of the outputs, or their mean error (the paper's)"
         },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cycles < 1:
-            raise RecipeError(f"{self.cycles} is too few; 1 or more, 50 say", option="cycles")
+            raise RecipeError(f"must be 1 or more (e.g. 50), got {self.cycles}", option="cycles")
         if self.base.rounds_as_it_prunes:
             raise RecipeError(
-                f"{self.base.value_bits} makes {self.base.name} round for the weights that it "
-                "keeps, which dsnot would change; give 16, or another base",
+                f"{self.base.value_bits} makes {self.base.name} round while it prunes, for a mask that dsnot would "
+                "change; give 16, or another base",
                 option="base.value_bits",
             )
 

@@ -44,12 +44,13 @@ class OutputSide(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class EoRA(Correction, name="eora"):
-    """The exact low-rank correction of what a base method lost on the calibration inputs."""
+    """The exact low-rank correction of a base method's error on the calibration inputs."""
 
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2410.21271"
 
     damping: float = field(
-        default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"}
+        default=0.01,
+        metadata={"help": "ridge on the Gram matrix, as a share of its median diagonal"},
     )
     shrinkage: float = field(
         default=0.1,
@@ -58,8 +59,8 @@ class EoRA(Correction, name="eora"):
     output_side: OutputSide = field(
         default=OutputSide.NONE,
         metadata={
-            "help": "fisher: errors count by the second moments of the loss's gradients by the outputs, which takes a "
-            "pass backwards"
+            "help": "fisher: weight errors by the second moments of the loss's gradients at the outputs, which takes a "
+            "backward pass"
         },
     )
 

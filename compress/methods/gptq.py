@@ -49,7 +49,8 @@ class GPTQ(Quantiser, name="gptq"):
     paper: ClassVar[str] = "Frantar et al. 2022, arXiv:2210.17323"
 
     damping: float = field(
-        default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"}
+        default=0.01,
+        metadata={"help": "ridge on the Gram matrix, as a share of its median diagonal"},
     )
     shrinkage: float = field(
         default=0.1,

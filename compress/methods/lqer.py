@@ -41,11 +41,11 @@ class Scale(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class LQER(Correction, name="lqer"):
-    """The low-rank correction of what a base method lost, inputs weighted by their size one by one."""
+    """The low-rank correction of a base method's error with each input weighted by its size."""
 
     paper: ClassVar[str] = "Zhang et al. 2024 (LQER), arXiv:2402.02446"
 
-    scale: Scale = field(default=Scale.RMS, metadata={"help": "what an input's size is"})
+    scale: Scale = field(default=Scale.RMS, metadata={"help": "measure of an input's size"})
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:

@@ -55,12 +55,13 @@ class SparseGPT(Pruner, name="sparsegpt"):
     value_bits: CodeBits = field(
         default=CodeBits.AUTO,
         metadata={
-            "help": "bits of a weight that stays; auto: as its dtype; 8 and 4: rounded as the sweep passes, "
-            "so that later columns make up for it"
+            "help": "bits of a weight that stays; auto: as its dtype; 8 and 4: rounded during the sweep, "
+            "so that later columns compensate"
         },
     )
     damping: float = field(
-        default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"}
+        default=0.01,
+        metadata={"help": "ridge on the Gram matrix, as a share of its median diagonal"},
     )
     shrinkage: float = field(
         default=0.1,

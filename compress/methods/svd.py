@@ -32,7 +32,7 @@ class SVD(Factorisation, name="svd"):
     def measure(
         self,
         weights: Sequence[Tensor],
-        stats: Statistics,  # noqa: ARG002  (what this floor does without)
+        stats: Statistics,  # noqa: ARG002  (what this baseline does without)
     ) -> Metric:
         """The identity metric."""
         return Metric.identity(weights[0].shape[1], weights[0].device)

@@ -33,7 +33,8 @@ class SVDLLM(Factorisation, name="svd_llm"):
     paper: ClassVar[str] = "Wang et al. 2025 (SVD-LLM), arXiv:2403.07378"
 
     damping: float = field(
-        default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"}
+        default=0.01,
+        metadata={"help": "ridge on the Gram matrix, as a share of its median diagonal"},
     )
 
     def __post_init__(self) -> None:

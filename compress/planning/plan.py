@@ -77,7 +77,7 @@ class Plan:
         if len({(layer.shape, layer.rank) for layer in self.layers}) > len(shapes):
             return [*self._ranks(), *self._rest()]
         if len({(layer.shape, layer.correction) for layer in self.layers}) > len(shapes):
-            return [*self._paths(), *self._rest()]
+            return [*self._corrections(), *self._rest()]
         kinds: dict[tuple[str, tuple[int, int], str], list[PlannedLayer]] = defaultdict(list)
         for layer in self.layers:
             kinds[layer.name.rpartition(".")[2], layer.shape, _options(layer.compressor)].append(
@@ -118,7 +118,7 @@ class Plan:
         out += ["in a recipe, to be edited:", "method:", "  ranks:"]
         return out + [f"  - {entry}" for entry in (*ranks, *(f"{name}=dense" for name in left))]
 
-    def _paths(self) -> list[str]:
+    def _corrections(self) -> list[str]:
         """Every layer's correction, its bytes, and the error that is predicted."""
         out = [f"{'layer':<44}{'out x in':>14}{'correction':>20}{'bytes':>11}{'predicted':>11}"]
         for layer in self.layers:
@@ -149,9 +149,8 @@ class Plan:
         )
         if coded and not any(layer.predicted_error for layer in self.layers):
             out.append(
-                f"corrections: {coded:,} bytes, bits and ranks as given; --adapter-bits auto looks for bits and a "
-                "rank that "
-                "lose less in as many"
+                f"corrections: {coded:,} bytes, bits and ranks as given; --adapter-bits auto looks for those with less "
+                "error in as many"
             )
         if coded != widened:
             out.append(

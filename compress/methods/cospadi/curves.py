@@ -96,7 +96,7 @@ def trials(
     product = (together @ atoms if side is Coded.OUTPUTS else atoms @ together).float()
     lost = [max(lost_at(survey, k), NOTHING * survey.energy) for survey in surveys]
     if min(lost) <= 0:
-        raise LayerError("it is zero, so no error of it can be measured; --exclude it")
+        raise LayerError("its weight is zero, so no error can be measured; --exclude it")
     rows = product.split([len(weight) for weight in weights])
     return [Trial(Dense(part), each) for part, each in zip(rows, lost, strict=True)]
 

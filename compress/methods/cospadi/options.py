@@ -98,11 +98,11 @@ class CoSpaDiOptions(Compressor, ABC):
     )
     coded: Coded = field(
         default=Coded.AUTO,
-        metadata={"help": "what has a code each: outputs, inputs, or the more numerous"},
+        metadata={
+            "help": "which side has a code for each line: outputs, inputs, or the more numerous"
+        },
     )
-    share: Share = field(
-        default=Share.INPUTS, metadata={"help": "which layers have one dictionary together"}
-    )
+    share: Share = field(default=Share.INPUTS, metadata={"help": "which layers share a dictionary"})
     depth: int | None = field(
         default=None,
         metadata={
@@ -141,7 +141,8 @@ class CoSpaDiOptions(Compressor, ABC):
         metadata={"help": "bits of a nonzero of the codes; auto: as the dictionary"},
     )
     damping: float = field(
-        default=0.01, metadata={"help": "ridge on the Gram, as a share of its median diagonal"}
+        default=0.01,
+        metadata={"help": "ridge on the Gram matrix, as a share of its median diagonal"},
     )
 
     def __post_init__(self) -> None:

@@ -157,7 +157,7 @@ def _refuse_few_lines(method: CoSpaDiOptions, group: Mapping[str, LayerShape], k
         )
     if k > n:
         raise RecipeError(
-            f"{k} for {lines}, of which each could be an atom; fewer, or --exclude the layer",
+            f"{k} are more than {lines}, each of which could be an atom; give fewer, or --exclude the layer",
             option="atoms",
         )
 
