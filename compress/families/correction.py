@@ -164,7 +164,9 @@ class Correction(CorrectionOptions, ABC):
         found = best = self._pairs(weights, targets, stats)
         before: list[Tensor] | None = None
         for _ in range(self.base_rounds):
-            now = [_correction_of(form, weight) for form, weight in zip(found, weights, strict=True)]
+            now = [
+                _correction_of(form, weight) for form, weight in zip(found, weights, strict=True)
+            ]
             ahead = now if before is None else _extrapolated(before, now)
             rests = [weight - correction for weight, correction in zip(weights, ahead, strict=True)]
             found, before = self._pairs(rests, targets, stats), now
