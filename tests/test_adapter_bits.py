@@ -135,7 +135,7 @@ def test_adapters_of_few_bits_on_a_checkpoint_load_in_peft_and_weigh_what_was_pl
     torch.testing.assert_close(logits(adapted), expected, rtol=0, atol=2e-3)
     assert {path.rank for path in read_adapter(adapter).values()} == {8}
     assert f"{bits}-bit" in json.dumps([layer.form for layer in report.layers])
-    assert "an adapter holds their values in 16" in (adapter / "README.md").read_text()
+    assert "the adapter stores their values in 16 bits" in (adapter / "README.md").read_text()
     assert any("which has no format for few bits" in line for line in plan.lines())
     assert any("--adapter-bits auto looks" in line for line in plan.lines())
 
