@@ -334,7 +334,7 @@ def test_one_rank_beside_what_spreads_ranks_is_refused(options, message):
             {"budget": "20KB", "ranks": ("q_proj=40", "up_proj=40")},
             r"ranks: .* --budget leaves",
         ),
-        ({"ranks": ("q_proj=65",)}, r"ranks: 'q_proj=65' is above min.*at most 64"),
+        ({"ranks": ("q_proj=65",)}, r"ranks: 'q_proj=65' is above min.*give 64 or less"),
         ({"budget": "2KB"}, r"budget: 0\.\d+ of the bytes of .* does not pay for rank 8"),
     ],
 )
