@@ -79,7 +79,7 @@ def stored_in(folder: Path) -> Stored:
 def load_unpacked(
     folder: Path | str, dtype: torch.dtype | None = None, device: Device = "cpu"
 ) -> PreTrainedModel:
-    """The same with its codes expanded once: faster, in as much memory as dense weights or factors take."""
+    """The model of an export, dequantised once: faster, in as much memory as dense weights or factors take."""
     model = load_export(folder, dtype, device)
     unpack(model)
     return model

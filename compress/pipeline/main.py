@@ -57,7 +57,7 @@ VERIFIED, PARTIAL, UNFINISHED = ".verified", ".partial", ".unfinished"
 
 
 def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Forecast:
-    """What a run would do, what it would weigh and take; refuses all that a run refuses before work."""
+    """A dry run: everything that a run checks before work is checked, and its sizes and time are told."""
     refuse_bad_output(recipe)
     prepared = prepare(recipe, progress)
     refuse_small_disks(prepared)
@@ -70,9 +70,9 @@ def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Forecast:
 def run(
     recipe: Recipe, *, progress: Progress = no_progress, originals: Originals | None = None
 ) -> Report:
-    """Do the whole job; the folder `recipe.folder` then holds the checkpoint, its card and the report returned.
+    """Compress, export, verify, evaluate and report; the folder `recipe.folder` then holds the checkpoint, its card and the report returned.
 
-    `originals`: where runs on one model find and leave what the evaluation of the original alone has found.
+    `originals`: a store of the original model's scores, which several runs on it share.
 
     Raises RecipeError, CheckpointError, InputError or EvalError before work for what can be known by then, and
     LayerError, CheckpointError, InputError or OSError during it. Nothing half-written is left behind.
