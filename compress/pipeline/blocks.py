@@ -241,7 +241,6 @@ def _finish(
     module, gram = block.layers[layer.name], stats[Gram].mean_ii()
     rank, spectrum = _cut(job, layer, form, weight, stats)
     energy = output_energy(weight, gram)
-    dead = int((gram.diagonal() == 0).sum())
     terms, n_bytes = written(form, job.plan.exports)
     bias, base_error = bias_of(module), None
     if job.base is not None:
@@ -264,7 +263,7 @@ def _finish(
         rank=rank,
         spectrum=spectrum,
         seconds=seconds,
-        note=remarks(layer, form, dead),
+        note=remarks(layer, form, int((gram.diagonal() == 0).sum())),
         correction_bits=factor_bits(form) if isinstance(layer.compressor, Correction) else None,
         stored_with=layer.owner or None,
     )
