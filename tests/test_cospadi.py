@@ -458,7 +458,7 @@ def test_a_shared_dictionary_loses_less_than_one_each_in_the_same_bytes():
 
 @pytest.mark.parametrize("share", ["none", "inputs"])
 def test_more_atoms_than_what_has_codes_are_refused(share):
-    with pytest.raises(RecipeError, match=r"atoms: 400 for the (64|96) outputs of q"):
+    with pytest.raises(RecipeError, match=r"atoms: 400 are more than the (64|96) outputs of q"):
         together(share=share, atoms=400)
 
 

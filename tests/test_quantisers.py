@@ -217,9 +217,9 @@ def test_a_whole_row_can_be_one_group():
     ("options", "message"),
     [
         ({"bits": 7}, "bits: 7 is not supported; choose 2, 3, 4, 5, 6, 8"),
-        ({"group_size": 0}, "group_size: 0"),
+        ({"group_size": 0}, "group_size: must be 1 or more, .* got 0"),
         ({"symmetry": "skewed"}, "symmetry: unknown 'skewed'; choose symmetric, asymmetric"),
-        ({"damping": -1.0}, "damping: -1.0"),
+        ({"damping": -1.0}, "damping: must be at least 0 .* got -1.0"),
     ],
 )
 def test_options_that_can_not_work_are_refused(options, message):

@@ -157,5 +157,5 @@ def test_inputs_that_are_always_zero_go_first_where_the_ridge_is_small():
 
 
 def test_a_ridge_that_is_no_share_is_refused():
-    with pytest.raises(RecipeError, match=r"damping: -1"):
+    with pytest.raises(RecipeError, match=r"damping: must be at least 0 .* got -1"):
         SparseGPT(damping=-1)
