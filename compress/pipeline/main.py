@@ -70,7 +70,7 @@ def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Forecast:
 def run(
     recipe: Recipe, *, progress: Progress = no_progress, originals: Originals | None = None
 ) -> Report:
-    """Compress, export, verify, evaluate and report; `recipe.folder` then holds the checkpoint, its card and the report.
+    """Compress, export, verify, evaluate, report; `recipe.folder` then holds the checkpoint, its card and the report.
 
     `originals`: a store of the original model's scores, which several runs on it share.
 
