@@ -84,7 +84,7 @@ def test_a_trial_loses_what_it_says(shape):
 
 def test_a_layer_without_weight_or_without_gradients_is_refused_where_its_cost_is_asked():
     zero, stats = torch.zeros(96, 48), statistics(inputs(48))
-    with pytest.raises(LayerError, match="it is zero"):
+    with pytest.raises(LayerError, match="its weight is zero"):
         trials(BY_ERRORS, [zero], curves(BY_ERRORS, [zero], [stats]), [stats])
     method = CoSpaDi(allocation="errors", importance="fisher")
     assert GradientEnergy in method.surveys
