@@ -69,14 +69,14 @@ def test_the_files_of_the_folder_name_its_members_and_nothing_is_imported(place:
 
 
 def test_another_distribution_s_member_is_found_by_its_entry_point(place: Path) -> None:
-    (place.parent / "outside.py").write_text(
+    (place.parent / "yak_shop.py").write_text(
         MEMBER.format(package=place.name, cls="Yak", name="yak"), encoding="utf-8"
     )
-    distribute(place, "yak-shop", "yak = outside:Yak")
+    distribute(place, "yak-shop", "yak = yak_shop:Yak")
     found = registry(place)
     assert list(found) == ["yak"]
     assert found["yak"].__name__ == "Yak"
-    sys.modules.pop("outside")
+    sys.modules.pop("yak_shop")
 
 
 def test_a_class_of_a_running_program_is_a_member_until_it_is_forgotten(place: Path) -> None:
@@ -106,7 +106,7 @@ def test_two_members_of_one_name_are_refused_and_both_are_named(place: Path, sec
     if second == "file":
         add(place, "lion.py", "Lion", "cat")
     if second == "distribution":
-        distribute(place, "cat-shop", "cat = outside:Cat")
+        distribute(place, "cat-shop", "cat = yak_shop:Cat")
     found = registry(place)
     with pytest.raises(PluginError, match=r"cat.*(lion|cat-shop|Other)"):
         if second == "program":
@@ -125,17 +125,17 @@ def test_two_members_of_one_name_are_refused_and_both_are_named(place: Path, sec
 def test_an_entry_point_that_gives_no_member_is_refused_with_its_distribution(
     place: Path, code: str, what: str
 ) -> None:
-    (place.parent / "outside.py").write_text(code, encoding="utf-8")
-    distribute(place, "yak-shop", "yak = outside:Yak")
+    (place.parent / "yak_shop.py").write_text(code, encoding="utf-8")
+    distribute(place, "yak-shop", "yak = yak_shop:Yak")
     with pytest.raises(PluginError, match="yak-shop") as caught:
         registry(place)["yak"]
     assert what in str(caught.value)
-    sys.modules.pop("outside", None)
+    sys.modules.pop("yak_shop", None)
 
 
 def test_an_error_inside_another_distribution_names_it(place: Path) -> None:
-    (place.parent / "outside.py").write_text("1 / 0", encoding="utf-8")
-    distribute(place, "yak-shop", "yak = outside:Yak")
+    (place.parent / "yak_shop.py").write_text("1 / 0", encoding="utf-8")
+    distribute(place, "yak-shop", "yak = yak_shop:Yak")
     with pytest.raises(ZeroDivisionError) as caught:
         registry(place)["yak"]
     assert "yak-shop" in "".join(caught.value.__notes__)

@@ -27,7 +27,7 @@ def test_corrections_that_only_an_adapter_holds_count_with_its_16_bits(workspace
     [adapter] = report.exports
     assert adapter.tensor_bytes - report.base.tensor_bytes == in_16_bits(report.layers, 8)
     assert report.totals.layer_bits_per_weight == plain.totals.layer_bits_per_weight
-    text = f"{plain.totals.layer_bits_per_weight:.2f} bits per weight in these layers, base and path together. "
+    text = f"{plain.totals.layer_bits_per_weight:.2f} bits per weight in these layers, base and correction together. "
     for place in ("README.md", "adapter/README.md"):
         assert text in (workspace / "out" / place).read_text()
     assert any("written in 16 all the same" in note for note in report.notes)
@@ -49,7 +49,7 @@ def test_packed_figures_are_said_to_be_those_of_the_native_export(workspace):
     method = EoRA(rank=8, adapter_bits="4")
     report = compress.run(on_base(workspace, method=method, export=("adapter", "native")))
     assert all(layer.form.endswith("+ rank 8 in 4-bit g64") for layer in report.layers)
-    figures = f"{report.totals.layer_bits_per_weight:.2f} bits per weight in these layers, base and path together"
+    figures = f"{report.totals.layer_bits_per_weight:.2f} bits per weight in these layers, base and correction together"
     cards = {name: (workspace / "out" / name / "README.md").read_text() for name in ("", "adapter")}
     for card in cards.values():
         assert f"{figures} in the native export." in card
@@ -74,7 +74,7 @@ def test_few_bits_that_take_more_bytes_than_16_are_told_with_what_would_save_som
     ]
     [note] = plan.notes
     assert 0 < len(larger) < len(plan.layers)
-    text = f"the paths of {len(larger)} layers, {larger[0]} the first, take more bytes in few bits"
+    text = f"the corrections of {len(larger)} layers, {larger[0]} the first, take more bytes in few bits"
     assert text in note
     rank = int(note.partition("a rank of ")[2].split()[0])
     for layer in plan.layers:
