@@ -91,7 +91,7 @@ def test_a_base_that_says_it_has_a_head_and_has_none_is_refused(workspace):
 
 def test_a_config_that_makes_no_model_is_refused(workspace):
     change_config(base(workspace), hidden_size=33)
-    with pytest.raises(CheckpointError, match=r"base_checkpoint: .*config\.json makes no model"):
+    with pytest.raises(CheckpointError, match=r"base_checkpoint: .*config\.json is not valid"):
         compress.plan(on_base(workspace))
 
 

@@ -66,5 +66,7 @@ def test_a_run_on_a_checkpoint_of_another_distributions_format(workspace, capsys
 
 def test_without_the_distribution_its_checkpoints_are_refused_by_name(workspace):
     folder = CHECKPOINTS["int8-rows"](workspace / "model", workspace / "base")
-    with pytest.raises(CheckpointError, match=r"quant_method 'int8-rows' is not read; there are"):
+    with pytest.raises(
+        CheckpointError, match=r"quant_method 'int8-rows' is not supported; there are"
+    ):
         inspect(str(folder), progress=lambda *_: None)

@@ -215,7 +215,9 @@ def test_an_output_that_cannot_be_made_is_refused_before_anything_is_read(worksp
     if not out.parent.exists():
         pytest.skip(f"there is no {out.parent} here")
     for work in (compress.plan, compress.run):
-        with pytest.raises(RecipeError, match=rf"out: {out} cannot be made, for {out.parent} "):
+        with pytest.raises(
+            RecipeError, match=rf"out: {out} cannot be created, because {out.parent} "
+        ):
             work(recipe(workspace, out=out, model="no/such/model/at all"))
 
 

@@ -200,4 +200,4 @@ def test_a_sweep_that_cannot_be_written_is_refused_before_work(
     sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["sweep", str(sweep), "--out", str(sweep / "all")]) == 2
-    assert f"out: {sweep / 'all'} cannot be made" in capsys.readouterr().err
+    assert f"out: {sweep / 'all'} cannot be created" in capsys.readouterr().err

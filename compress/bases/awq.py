@@ -34,7 +34,7 @@ class AwqBase(Base, name="awq"):
 
     @classmethod
     def recognises(cls, folder: CheckpointFolder) -> bool:
-        """By its name; old files have none, but `w_bit`."""
+        """Whether its quantisation is named awq, or unnamed (old files) with `w_bit`."""
         if folder.quant_method is not None or folder.quantisation is None:
             return super().recognises(folder)
         return "w_bit" in folder.quantisation
@@ -45,10 +45,12 @@ class AwqBase(Base, name="awq"):
         bits = self.settings.get("bits", self.settings.get("w_bit"))
         if version not in VERSIONS:
             raise CheckpointError(
-                f"{self.folder}: version {version!r} of awq is not read; {', '.join(VERSIONS)} is"
+                f"{self.folder}: version {version!r} of awq is not supported; supported: {', '.join(VERSIONS)}"
             )
         if bits != BITS:
-            raise CheckpointError(f"{self.folder}: {bits!r} bits of awq are not read; {BITS} are")
+            raise CheckpointError(
+                f"{self.folder}: {bits!r} bits of awq are not supported; supported: {BITS}"
+            )
         return super()._find_layers()
 
     @property
@@ -62,12 +64,12 @@ class AwqBase(Base, name="awq"):
 
     @property
     def grid(self) -> str:
-        """As in "4 bits, groups of 128"."""
+        """Bits and group size: "4 bits, groups of 128"."""
         size = self._group_size
         return f"{BITS} bits, {'whole rows' if size == -1 else f'groups of {size}'}"
 
     def shape(self, name: str) -> tuple[int, int]:
-        """From the shape of qweight."""
+        """(o, i), from the shape of qweight."""
         shape = self._shape_of(name, "qweight")
         dtype = self.reader.dtype(f"{name}.qweight")
         if len(shape) != 2 or dtype != torch.int32:
@@ -77,7 +79,7 @@ class AwqBase(Base, name="awq"):
         return shape[1] * _OUTPUTS, shape[0]
 
     def form(self, name: str) -> Form:
-        """Its codes, unpacked and packed again along the inputs."""
+        """The quantised weight, its codes packed along the inputs instead of the outputs."""
         o, i = self.shape(name)
         size = i if self._group_size == -1 else self._group_size
         n_groups = -(-i // size)

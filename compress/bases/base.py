@@ -1,4 +1,4 @@
-"""What a base is: a checkpoint that somebody has compressed, as layers that are stored in forms, and ordinary tensors.
+"""Base formats: a compressed checkpoint of any tool, read as layers that are stored in forms, and ordinary tensors.
 
 A format is one file in this folder, or in another distribution: a subclass of `Base` with `name=`. It says by itself
 what it recognises, how it reads a layer, how people call it and how others load it; nothing else has to know it.
@@ -52,7 +52,7 @@ class Base(ABC):
     """
 
     format: ClassVar[str]
-    """Its name in the registry: "gptq", "plain"."""
+    """The name in the registry: "gptq", "plain"."""
     loading: ClassVar[Loading]
     """How others load it."""
     ordinary: ClassVar[bool] = False
@@ -81,7 +81,7 @@ class Base(ABC):
         self.config: dict[str, Any] = dict(self._model_config(folder))
         """The model's config.json without its quantisation."""
         self.settings: dict[str, Any] = dict(self._settings(folder))
-        """What the checkpoint says of its quantisation."""
+        """The settings of its quantisation."""
         self.layers = self._find_layers()
 
     @classmethod
@@ -98,7 +98,7 @@ class Base(ABC):
     @property
     @abstractmethod
     def grid(self) -> str:
-        """What the weights are stored as, in a few words: "4 bits, groups of 128"; empty if the format says it all."""
+        """Bits, group size and the like, in a few words: "4 bits, groups of 128"; empty if the format says it all."""
 
     @property
     def description(self) -> str:
@@ -112,7 +112,7 @@ class Base(ABC):
 
     @abstractmethod
     def form(self, name: str) -> Form:
-        """What stands for a layer's weight (o, i). Raises CheckpointError naming the tensor that cannot be."""
+        """The form of a layer's weight (o, i). Raises CheckpointError naming the tensor that is wrong."""
 
     @abstractmethod
     def shape(self, name: str) -> tuple[int, int]:
@@ -123,7 +123,7 @@ class Base(ABC):
         return [f"{name}.{part}" for part in self.parts if f"{name}.{part}" in self.reader]
 
     def stored_bytes(self, name: str) -> int:
-        """What a layer's weight takes in the checkpoint, its bias apart."""
+        """Bytes of a layer's weight in the checkpoint, without its bias."""
         return sum(self.reader.nbytes(tensor) for tensor in self.tensors_of(name))
 
     @property
@@ -141,14 +141,14 @@ class Base(ABC):
         if not names:
             raise CheckpointError(
                 f"{self.folder}: its config says {self.format}, but no tensor's name ends in {first}; "
-                "the two do not belong together, get the checkpoint again"
+                "the two do not belong together, download the checkpoint again"
             )
         known = {None, *names}
         orphans = [key for key in self.reader if self._layer_of(key) not in known]
         if orphans:
             raise CheckpointError(
                 f"{self.folder}: {some(orphans)} without the {self.parts[0]} that belongs to it; "
-                "the checkpoint is incomplete, get it again"
+                "the checkpoint is incomplete, download it again"
             )
         return tuple(names)
 
@@ -162,7 +162,7 @@ class Base(ABC):
         if f"{name}.{part}" not in self.reader:
             raise CheckpointError(
                 f"{self.folder}: {name}.{part} is missing, and {name}.{self.parts[0]} is there; "
-                "the checkpoint is incomplete, get it again"
+                "the checkpoint is incomplete, download it again"
             )
         return self.reader[f"{name}.{part}"]
 
@@ -185,7 +185,7 @@ class Base(ABC):
         found = self._shape_of(name, part)
         if found != expected:
             raise CheckpointError(
-                f"{self.folder}: {name}.{part} has the shape {found}; {why} make it {expected}"
+                f"{self.folder}: {name}.{part} has the shape {found}; it must be {expected} for {why}"
             )
 
 
@@ -198,7 +198,7 @@ def refuse_bad_scales(name: str, scales: Tensor) -> None:
         why = f"its scales ({dtype}) are not all finite numbers"
     else:
         return
-    raise CheckpointError(f"{name}: {why}; the checkpoint is corrupt, get it again")
+    raise CheckpointError(f"{name}: {why}; the checkpoint is corrupt, download it again")
 
 
 def refuse_bad_groups(name: str, groups_i: Tensor, n_inputs: int, n_groups: int) -> None:
@@ -207,7 +207,7 @@ def refuse_bad_groups(name: str, groups_i: Tensor, n_inputs: int, n_groups: int)
         raise CheckpointError(f"{name}: g_idx is {groups_i.dtype}; groups are counted in integers")
     if groups_i.shape != (n_inputs,):
         raise CheckpointError(
-            f"{name}: g_idx has the shape {tuple(groups_i.shape)}; {n_inputs} inputs make it ({n_inputs},)"
+            f"{name}: g_idx has the shape {tuple(groups_i.shape)}; it must be ({n_inputs},) for {n_inputs} inputs"
         )
     low, high = int(groups_i.min()), int(groups_i.max())
     if low < 0 or high >= n_groups:
@@ -220,7 +220,9 @@ def table_in(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """An entry that is a table of names and values, empty if it is not there. Raises CheckpointError naming it."""
     found = settings.get(key) or {}
     if not isinstance(found, Mapping):
-        raise CheckpointError(f"{key} in its quantisation's config is {found!r}, which is no table")
+        raise CheckpointError(
+            f"{key} in its quantisation's config is {found!r}, which is not a mapping"
+        )
     return found
 
 
@@ -230,7 +232,7 @@ def fits(pattern: str, name: str) -> bool:
         return re.match(pattern, name) is not None
     except re.error as error:
         raise CheckpointError(
-            f"{pattern!r} in its quantisation's config is no regular expression ({error})"
+            f"{pattern!r} in its quantisation's config is not a valid regular expression ({error})"
         ) from error
 
 

@@ -36,9 +36,9 @@ CODES: Mapping[str, tuple[float, ...]] = {
         *(0.0, -1 / 192, -2 / 3, -1.0, -1 / 3, -1 / 2, -1 / 6, -1 / 4),
     ),
 }
-"""What the codes mean: the quantiles of a normal distribution (appendix E), and a sign, exponent and mantissa."""
+"""The values of the 16 codes: quantiles of a normal distribution (NF4, appendix E); sign, exponent, mantissa (FP4)."""
 CLOSE = 1e-4
-"""Up to which a stored table is the library's."""
+"""The most that a stored table may differ from the library's."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _STATE = "weight.quant_state.bitsandbytes__"
 _NESTED = ("weight.nested_absmax", "weight.nested_quant_map")
@@ -66,24 +66,24 @@ class BitsandbytesBase(Base, name="bitsandbytes"):
 
     @property
     def grid(self) -> str:
-        """As in "nf4, double quantised"."""
+        """The data type, and whether scales are quantised too: "nf4, double quantised"."""
         kind = self.settings.get("bnb_4bit_quant_type", "4 bits")
         double = self.settings.get("bnb_4bit_use_double_quant")
         return ", ".join([str(kind), *(["double quantised"] if double else [])])
 
     def shape(self, name: str) -> tuple[int, int]:
-        """As the layer's quant_state says."""
+        """(o, i), from the layer's quant_state."""
         o, i = self._state(name)["shape"]
         return o, i
 
     def form(self, name: str) -> Form:
-        """Its weight in the dtype that the layer had before; no form of ours has tables of its own."""
+        """The dense weight in the dtype that the layer had before: no form of the toolkit has a table of values."""
         state = self._state(name)
         o, i = state["shape"]
         packed, n_bytes = self._tensor(name, "weight"), -(-o * i // 2)
         if packed.nbytes != n_bytes:
             raise CheckpointError(
-                f"{self.folder}: {name}.weight has {packed.nbytes} bytes; ({o}, {i}) in 4 bits makes {n_bytes}"
+                f"{self.folder}: {name}.weight has {packed.nbytes} bytes; ({o}, {i}) in 4 bits take {n_bytes}"
             )
         pairs = packed.flatten().view(torch.uint8)
         codes = torch.stack([pairs >> 4, pairs & 0xF], dim=1).flatten()[: o * i]
@@ -94,7 +94,7 @@ class BitsandbytesBase(Base, name="bitsandbytes"):
         if not bool(torch.isfinite(found).all()):
             raise CheckpointError(
                 f"{self.folder}: {name}.weight reaches beyond {state['dtype']}, which its quant_state names; "
-                "the checkpoint is corrupt, get it again"
+                "the checkpoint is corrupt, download it again"
             )
         return Dense(found)
 
@@ -105,7 +105,7 @@ class BitsandbytesBase(Base, name="bitsandbytes"):
         if float((table - torch.tensor(CODES[kind])).abs().max()) > CLOSE:
             raise CheckpointError(
                 f"{self.folder}: {name}.weight.quant_map is not the table of {kind}, by which bitsandbytes reads the "
-                "codes whatever is stored; the checkpoint is corrupt, get it again"
+                "codes whatever is stored; the checkpoint is corrupt, download it again"
             )
         return table
 
@@ -117,7 +117,7 @@ class BitsandbytesBase(Base, name="bitsandbytes"):
         codes, size = self._tensor(name, "weight.absmax"), state["nested_blocksize"]
         if codes.dtype != torch.uint8:
             raise CheckpointError(
-                f"{self.folder}: {name}.weight.absmax is {codes.dtype}; double quantisation makes it bytes"
+                f"{self.folder}: {name}.weight.absmax is {codes.dtype}; it must be uint8 with double quantisation"
             )
         facts = f"{n_blocks} blocks, quantised themselves in blocks of {size},"
         self._refuse_shape(name, "weight.nested_absmax", (-(-n_blocks // size),), facts)
@@ -131,30 +131,31 @@ class BitsandbytesBase(Base, name="bitsandbytes"):
         return numbers.float()
 
     def _state(self, name: str) -> dict[str, Any]:
-        """What the layer says of itself. Raises CheckpointError for what cannot be."""
+        """The layer's quant_state. Raises CheckpointError if it is missing, or contradicts itself."""
         found = [kind for kind in CODES if f"{name}.{_STATE}{kind}" in self.reader]
         if len(found) != 1:
             raise CheckpointError(
                 f"{self.folder}: {name} has {len(found)} of {', '.join(_STATE + kind for kind in CODES)}; a layer has "
-                "one; the checkpoint is corrupt, get it again"
+                "one; the checkpoint is corrupt, download it again"
             )
         part = f"{_STATE}{found[0]}"
         try:
             state = json.loads(bytes(self._tensor(name, part).tolist()))
         except (ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(
-                f"{self.folder}: {name}.{part} is no JSON ({error}); the checkpoint is corrupt, get it again"
+                f"{self.folder}: {name}.{part} is not valid JSON ({error}); the checkpoint is corrupt, download it "
+                "again"
             ) from error
         wrong = _wrong_in(state, found[0])
         if wrong:
             raise CheckpointError(
-                f"{self.folder}: {name}.{part} is {state}; right would be: {wrong}; get the checkpoint again"
+                f"{self.folder}: {name}.{part} is {state}; right would be: {wrong}; download the checkpoint again"
             )
         return dict(state)
 
 
 def _wrong_in(state: object, kind: str) -> str:
-    """What a quant_state of this kind should have and has not; nothing if all is well."""
+    """The first thing that a quant_state of this kind should have and lacks; empty if all is well."""
     if not isinstance(state, dict):
         return "it is a table of names and values"
     sizes, nested = state.get("shape"), "nested_blocksize" in state

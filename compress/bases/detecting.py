@@ -42,7 +42,9 @@ def kind_of(folder: CheckpointFolder) -> type[Base]:
         what = (
             "a quantisation without a quant_method" if named is None else f"quant_method {named!r}"
         )
-        raise CheckpointError(f"{folder.path}: {what} is not read; there are {', '.join(BASES)}")
+        raise CheckpointError(
+            f"{folder.path}: {what} is not supported; there are {', '.join(BASES)}"
+        )
     raise CheckpointError(
         f"{folder.path}: {' and '.join(kind.format for kind in found)} both take it for theirs; uninstall the "
         "distribution that adds one of them"

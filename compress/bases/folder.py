@@ -12,14 +12,14 @@ from compress.errors import CheckpointError
 from compress.models.checkpoint import Reader, read_json
 
 _SIDE_FILES = ("quantize_config.json", "quant_config.json")
-"""Where tools wrote their settings before config.json had a place for them."""
+"""Files in which tools wrote their settings before config.json had a place for them."""
 _CONFIG_KEYS = ("quantization_config", "compression_config")
 _USUAL = frozenset({"model.safetensors", "model.safetensors.index.json"})
 
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """What formats are recognised by. Files are read when they are asked for; no tensor is."""
+    """A folder by which formats are recognised. Files are read when they are asked for; no tensor is read."""
 
     path: Path
 
@@ -32,7 +32,7 @@ class CheckpointFolder:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """All of config.json. Raises CheckpointError if it cannot be read."""
+        """The whole config.json. Raises CheckpointError if it cannot be read."""
         return read_json(self.path / "config.json")
 
     @cached_property
@@ -42,7 +42,7 @@ class CheckpointFolder:
 
     @cached_property
     def quantisation(self) -> Mapping[str, Any] | None:
-        """What config.json, or a file of settings beside it, says of a quantisation; None if nothing does."""
+        """Settings of a quantisation, in config.json or in a file beside it; None if there are none."""
         for key in _CONFIG_KEYS:
             found = self.config.get(key)
             if isinstance(found, Mapping) and found:

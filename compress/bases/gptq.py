@@ -33,7 +33,7 @@ from compress.forms.quantised import Quantised
 
 BITS = (2, 3, 4, 8)
 ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
-"""By checkpoint_format, what is to be added to a stored zero."""
+"""The number to add to a stored zero point, by checkpoint_format."""
 
 
 class GptqBase(Base, name="gptq"):
@@ -46,14 +46,14 @@ class GptqBase(Base, name="gptq"):
 
     @classmethod
     def recognises(cls, folder: CheckpointFolder) -> bool:
-        """By its name; old files have none, but `bits`, and no `w_bit` as those of AWQ."""
+        """Whether its quantisation is named gptq, or unnamed (old files) with `bits`, and without AWQ's `w_bit`."""
         if folder.quant_method is not None or folder.quantisation is None:
             return super().recognises(folder)
         return "bits" in folder.quantisation and "w_bit" not in folder.quantisation
 
     @property
     def grid(self) -> str:
-        """As in "4 bits, groups of 128, by act-order"."""
+        """Bits, group size, order and version: "4 bits, groups of 128, by act-order"."""
         size, kind = self.settings.get("group_size"), self.settings.get("checkpoint_format")
         groups = "whole rows" if size == -1 else f"groups of {size}"
         version = ", v2" if kind == "gptq_v2" else ""
@@ -62,7 +62,7 @@ class GptqBase(Base, name="gptq"):
 
     @property
     def producer(self) -> str | None:
-        """What gptqmodel, auto-round and we write of ourselves; auto-gptq writes nothing."""
+        """The name that gptqmodel, auto-round and this toolkit write; auto-gptq writes none."""
         meta = self.settings.get("meta")
         quantizer = meta.get("quantizer") if isinstance(meta, Mapping) else None
         if quantizer:
@@ -72,7 +72,7 @@ class GptqBase(Base, name="gptq"):
         return None
 
     def shape(self, name: str) -> tuple[int, int]:
-        """From the shape of qweight."""
+        """(o, i), from the shape of qweight."""
         settings = GptqSettings.for_layer(self.settings, name)
         shape = self._shape_of(name, "qweight")
         dtype = self.reader.dtype(f"{name}.qweight")
@@ -84,7 +84,7 @@ class GptqBase(Base, name="gptq"):
         return shape[1], shape[0] * WORD // settings.bits
 
     def form(self, name: str) -> Form:
-        """Its codes as they are; only their zeros are unpacked, to see whether they are all the middle."""
+        """The quantised weight, its codes as stored. Zero points are unpacked, to see whether the grid is symmetric."""
         settings = GptqSettings.for_layer(self.settings, name)
         (o, i), bits = self.shape(name), settings.bits
         size = i if settings.group_size == -1 else settings.group_size
@@ -126,19 +126,19 @@ def _as_packed(
 
 @dataclass(frozen=True)
 class GptqSettings:
-    """What a layer's configuration says that its tensors do not."""
+    """The settings of a layer that its tensors do not tell."""
 
     bits: int
     group_size: int
     """-1: a whole row."""
     zero_offset: int
-    """What is to be added to a stored zero: 1 in v1, 0 in v2."""
+    """The number to add to a stored zero point: 1 in v1, 0 in v2."""
     in_order: bool
     """Whether g_idx may be absent."""
 
     @classmethod
     def for_layer(cls, config: Mapping[str, Any], name: str) -> GptqSettings:
-        """From a quantization_config and its `dynamic` overrides. Raises CheckpointError."""
+        """The settings of one layer, after the `dynamic` overrides of a quantization_config. Raises CheckpointError."""
         settings = dict(config)
         overrides = table_in(config, "dynamic")
         for rule in overrides:
@@ -147,12 +147,12 @@ class GptqSettings:
         kind = str(settings.get("checkpoint_format") or settings.get("format") or "gptq")
         if kind not in ZERO_OFFSETS:
             raise CheckpointError(
-                f"{name}: checkpoint_format {kind!r} is not read; {' and '.join(ZERO_OFFSETS)} are"
+                f"{name}: checkpoint_format {kind!r} is not supported; supported: {', '.join(ZERO_OFFSETS)}"
             )
         bits, size = settings.get("bits"), settings.get("group_size", -1)
         if bits not in BITS or not is_whole(bits, 1):
             raise CheckpointError(
-                f"{name}: {bits!r} bits are not read; {', '.join(map(str, BITS))} are"
+                f"{name}: {bits!r} bits are not supported; supported: {', '.join(map(str, BITS))}"
             )
         if not is_whole(size, 1) and size != -1:
             raise CheckpointError(f"{name}: group_size must be -1, or 1 or more; got {size!r}")

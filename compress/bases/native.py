@@ -29,7 +29,7 @@ class NativeBase(Base, name="native"):
 
     @classmethod
     def recognises(cls, folder: CheckpointFolder) -> bool:
-        """By the model type, which nothing but the toolkit loads."""
+        """Whether the model type is the private one that only the toolkit loads."""
         return folder.config.get("model_type") == FORMAT
 
     def _model_config(self, folder: CheckpointFolder) -> Mapping[str, Any]:
@@ -37,12 +37,13 @@ class NativeBase(Base, name="native"):
         version = config.get("format_version")
         if version not in READ_VERSIONS:
             raise CheckpointError(
-                f"{folder.path}: format_version {version!r} is not read; {', '.join(map(str, READ_VERSIONS))} are"
+                f"{folder.path}: format_version {version!r} is not supported; supported: "
+                f"{', '.join(map(str, READ_VERSIONS))}"
             )
         absent = [k for k in ("base_config", "base_model_type", "layers") if k not in config]
         if absent:
             raise CheckpointError(
-                f"{folder.path}: config.json lacks {', '.join(absent)}; get the checkpoint again"
+                f"{folder.path}: config.json lacks {', '.join(absent)}; download the checkpoint again"
             )
         return {**config["base_config"], "model_type": config["base_model_type"]}
 
@@ -68,7 +69,7 @@ class NativeBase(Base, name="native"):
 
     @property
     def producer(self) -> str | None:
-        """Nobody else writes it."""
+        """The toolkit: nobody else writes this format."""
         return "compress-llm"
 
     def tensors_of(self, name: str) -> list[str]:
@@ -89,7 +90,7 @@ class NativeBase(Base, name="native"):
             if stored not in self.reader or self.reader.shape(stored) != tuple(tensor.shape):
                 found = self.reader.shape(stored) if stored in self.reader else "missing"
                 raise CheckpointError(
-                    f"{self.folder}: {stored} is {found}; config.json makes it {tuple(tensor.shape)}"
+                    f"{self.folder}: {stored} is {found}; config.json says {tuple(tensor.shape)}"
                 )
             state[key] = self.reader[stored]
         form.load_state_dict(state, assign=True)

@@ -33,7 +33,7 @@ from compress.forms.base import Form
 PACKED, DENSE = "pack-quantized", "dense"
 STRATEGIES = ("group", "channel")
 _WORD = 32
-_UNREAD = "compressed-tensors' pack-quantized and dense are read"
+_SUPPORTED = "supported formats of compressed-tensors: pack-quantized, dense"
 
 
 class PackedBase(Base, name="compressed-tensors"):
@@ -64,7 +64,9 @@ class PackedBase(Base, name="compressed-tensors"):
         if self.settings.get("transform_config"):
             odd.append("with transforms of the hidden states")
         if odd:
-            raise CheckpointError(f"{self.folder}: format {odd[0]!r} is not read; {_UNREAD}")
+            raise CheckpointError(
+                f"{self.folder}: format {odd[0]!r} is not supported; {_SUPPORTED}"
+            )
         for group in self._groups():
             for what in ("input_activations", "output_activations"):
                 if group.get(what):
@@ -81,7 +83,7 @@ class PackedBase(Base, name="compressed-tensors"):
 
     @property
     def grid(self) -> str:
-        """As in "4 bits, groups of 64"."""
+        """Bits and group size of each kind of layer, and sparsity: "4 bits, groups of 64"."""
         kinds = {self._kind(it) for group in self._groups() if (it := table_in(group, "weights"))}
         sparsity = table_in(self.settings, "sparsity_config").get("sparsity_structure")
         return ", ".join([*sorted(kinds), *([f"sparse {sparsity}"] if sparsity else [])])
@@ -98,7 +100,7 @@ class PackedBase(Base, name="compressed-tensors"):
         return f"compressed-tensors:{version}" if version else None
 
     def shape(self, name: str) -> tuple[int, int]:
-        """As weight_shape says, which the words have to agree with."""
+        """(o, i), from weight_shape, with which the packed words must agree."""
         stored = self._tensor(name, "weight_shape")
         if stored.shape != (2,) or stored.dtype.is_floating_point or int(stored.min()) < 1:
             raise CheckpointError(
@@ -110,14 +112,14 @@ class PackedBase(Base, name="compressed-tensors"):
         return o, i
 
     def form(self, name: str) -> Form:
-        """Its codes, unpacked and packed again as ours are."""
+        """The quantised weight, its codes packed in the toolkit's order."""
         (o, i), weights, bits = self.shape(name), self._weights(name), self._bits(name)
         size = weights.get("group_size")
         if weights.get("strategy") == "channel" or size in (None, 0, -1):
             size = i
         if not is_whole(size, 1):
             raise CheckpointError(
-                f"{self.folder}: {name} has group_size {size!r}; it is 1 and more, or -1 for whole rows"
+                f"{self.folder}: {name} has group_size {size!r}; it must be at least 1, or -1 for whole rows"
             )
         n_groups = -(-i // size)
         facts = f"{o} outputs and {i} inputs in groups of {size}"
@@ -166,7 +168,7 @@ class PackedBase(Base, name="compressed-tensors"):
     def _bits(self, name: str) -> int:
         bits = self._weights(name).get("num_bits")
         if not isinstance(bits, int) or bits not in range(2, 9):
-            raise CheckpointError(f"{self.folder}: {name} has {bits!r} bits; 2 to 8 are read")
+            raise CheckpointError(f"{self.folder}: {name} has {bits!r} bits; 2 to 8 are supported")
         return bits
 
     def _targets(self, group: Mapping[str, Any]) -> list[Any]:
@@ -178,7 +180,7 @@ class PackedBase(Base, name="compressed-tensors"):
         return found
 
     def _weights(self, name: str) -> Mapping[str, Any]:
-        """What the group says whose targets name the layer."""
+        """The `weights` settings of the group whose targets name the layer."""
         for group in self._groups():
             if any(_is_target(str(target), name) for target in self._targets(group)):
                 weights = table_in(group, "weights")
@@ -186,7 +188,7 @@ class PackedBase(Base, name="compressed-tensors"):
                     return weights
                 raise CheckpointError(
                     f"{self.folder}: {name} is quantised by {weights.get('strategy')!r} to "
-                    f"{weights.get('type')!r}; integers by {' or '.join(STRATEGIES)} are read"
+                    f"{weights.get('type')!r}; supported: int by {' or '.join(STRATEGIES)}"
                 )
         raise CheckpointError(
             f"{self.folder}: no config_groups entry has {name}, which is packed, among its targets"

@@ -28,12 +28,12 @@ class PlainBase(Base, name="plain"):
 
     @property
     def grid(self) -> str:
-        """There is none."""
+        """Empty: ordinary weights are on no grid."""
         return ""
 
     @property
     def description(self) -> str:
-        """Without a format's name: there is none."""
+        """The description that `inspect` gives ordinary models too."""
         return "ordinary weights"
 
     def _find_layers(self) -> tuple[str, ...]:
@@ -55,11 +55,11 @@ class PlainBase(Base, name="plain"):
         return ()
 
     def form(self, name: str) -> Form:
-        """There is none."""
+        """Raises KeyError: no layer is packed."""
         self._refuse(name)
 
     def shape(self, name: str) -> tuple[int, int]:
-        """There is none."""
+        """Raises KeyError: no layer is packed."""
         self._refuse(name)
 
     def _refuse(self, name: str) -> NoReturn:

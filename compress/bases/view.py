@@ -64,24 +64,24 @@ class AsDense(Mapping[str, Tensor]):
         return name in self._packed
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """As the model has it. Raises CheckpointError if the packed tensors do not tell."""
+        """The shape that the model gives a tensor. Raises CheckpointError if the packed tensors do not tell."""
         if name not in self._packed:
             return self.base.reader.shape(name)
         o, i = self.base.shape(self._packed[name])
         return (i, o) if self._is_turned(self._packed[name]) else (o, i)
 
     def dtype(self, name: str) -> torch.dtype:
-        """As stored; int32 for codes."""
+        """The stored dtype; int32 for codes."""
         return torch.int32 if name in self._packed else self.base.reader.dtype(name)
 
     def nbytes(self, name: str) -> int:
-        """As stored, scales and zeros included."""
+        """Bytes in the checkpoint, scales and zero points included."""
         if name in self._packed:
             return self.base.stored_bytes(self._packed[name])
         return self.base.reader.nbytes(name)
 
     def form(self, name: str) -> Form:
-        """What stands for the weight (o, i) of this name."""
+        """The form of the weight (o, i) of this name."""
         if name in self._packed:
             return self.base.form(self._packed[name])
         weight = self.base.reader[name]

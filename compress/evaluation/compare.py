@@ -52,7 +52,7 @@ class Original:
 
 @record(frozen=True, config=STRICT)
 class OriginalScores:
-    """What an original takes and reaches, whatever is compared with it."""
+    """Footprint and task scores of an original, which are the same whatever is compared with it."""
 
     footprint: Footprint
     tasks: tuple[TaskScore, ...]
@@ -99,7 +99,7 @@ def asks_for_evaluation(recipe: Recipe) -> bool:
 
 
 def score_original(original: Original, recipe: Recipe, progress: Progress) -> OriginalScores:
-    """Its footprint, and the tasks that the recipe asks for. Raises as `compare_with`."""
+    """Measure the footprint of an original, and the tasks that the recipe asks for. Raises as `compare_with`."""
     model = load_original(original.folder, original.dtype, original.device)
     n_parameters = n_elements(original.folder)
     footprint = _footprint(original, original.folder, model, n_parameters, progress)

@@ -1,4 +1,4 @@
-"""What the original scores, kept for every run on it: a sweep evaluates it once and not once a point.
+"""Scores of originals, kept on disk: a sweep evaluates each original once, not once a point.
 
 One JSON file for each fingerprint of the model and of all that decides the figures. Perplexity is not among them: the
 original has to read the text beside every export in any case, for their divergence.
@@ -23,7 +23,7 @@ from compress.report.strict import STRICT, read_strictly
 
 _VERSIONS = ("torch", "transformers", "lm_eval", "datasets", "tokenizers")
 _READ = ("*.yaml", "*.yml", "*.py")
-"""Of a folder of tasks: what decides their items."""
+"""Files of a folder of tasks that decide their items."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Found:
 
     scores: OriginalScores
     notes: tuple[str, ...]
-    """What a report has to say of them."""
+    """Remarks for the report."""
 
 
 @record(frozen=True, config=STRICT)
 class _Kept:
-    """What a file holds."""
+    """The content of a file of scores."""
 
     settings: dict[str, Any]
     measured_by: str
@@ -58,7 +58,7 @@ class Originals:
             _read(path)
 
     def of(self, original: Original, fingerprint: str, recipe: Recipe, progress: Progress) -> Found:
-        """What is known of the model with this fingerprint under the recipe's evaluation, or is measured now and kept.
+        """Scores of the model with this fingerprint under the recipe's evaluation: found, or measured now and kept.
 
         Raises what `score_original` raises, and CheckpointError for a file that cannot be read.
         """

@@ -196,7 +196,7 @@ def _stored_layers(
     table = config.get("layers")
     if not isinstance(table, Mapping):
         raise CheckpointError(
-            f"{reader.folder}: config.json lacks layers; get the checkpoint again"
+            f"{reader.folder}: config.json lacks layers; download the checkpoint again"
         )
     layers, taken = [], set()
     for name, entry in table.items():
@@ -210,7 +210,7 @@ def _stored_layers(
         keys = [f"{name}.form.{key}" for key in form.state_dict()]
         absent = [key for key in keys if key not in reader]
         if absent:
-            raise CheckpointError(f"{reader.folder}: {absent[0]} is missing; get it again")
+            raise CheckpointError(f"{reader.folder}: {absent[0]} is missing; download it again")
         taken.update(keys)
         n_bytes = sum(map(reader.nbytes, keys))
         layers.append(

@@ -240,7 +240,7 @@ def _refuse_changes(
     texts = [f"{some(names)} {verb}" for verb, names in differences.items() if names]
     if texts:
         raise CheckpointError(
-            f"{folder} is not what was exported: {what} {'; '.join(texts)}; get it again"
+            f"{folder} is not what was exported: {what} {'; '.join(texts)}; download it again"
         )
 
 

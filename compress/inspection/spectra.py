@@ -35,7 +35,7 @@ class EffectiveRanks:
 def effective_ranks(weight_oi: Tensor) -> EffectiveRanks:
     """Effective ranks of one weight (o, i). Raises LayerError for one that holds NaN or infinity."""
     if not bool(torch.isfinite(weight_oi).all()):
-        raise LayerError("it holds NaN or infinity; the checkpoint is damaged, get it again")
+        raise LayerError("it holds NaN or infinity; the checkpoint is damaged, download it again")
     values = torch.linalg.svdvals(weight_oi.float()).double()
     energies = values.square()
     total = float(energies.sum())

@@ -77,11 +77,11 @@ class Reader(Mapping[str, Tensor]):
         return self._entries[name].n_bytes
 
     def dtype(self, name: str) -> torch.dtype:
-        """Its dtype, without reading the data."""
+        """The dtype of a tensor, from the header."""
         return self._entries[name].dtype
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Its shape, without reading the data."""
+        """The shape of a tensor, from the header."""
         return self._entries[name].shape
 
     @property
@@ -213,7 +213,7 @@ def _refuse_absent(folder: Path, index: Mapping[str, str], found: Collection[str
     if absent:
         raise CheckpointError(
             f"{folder / index[absent[0]]} lacks {some(absent)}, which the index says it holds; "
-            "the checkpoint is incomplete, get it again"
+            "the checkpoint is incomplete, download it again"
         )
 
 
@@ -253,5 +253,5 @@ def _inside(folder: Path, name: str) -> Path:
     if not real.is_relative_to(home) and real.parent != blobs:
         raise CheckpointError(f"{path} is a link that points outside the folder, to {real}")
     if not real.is_file():
-        raise CheckpointError(f"{folder}: the shard {name} is missing from it; get it again")
+        raise CheckpointError(f"{folder}: the shard {name} is missing from it; download it again")
     return path

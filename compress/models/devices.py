@@ -1,4 +1,4 @@
-"""Where a run computes, and in which dtype."""
+"""Device and dtype of a run, from the names in its recipe."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ _N_STEPS = 4
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What a GGUF file says about itself; no tensor data."""
+    """The metadata of a GGUF file; no tensor data."""
 
     path: Path
     architecture: str

@@ -22,10 +22,10 @@ pattern for them, which splits white space before a digit differently."""
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What the GGUF file says beyond what transformers reads."""
+    """Facts of a GGUF file's tokenizer that transformers does not read."""
 
     pre_tokenizer: str | None
-    """`tokenizer.ggml.pre`."""
+    """The name of the pre-tokenizer: `tokenizer.ggml.pre`."""
     n_tokens: int
     max_length: int
     """Longest input of the model; 0 if unknown."""

@@ -1,4 +1,4 @@
-"""From what a user calls a model to an ordinary Hugging Face folder with dense safetensors weights.
+"""Resolving a model's name to an ordinary Hugging Face folder with dense safetensors weights.
 
 A model is the word "demo", a folder, a GGUF file, or an id of the Hugging Face hub. Everything that
 its metadata can tell against it is told here, before weights are read. No code of a model is run.
@@ -45,15 +45,15 @@ class SourceModel:
     """A dense causal language model on this machine."""
 
     spec: str
-    """What the user wrote."""
+    """The name that the user wrote."""
     folder: Path
     """An ordinary Hugging Face folder: config.json, tokenizer, safetensors."""
     revision: str | None
     """The commit, for a model of the hub."""
     notes: tuple[str, ...]
-    """What a reader of the report should know about where the weights come from."""
+    """Remarks on the origin of the weights, for the report."""
     licence: str | None
-    """As its README's front matter has it."""
+    """The licence in the front matter of its README."""
     licence_link: str | None = None
     """The link there, for a licence that the hub has no name for."""
 
@@ -90,14 +90,14 @@ def _converted(path: Path, cache: Path, progress: Progress) -> Path:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a snapshot of the hub is looked for as."""
+    """The purpose for which a snapshot of the hub is wanted, for messages."""
 
     option: str
-    """That names it."""
+    """The option that names it."""
     here: str
-    """What would be right without the hub."""
+    """Advice that works without the hub."""
     right: str = WHAT_MODELS_ARE
-    """What would be right at all."""
+    """Advice on what the option takes."""
 
 
 _MODEL = Wanted("model", f"name a local folder or .gguf file, or {DEMO!r}")

@@ -47,7 +47,7 @@ _MAX_READ = 1 << 30
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies: its file, the offset of its first byte, and what the bytes mean."""
+    """The place of a tensor: its file, the offset of its first byte, its dtype and shape."""
 
     file: Path
     offset: int
@@ -57,7 +57,7 @@ class Entry:
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """What the file says it holds. Raises CheckpointError if its size or its header contradict."""
+    """The entries of a file's header. Raises CheckpointError if header and size contradict each other."""
     size = path.stat().st_size
     with path.open("rb") as file:
         n_header = int.from_bytes(file.read(8), "little")

@@ -24,12 +24,10 @@ from calibration.store import Store
 from calibration.stream import Stream
 from calibration.walk import Block, SharedInput, walk
 from compress.errors import LayerError
-from compress.exports.base import needs_base
 from compress.families.correction import Correction
 from compress.forms.base import Form
 from compress.forms.linear import CompressedLinear
-from compress.models.layers import bias_of, is_transposed, refuse_not_finite, weight_oi
-from compress.on_base.base import OnBase, base_of, correction_of
+from compress.models.layers import is_transposed, refuse_not_finite, weight_oi
 from compress.pipeline.layer_text import factor_bits, remarks, written
 from compress.pipeline.spectra import cut_of
 from compress.pipeline.stopwatch import Stopwatch
@@ -38,6 +36,7 @@ from compress.planning.layer import PlannedLayer
 from compress.planning.plan import Plan
 from compress.report.report import LayerReport, Spectrum
 from compress.solvers.linalg import output_energy, shifted_energy
+from compress.subjects.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ class Finished:
 
     planned: PlannedLayer
     form: Form | None
-    """None: it was left as it was, the report says why."""
-    bias: Tensor | None
+    """None if the layer was left as it was; the report says why."""
     transposed: bool
     report: LayerReport
     energies: tuple[float, float]
@@ -56,7 +54,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Job:
-    """What the loop works with."""
+    """Everything that the block loop works with."""
 
     plan: Plan
     loader: PartLoader
@@ -66,7 +64,7 @@ class Job:
     saved: Store | None
     """Statistics of an equal run, to be used."""
     saving: Store | None
-    """Where new statistics go."""
+    """The store of new statistics; None if they are not kept."""
     propagate: Propagate
     forgiven: tuple[type[Exception], ...]
     """Errors after which a layer is left as it was, and recorded."""
@@ -74,8 +72,8 @@ class Job:
     dtype: torch.dtype
     gradients: Callable[[int], Mapping[str, Statistics]]
     """Statistics of a block's gradients by layer, for methods that read some."""
-    base: OnBase | None = None
-    """The compressed checkpoint that corrections are added to; None: the methods make the forms."""
+    subject: Subject
+    """The thing that is compressed or corrected."""
 
 
 def compress_blocks(job: Job, watch: Stopwatch) -> Iterator[Finished]:
@@ -109,9 +107,8 @@ def compress_blocks(job: Job, watch: Stopwatch) -> Iterator[Finished]:
                 layer,
                 _forgive(job, LayerError("it never saw a calibration token"), [layer]),
             )
-        if job.base is not None:
-            done = [name for name in planned if name not in block.layers]
-            job.base.install(block, done, job.device)
+        done = [name for name in planned if name not in block.layers]
+        job.subject.install(block, done, job.device)
         for index in block.indices:
             job.probe.advance(index)
 
@@ -181,7 +178,8 @@ def _compress_group(job: Job, block: Block, group: Group) -> list[Finished]:
     layers = group.layers
     weights = [weight_oi(block.layers[layer.name]).float() for layer in layers]
     try:
-        forms = _solved(job, layers, weights, group.stats)
+        names, method = [layer.name for layer in layers], layers[0].compressor
+        forms = job.subject.forms(names, weights, method, group.stats)
     except LayerError as error:
         if len(layers) > 1:
             return [one for alone in group.apart() for one in _compress_group(job, block, alone)]
@@ -190,26 +188,14 @@ def _compress_group(job: Job, block: Block, group: Group) -> list[Finished]:
     seconds = (time.perf_counter() - started) / len(layers)
     found = []
     for layer, weight, form, own in zip(layers, weights, forms, group.own, strict=True):
-        measured = (weight, own, _lost(weight, _dense(job, layer, form), form, own), seconds)
+        measured = (
+            weight,
+            own,
+            _lost(weight, job.subject.dense(layer.name, form), form, own),
+            seconds,
+        )
         found.append(_finish(job, block, layer, form, measured))
     return found
-
-
-def _solved(
-    job: Job, layers: Sequence[PlannedLayer], weights: Sequence[Tensor], stats: Statistics
-) -> list[Form]:
-    """Forms of layers that are compressed, or corrected, together. Raises LayerError."""
-    method, names = layers[0].compressor, [layer.name for layer in layers]
-    if job.base is None:
-        return method.compress(weights, stats)
-    if not isinstance(method, Correction):  # the plan gives these no correction
-        return job.base.bare(names, job.device)
-    return job.base.corrected(names, weights, method, stats)
-
-
-def _dense(job: Job, layer: PlannedLayer, form: Form) -> Tensor:
-    """The weight that a form stands for, in the original's scale."""
-    return form.dense() if job.base is None else job.base.dense(layer.name, form)
 
 
 def _lost(weight: Tensor, dense: Tensor, form: Form, stats: Statistics) -> float:
@@ -223,11 +209,19 @@ def _lost(weight: Tensor, dense: Tensor, form: Form, stats: Statistics) -> float
 def _cut(
     job: Job, layer: PlannedLayer, form: Form, weight: Tensor, stats: Statistics
 ) -> tuple[int | None, Spectrum | None]:
-    """Rank and spectrum of a form's low-rank part."""
-    if job.base is None:
-        return cut_of(form, weight, stats)
-    correction, bare = correction_of(form), _dense(job, layer, base_of(form))
-    return (None, None) if correction is None else cut_of(correction, weight.double() - bare, stats)
+    """Rank and spectrum of the low-rank part that the run has made."""
+    made = job.subject.approximated(layer.name, form, weight)
+    return (None, None) if made is None else cut_of(*made, stats)
+
+
+def _base_error(
+    job: Job, layer: PlannedLayer, form: Form, weight: Tensor, gram: Tensor
+) -> float | None:
+    """The relative error of the outputs without the correction of a base; None if there is no base."""
+    bare = job.subject.uncorrected(layer.name, form)
+    if bare is None:
+        return None
+    return _relative(output_energy(weight.double() - bare, gram), output_energy(weight, gram))
 
 
 def _finish(
@@ -241,25 +235,18 @@ def _finish(
     module, gram = block.layers[layer.name], stats[Gram].mean_ii()
     rank, spectrum = _cut(job, layer, form, weight, stats)
     energy = output_energy(weight, gram)
-    terms, n_bytes = written(form, job.plan.exports)
-    bias, base_error = bias_of(module), None
-    if job.base is not None:
-        bare = output_energy(weight.double() - _dense(job, layer, base_of(form)), gram)
-        if needs_base(job.plan.exports):  # the base's own tensors stay what they are
-            terms = [job.base.described(layer.name, base_of(form)) or terms[0], *terms[1:]]
-            n_bytes += job.base.stored_bytes(layer.name) - base_of(form).n_bytes()
-        bias, base_error = job.base.bias(layer.name), _relative(bare, energy)
-        bias = None if bias is None else bias.to(job.device, job.dtype)
+    told = written(form, job.plan.exports)
+    told = job.subject.described(layer.name, form, told, job.plan.exports)
     report = LayerReport(
         name=layer.name,
         shape=layer.shape,
         method=layer.compressor.name,
-        form=" + ".join(terms),
+        form=" + ".join(told.terms),
         bytes_before=layer.bytes_before,
-        bytes_after=n_bytes,
-        bits_per_weight=8 * n_bytes / weight.numel(),
+        bytes_after=told.n_bytes,
+        bits_per_weight=8 * told.n_bytes / weight.numel(),
         relative_error=_relative(lost, energy),
-        base_error=base_error,
+        base_error=_base_error(job, layer, form, weight, gram),
         rank=rank,
         spectrum=spectrum,
         seconds=seconds,
@@ -267,9 +254,15 @@ def _finish(
         correction_bits=factor_bits(form) if isinstance(layer.compressor, Correction) else None,
         stored_with=layer.owner or None,
     )
-    stand_in = form.unpacked(job.dtype).to(job.device)
-    block.replace(layer.name, CompressedLinear(stand_in, bias))
-    return Finished(layer, form, bias, is_transposed(module), report, (lost, energy))
+    block.replace(layer.name, _stand_in(job, layer, form))
+    return Finished(layer, form, is_transposed(module), report, (lost, energy))
+
+
+def _stand_in(job: Job, layer: PlannedLayer, form: Form) -> CompressedLinear:
+    """The module that computes with a form in its layer's place."""
+    bias = job.subject.bias(layer.name)
+    bias = None if bias is None else bias.to(job.device, job.dtype)
+    return CompressedLinear(form.unpacked(job.dtype).to(job.device), bias)
 
 
 def _relative(lost: float, energy: float) -> float:
@@ -286,19 +279,19 @@ def _forgive(job: Job, error: LayerError, group: Sequence[PlannedLayer]) -> Laye
 def _left(job: Job, block: Block, layer: PlannedLayer, error: LayerError) -> Finished:
     """A layer that stays as it was, or as the base checkpoint has it, and why."""
     n_weights = layer.shape[0] * layer.shape[1]
-    left = layer.bytes_before if job.base is None else job.base.stored_bytes(layer.name)
+    told = job.subject.untouched(layer)
     report = LayerReport(
         name=layer.name,
         shape=layer.shape,
         method=layer.compressor.name,
-        form="left as it was" if job.base is None else "left as the base has it",
+        form=" + ".join(told.terms),
         bytes_before=layer.bytes_before,
-        bytes_after=left,
-        bits_per_weight=8 * left / n_weights,
+        bytes_after=told.n_bytes,
+        bits_per_weight=8 * told.n_bytes / n_weights,
         relative_error=None,
         seconds=0.0,
         note=f"not compressed: {error}",
         failure=str(error),
     )
     module = block.layers[layer.name]
-    return Finished(layer, None, bias_of(module), is_transposed(module), report, (0.0, 0.0))
+    return Finished(layer, None, is_transposed(module), report, (0.0, 0.0))

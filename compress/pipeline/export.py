@@ -16,10 +16,9 @@ from calibration.stream import Stream
 from compress.callbacks import Progress
 from compress.config.recipe import OnFailure
 from compress.errors import LayerError
-from compress.exports import EXPORTS, Exporter, LayerExport
+from compress.exports import Exporter, LayerExport
 from compress.exports.verify import write_probe
 from compress.models.layers import refuse_not_finite
-from compress.on_base.base import base_of, correction_of
 from compress.pipeline.blocks import Job, compress_blocks
 from compress.pipeline.stopwatch import Stopwatch
 from compress.prepare.prepare import Prepared
@@ -32,7 +31,7 @@ PROBE_POSITIONS = 8
 
 @dataclass
 class Outcome:
-    """What the report needs of the layers."""
+    """Results of the block loop, for the report."""
 
     layers: list[LayerReport] = field(default_factory=list)
     energies: list[tuple[float, float]] = field(default_factory=list)
@@ -49,7 +48,7 @@ def export(
 
     Raises LayerError, InputError, CheckpointError or OSError. Statistics of an unfinished run are removed.
     """
-    exporters = _exporters(prepared, folders)
+    exporters = prepared.subject.exporters(folders, prepared.recipe.folder.name)
     store = prepared.store()
     saved = store if store is not None and store.complete else None
     saving = None if saved is not None else store
@@ -68,31 +67,9 @@ def export(
         _copy_rest(prepared, exporters, outcome.compressed, progress)
         for exporter in exporters:
             exporter.close()
-        _load_outside(prepared)
+        prepared.subject.load_outside(prepared.device)
         _write_probes(job.probe, exporters, prepared.dtype)
     return outcome
-
-
-def _exporters(prepared: Prepared, folders: Mapping[str, Path]) -> list[Exporter]:
-    recipe, source, on_base = prepared.recipe, prepared.source, prepared.on_base
-    if on_base is not None:
-        given = (source, on_base.reference, on_base.view, on_base.revision)
-        return [EXPORTS[name](path, *given) for name, path in folders.items()]
-    out = recipe.folder.name
-    return [
-        # Where an adapter says that its base is: the folder as published, never a path of this machine.
-        EXPORTS[name](folder, source, out if len(folders) == 1 else f"{out}/{name}")
-        for name, folder in folders.items()
-    ]
-
-
-def _load_outside(prepared: Prepared) -> None:
-    """What the compressed model has outside the blocks."""
-    if prepared.on_base is not None:
-        prepared.on_base.load_outside(prepared.device)
-        return
-    prefix, _ = decoder_blocks(prepared.model)
-    prepared.loader.load_outside(f"{prefix}.", prepared.device)
 
 
 def _job(prepared: Prepared, stores: tuple[Store | None, Store | None], watch: Stopwatch) -> Job:
@@ -107,8 +84,7 @@ def _job(prepared: Prepared, stores: tuple[Store | None, Store | None], watch: S
         stream = Stream(prepared.model, blocks, batches)
         if PairStatistic.among(prepared.needs):
             stream.keep_original()
-        if prepared.on_base is not None:
-            prepared.on_base.load_outside(prepared.device)
+        prepared.subject.replace_outside(prepared.device)
         probe = Stream(prepared.model, blocks, [few_tokens(prepared.tokens)])
         # The walk does without: a vocabulary of 256,000 takes more memory than many blocks.
         prepared.loader.unload_outside(f"{prefix}.")
@@ -125,7 +101,7 @@ def _job(prepared: Prepared, stores: tuple[Store | None, Store | None], watch: S
         device=prepared.device,
         dtype=prepared.dtype,
         gradients=partial(gradients_of_block, prepared),
-        base=prepared.on_base,
+        subject=prepared.subject,
     )
 
 
@@ -138,7 +114,6 @@ def _export_layers(
 ) -> None:
     """Run the block loop; its layers go to the exporters, what it found to the outcome."""
     exporters, outcome = sinks
-    keys = prepared.loader.keys_of()
     n_layers = len(prepared.plan.layers)
     progress("compress", 0, n_layers)
     for done, finished in enumerate(compress_blocks(job, watch), start=1):
@@ -149,14 +124,9 @@ def _export_layers(
             continue
         outcome.compressed.add(finished.planned.name)
         name = finished.planned.name
-        bias, path, form = None, None, finished.form.cpu()
-        if prepared.on_base is not None:
-            bias, path = prepared.on_base.bias(name), correction_of(form)
-            form = form if path else base_of(form)
-        elif finished.bias is not None:
-            # The source's own bias: the model's may have been cast to the dtype it computes in.
-            bias = prepared.reader[keys[f"{name}.bias"][0]]
-        layer = LayerExport(name, form, bias, finished.transposed, path)
+        form, correction = prepared.subject.exported(finished.form.cpu())
+        bias = prepared.subject.bias(name)
+        layer = LayerExport(name, form, bias, finished.transposed, correction)
         with watch("write"):
             for exporter in exporters:
                 exporter.add_layer(layer)
@@ -166,9 +136,7 @@ def _copy_rest(
     prepared: Prepared, exporters: Sequence[Exporter], compressed: set[str], progress: Progress
 ) -> None:
     """Every tensor of the source, or of the base, that no compressed layer replaces, as the model calls it."""
-    on_base = prepared.on_base
-    loader = prepared.loader if on_base is None else on_base.loader
-    packed = {} if on_base is None else dict(on_base.packed_layers())
+    loader, packed = prepared.subject.loader, dict(prepared.subject.packed_layers())
     keys = loader.keys_of()
     for done, (key, name) in enumerate(loader.memory_names.items()):
         progress("copy the rest", done, len(loader.memory_names))

@@ -13,9 +13,10 @@ from compress.forms.product import Product
 from compress.forms.quantised import Quantised
 from compress.forms.sum import Sum
 from compress.planning.layer import PlannedLayer
+from compress.subjects.subject import Description
 
 
-def written(form: Form, exports: Sequence[str]) -> tuple[list[str], int]:
+def written(form: Form, exports: Sequence[str]) -> Description:
     """The terms of a form, each in a few words, and its bytes, as exports of these formats hold it.
 
     They are those of the form itself, unless its correction is on grids and only PEFT adapters are there to hold it.
@@ -26,10 +27,10 @@ def written(form: Form, exports: Sequence[str]) -> tuple[list[str], int]:
     texts = [term.describe() for term in terms]
     correction = terms[-1] if has_correction(form) else None
     if not isinstance(correction, Product) or not widens(exports):
-        return texts, form.n_bytes()
+        return Description(tuple(texts), form.n_bytes())
     texts[-1] = f"rank {correction.rank} rounded to {correction.down.describe()}"
     more = as_low_rank(correction).n_bytes() - correction.n_bytes()
-    return texts, form.n_bytes() + more
+    return Description(tuple(texts), form.n_bytes() + more)
 
 
 def factor_bits(form: Form) -> int | None:

@@ -184,7 +184,7 @@ def _keep(folder: Path, out: Path) -> Path:
 
 
 def _clear_away(out: Path) -> None:
-    """What runs that were killed left beside `out`: verified work is kept, the rest removed."""
+    """Clear away what killed runs left beside `out`: verified work is kept, the rest removed."""
     for folder in out.parent.glob(f".{glob.escape(out.name)}.*{PARTIAL}"):
         owner = folder.name.removesuffix(PARTIAL).rpartition(".")[2]
         if not owner.isdigit() or psutil.pid_exists(int(owner)):

@@ -1,4 +1,4 @@
-"""From what a run found to its report."""
+"""The report of a run, from everything that the stages found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compress.pipeline.export import Outcome
 from compress.pipeline.stopwatch import Stopwatch
 from compress.prepare.prepare import Prepared
 from compress.report.environment import describe_environment
-from compress.report.report import BaseReport, Comparison, ExportReport, LayerReport, Report, Totals
+from compress.report.report import Comparison, ExportReport, LayerReport, Report, Totals
 
 
 def make_report(
@@ -38,26 +38,9 @@ def make_report(
         scores=scores,
         timings={stage: round(seconds, 3) for stage, seconds in watch.seconds.items()},
         peak_memory=dict(watch.peak_bytes),
-        base=_base_report(prepared),
+        base=prepared.subject.report(),
         head=str(head_of(prepared.config) or Head.NEXT_TOKEN),
         notes=_notes(prepared, outcome),
-    )
-
-
-def _base_report(prepared: Prepared) -> BaseReport | None:
-    on_base, named = prepared.on_base, prepared.recipe.base_checkpoint
-    if on_base is None or named is None:
-        return None
-    base = on_base.view.base
-    return BaseReport(
-        checkpoint=named if on_base.revision else on_base.reference,
-        format=base.description,
-        producer=base.producer,
-        fingerprint=on_base.fingerprint,
-        tensor_bytes=base.reader.total_bytes,
-        n_packed=len(base.layers),
-        revision=on_base.revision,
-        kind=base.format,
     )
 
 
@@ -83,9 +66,7 @@ def _totals(prepared: Prepared, outcome: Outcome, exports: Sequence[ExportReport
 
 
 def _notes(prepared: Prepared, outcome: Outcome) -> tuple[str, ...]:
-    notes = [*prepared.source.notes, *prepared.plan.notes]
-    if prepared.on_base is not None:
-        notes.extend(prepared.on_base.notes)
+    notes = [*prepared.source.notes, *prepared.plan.notes, *prepared.subject.notes]
     if outcome.reused is not None:
         notes.append(
             "statistics of an equal earlier run (same model, text and settings) were used again"

@@ -1,4 +1,4 @@
-"""What a low-rank part had to choose from: the spectrum it was cut out of, thinned out for the report.
+"""Spectra from which low-rank parts were cut, thinned out for the report.
 
 Shapes: o = out_features, i = in_features.
 """
@@ -49,7 +49,7 @@ def low_rank_part(form: Form) -> LowRank | Product | None:
 
 
 def spectrum_of(target_oi: Tensor, moments_ii: Tensor) -> Spectrum | None:
-    """Of a matrix (o, i) that a low-rank part approximates, by what an error costs (i, i); None if nothing costs.
+    """The spectrum of a matrix (o, i) that a low-rank part approximates, in the metric (i, i); None for a zero one.
 
     At ranks spaced evenly on a logarithmic scale.
     """

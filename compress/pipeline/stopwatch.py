@@ -1,4 +1,4 @@
-"""Where time and memory go: by stage, for the report."""
+"""A stopwatch for the time and memory of stages, for the report."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -39,7 +39,7 @@ class Stopwatch:
         restart_high_water_mark()
 
     def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """The same items; what it takes to make each of them is timed, not what the caller does in between."""
+        """The same items; making each of them is timed, not what the caller does in between."""
         iterator = iter(items)
         while True:
             with self(stage):

@@ -144,7 +144,7 @@ def refuse_other_shapes(loader: PartLoader, reader: Reader) -> None:
     for key, stored, shape in other_shapes(loader, reader):
         raise CheckpointError(
             f"{key}: its shape in the checkpoint is {stored}, but config.json makes it {shape}; "
-            "the two do not belong together, get the checkpoint again or correct config.json"
+            "the two do not belong together, download the checkpoint again or correct config.json"
         )
 
 

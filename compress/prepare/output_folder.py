@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from compress.config.recipe import Recipe
 from compress.errors import RecipeError
+from compress.subjects.opening import opening
 
 
 def refuse_bad_output(recipe: Recipe) -> None:
@@ -15,13 +16,12 @@ def refuse_bad_output(recipe: Recipe) -> None:
     folder = recipe.folder
     if os.path.lexists(folder):  # a link to nowhere too
         raise RecipeError(f"{folder} exists; name a new folder, or remove it", option="out")
-    if recipe.base_checkpoint is not None:
-        base = Path(recipe.base_checkpoint).expanduser().resolve()
-        if base.is_dir() and folder.resolve().is_relative_to(base):
-            raise RecipeError(
-                f"{folder} lies in {base}, the base checkpoint, which is never written to; name another with --out",
-                option="out",
-            )
+    base = opening(recipe).never_written
+    if base is not None and folder.resolve().is_relative_to(base):
+        raise RecipeError(
+            f"{folder} lies in {base}, the base checkpoint, which is never written to; choose another --out",
+            option="out",
+        )
     refuse_unwritable(folder)
 
 
@@ -33,7 +33,8 @@ def refuse_unwritable(folder: Path) -> None:
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not place.is_dir():
         raise RecipeError(
-            f"{folder} cannot be made, for {place} is no folder; name another", option="out"
+            f"{folder} cannot be created, because {place} is not a folder; choose another --out",
+            option="out",
         )
     try:
         with TemporaryDirectory(prefix=".compress-", dir=place):
@@ -41,6 +42,6 @@ def refuse_unwritable(folder: Path) -> None:
     except OSError as error:
         why = error.strerror or str(error)
         raise RecipeError(
-            f"{folder} cannot be made, for {place} takes no folder ({why}); name another",
+            f"{folder} cannot be created, because {place} is not writable ({why}); choose another folder",
             option="out",
         ) from error

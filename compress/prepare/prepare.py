@@ -1,4 +1,4 @@
-"""From a recipe to everything a run needs, refusing on the way what can be refused before work.
+"""Preparation: makes everything a run needs out of its recipe, and refuses all that can be refused before work.
 
 Cheap checks come first: the names of exports and tasks, the device; then the model, the plan, the texts. Whether the
 output folder can be made and the disks suffice is asked by `output_place` and `refuse_small_disks`.
@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -36,15 +35,10 @@ from compress.config.recipe import Recipe, StatisticsMode
 from compress.errors import RecipeError
 from compress.exports import EXPORTS, Use, formats_for
 from compress.families.base import Survey
-from compress.families.correction import Correction
-from compress.families.correction_options import FULL_BITS
 from compress.models.checkpoint import Reader
 from compress.models.devices import settle_device, settle_dtype
 from compress.models.resolve import SourceModel, load_tokenizer, resolve_model
-from compress.on_base.base import OnBase
-from compress.on_base.checks import checked, open_named
-from compress.on_base.rescaling import with_rescalings
-from compress.planning.make import make_plan, refuse_full_disk
+from compress.planning.make import refuse_full_disk
 from compress.planning.plan import Plan
 from compress.prepare.texts import (
     calibration_text,
@@ -56,6 +50,8 @@ from compress.prepare.texts import (
     settled_for,
 )
 from compress.report.environment import toolkit_version
+from compress.subjects.opening import opening
+from compress.subjects.subject import Original, Subject
 from eval.catalog import check_tasks
 from eval.wheels import cache_root
 
@@ -74,7 +70,7 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `run`, `plan` and `calibrate` start from."""
+    """Everything that `run`, `plan` and `calibrate` start from."""
 
     recipe: Recipe
     source: SourceModel
@@ -82,8 +78,10 @@ class Prepared:
     config: PretrainedConfig
     tokenizer: Any
     model: PreTrainedModel
-    """The skeleton."""
+    """The skeleton of the model, without weights."""
     loader: PartLoader
+    subject: Subject
+    """The thing that is compressed or corrected: this model, or a compressed checkpoint of it."""
     plan: Plan
     tokens: Tokens
     windows: Tokens | None
@@ -94,11 +92,9 @@ class Prepared:
     """Statistics of inputs that the walk observes."""
     gradients: Gradients | None = None
     """Statistics of gradients that the method reads."""
-    on_base: OnBase | None = None
-    """The compressed checkpoint that the method corrections, if it does not compress the model itself."""
 
     def original_store(self) -> Store | None:
-        """Where the original model's statistics are kept, if the recipe wants any kept."""
+        """The store of the original model's statistics; None if the recipe wants none kept."""
         recipe = replace(self.recipe, propagate=Propagate.NONE)
         return replace(self, recipe=recipe, needs=self.original_needs).store()
 
@@ -108,7 +104,7 @@ class Prepared:
         return _needs(replace(self.recipe, propagate=Propagate.NONE))
 
     def store(self) -> Store | None:
-        """Where this job's statistics are kept, if the recipe wants them kept."""
+        """The store of this job's statistics; None if the recipe wants none kept."""
         if self.recipe.statistics is StatisticsMode.OFF:
             return None
         settings = {
@@ -122,11 +118,11 @@ class Prepared:
         return Store(cache_root() / "statistics", settings)
 
     def gradient_store(self, kinds: frozenset[type[GradientStatistic]], root: Path) -> Store:
-        """Where statistics of the original model's gradients are kept below a root."""
+        """The store, below a root, of statistics of the original model's gradients."""
         return Store(root, {**self._settings(kinds), "pass": "backward"})
 
     def _settings(self, kinds: Iterable[type[Statistic]]) -> dict[str, Any]:
-        """What decides statistics of the original model."""
+        """Everything that statistics of the original model depend on."""
         return {
             "toolkit": toolkit_version(),
             "transformers": transformers.__version__,
@@ -146,7 +142,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     Raises RecipeError, CheckpointError, InputError or EvalError, naming the option and what would be right.
     """
     refuse_early(recipe)
-    base = None if recipe.base_checkpoint is None else open_named(recipe.base_checkpoint)
+    opened = opening(recipe).open()
     device = settle_device(recipe.device)
     source = resolve_model(recipe.model, None, progress=progress)
     reader = Reader(source.folder)
@@ -157,16 +153,13 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     tokenizer = load_tokenizer(source.folder)
     model = build_skeleton(config, dtype)
     loader = PartLoader(model, reader)
-    on_base = None if base is None else checked(base, loader, config)
-    plan = _plan(recipe, loader, reader, on_base)
+    subject = opened(Original(source, reader, config, loader))
+    plan = subject.plan(recipe)
     tokens = calibration_text(recipe, tokenizer, framing_for(config))
     windows = held_out_windows(recipe, tokenizer, framing_for(config))
     for option, text in (("calibration", tokens), ("eval_text", windows)):
         if text is not None:
             refuse_unknown_tokens(text, tokenizer, config, option)
-    if on_base is not None:
-        on_base = with_rescalings(on_base, loader, few_tokens(tokens), device)
-        refuse_rescaled(recipe, on_base)
     return Prepared(
         recipe,
         source,
@@ -175,60 +168,26 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
         tokenizer,
         model,
         loader,
+        subject.settled(recipe, few_tokens(tokens), device),
         replace(plan, exports=recipe.export),
         tokens,
         windows,
         device,
         dtype,
         _needs(recipe),
-        on_base=on_base,
     )
-
-
-def _plan(
-    recipe: Recipe,
-    loader: PartLoader,
-    reader: Reader,
-    on_base: OnBase | None,
-    found: Mapping[str, Survey] = MappingProxyType({}),
-) -> Plan:
-    """Raises RecipeError or CheckpointError."""
-    method, patterns = recipe.method, (recipe.include, recipe.exclude)
-    if on_base is None:
-        plan = make_plan(loader, reader, method, patterns, found)
-        refuse_unfit_exports(recipe, plan)
-        return plan
-    assert isinstance(method, Correction)  # as the recipe has made sure
-    plan = make_plan(loader, reader, on_base.method(method), patterns, found)
-    if not plan.layers:
-        raise RecipeError(
-            f"{recipe.base_checkpoint} holds the original's own weights in the layers that are "
-            "chosen, so there is nothing to correct; name the compressed checkpoint, or other layers",
-            option="base_checkpoint",
-        )
-    return on_base.plan(plan, reader.total_bytes)
 
 
 def replanned(prepared: Prepared, found: Mapping[str, Survey]) -> Prepared:
     """The job with the plan that its method makes of what a survey found. Raises RecipeError."""
     recipe = prepared.recipe
-    plan = _plan(recipe, prepared.loader, prepared.reader, prepared.on_base, found)
+    plan = prepared.subject.plan(recipe, found)
     return replace(prepared, plan=replace(plan, exports=recipe.export))
-
-
-def refuse_unfit_exports(recipe: Recipe, plan: Plan) -> None:
-    """Raises RecipeError for a layer that a format cannot hold."""
-    shapes = {layer.name: layer.shape for layer in plan.layers}
-    compressors = {layer.name: layer.compressor for layer in plan.layers}
-    for name in recipe.export:
-        EXPORTS[name].check(compressors, shapes)
 
 
 def refuse_early(recipe: Recipe) -> None:
     """Raises for what the recipe alone can tell, the output folder aside."""
-    refuse_unknown_exports(
-        recipe.export, Use.MODEL if recipe.base_checkpoint is None else Use.ON_BASE
-    )
+    refuse_unknown_exports(recipe.export, opening(recipe).use)
     if PairStatistic.among(recipe.method.needs) and recipe.propagate is not Propagate.BLOCK:
         raise RecipeError(
             "original fits layers to the original's outputs on inputs from the compressed blocks before "
@@ -268,23 +227,6 @@ def refuse_unknown_exports(names: Sequence[str], use: Use) -> None:
     )
 
 
-def refuse_rescaled(recipe: Recipe, on_base: OnBase) -> None:
-    """Raises RecipeError if layers would have to be put among norms that are not yet the base's."""
-    if on_base.rescalings and recipe.propagate is Propagate.SUBLAYER:
-        raise RecipeError(
-            f"sublayer, but {recipe.base_checkpoint} has moved scales between its norms and its layers, "
-            "which come into a block together; use --propagate block",
-            option="propagate",
-        )
-    method = recipe.method
-    if on_base.rescalings and isinstance(method, Correction) and method.widths != (FULL_BITS,):
-        raise RecipeError(
-            f"{recipe.base_checkpoint} has moved scales between its norms and its layers, and a "
-            "path in their scale is not on a grid any more; use 16",
-            option="method.adapter_bits",
-        )
-
-
 def refuse_small_disks(prepared: Prepared) -> None:
     """Raises RecipeError if the output or the statistics do not fit their disks."""
     sizes = [prepared.plan.written_bytes(name) for name in prepared.recipe.export]
@@ -308,7 +250,7 @@ def refuse_small_statistics_disk(prepared: Prepared) -> None:
 
 
 def _needs(recipe: Recipe) -> frozenset[type[Statistic]]:
-    """What the method needs, and of the original model what methods of later runs may need."""
+    """Statistics that the method needs; of the original model also those that later runs may need."""
     inputs = ObservedStatistic.among(recipe.method.needs) | {Gram}
     if recipe.propagate is Propagate.NONE:
         return inputs | ObservedStatistic.among(always_collected())

@@ -1,4 +1,4 @@
-"""What a recipe's text is for its model: sequences to calibrate on, windows to evaluate on, and what is refused."""
+"""Texts of a recipe for its model: sequences to calibrate on, windows to evaluate on."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from calibration.text.data import Framing, Split, Tokens, load_tokens, load_wind
 from compress.config.recipe import Recipe
 from compress.errors import RecipeError
 from compress.exports import EXPORTS, Use, formats_for
+from compress.subjects.opening import opening
 from eval.footprint import context_length
 
 FEW = 32
@@ -67,12 +68,7 @@ def settled_for(recipe: Recipe, config: PretrainedConfig) -> Recipe:
             "classifiers of one class among two or more are compressed",
             option="model",
         )
-    if recipe.base_checkpoint is not None:
-        raise RecipeError(
-            "only checkpoints of models that write text are corrected; compress this one with a "
-            "correction of a method (--method eora --base rtn)",
-            option="base_checkpoint",
-        )
+    opening(recipe).refuse_wordless()
     unfit = next((name for name in recipe.export if head not in EXPORTS[name].traits.heads), None)
     if unfit is not None:
         fit = [name for name in formats_for(Use.MODEL) if head in EXPORTS[name].traits.heads]
@@ -89,7 +85,7 @@ def settled_for(recipe: Recipe, config: PretrainedConfig) -> Recipe:
 
 
 def _n_classes(config: PretrainedConfig) -> int:
-    """Of which a sequence has exactly one; 0 for a head of another kind."""
+    """The number of classes, of which a sequence has exactly one; 0 for a head of another kind."""
     single = config.problem_type in (None, "single_label_classification")
     return int(config.num_labels or 0) if single else 0
 

@@ -207,7 +207,7 @@ class Report:
             raise CheckpointError(f"report: not JSON: {error}") from error
         if not isinstance(data, dict):
             raise CheckpointError(
-                f"report: {_short(text)} is no report that `run` wrote; get it again"
+                f"report: {_short(text)} is no report that `run` wrote; download it again"
             )
         schema = data.get("schema")
         if schema != SCHEMA:
@@ -231,7 +231,7 @@ class Report:
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise CheckpointError(f"{path}: not UTF-8 text ({error}); get it again") from error
+            raise CheckpointError(f"{path}: not UTF-8 text ({error}); download it again") from error
         try:
             return cls.from_json(text)
         except CheckpointError as error:

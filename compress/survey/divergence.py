@@ -1,4 +1,4 @@
-"""What compressing one layer alone does to the model's predictions, measured for every layer in one walk.
+"""Divergence of the model's predictions when one layer alone is compressed, measured for every layer in one walk.
 
 A variant of the model differs from it in one layer. Its hidden states leave the original's at that layer's block and
 then follow through the same blocks, each loaded once, so memory holds one block and the variants' hidden states (in
@@ -91,7 +91,7 @@ class Divergences:
         return {name: total / n_tokens for name, total in totals.items()}
 
     def _log_probabilities(self, batch: int, final: Tensor, tokens: Tokens) -> Tensor:
-        """Of the next token, at every token: (t, vocabulary)."""
+        """Log-probabilities of the next token at every token: (t, vocabulary)."""
         with torch.no_grad():
             logits = predictions(self._stream.output(batch, final))[0]
         if tokens.attention_mask is not None and len(logits) > 1:

@@ -45,7 +45,7 @@ def with_gradients(prepared: Prepared, progress: Progress) -> Prepared:
 
 
 def gradients_of_block(prepared: Prepared, block: int) -> Mapping[str, Statistics]:
-    """By layer; nothing if the method reads none."""
+    """Statistics of a block's gradients, by layer; none if the method reads none."""
     if prepared.gradients is None:
         return {}
     found = prepared.gradients.store.load(block, prepared.device)

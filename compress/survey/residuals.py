@@ -21,7 +21,7 @@ from compress.families.importance import fisher_cost
 from compress.families.low_rank import Metric, quantised_low_rank
 from compress.forms.dense import Dense
 from compress.models.layers import weight_oi
-from compress.planning.groups import Group, groups_of
+from compress.planning.groups import groups_of
 from compress.prepare.prepare import Prepared
 from compress.solvers.rank_allocation import Importance
 
@@ -35,7 +35,7 @@ def block_residuals(
     groups: list[SharedInput],
     gradients: Mapping[str, Statistics],
 ) -> tuple[dict[str, Survey], dict[str, Trial]]:
-    """By layer; with trials of the bases alone. The groups are used up, each let go when done. Raises LayerError."""
+    """Surveys of a block's layers by name, and trials with the base alone. Uses up the groups. Raises LayerError."""
     planned = {layer.name: layer for layer in prepared.plan.layers}
     surveys: dict[str, Survey] = {}
     trials: dict[str, Trial] = {}
@@ -45,7 +45,7 @@ def block_residuals(
             names = [layer.name for layer in group.layers]
             weights = [weight_oi(block.layers[name]).float() for name in names]
             try:
-                residuals = _residuals(prepared, group, weights)
+                residuals = prepared.subject.residuals(group.layers, weights, group.stats)
                 for name, weight, residual in zip(names, weights, residuals, strict=True):
                     stats = shared.stats.joined(gradients.get(name, Statistics()))
                     survey = _surveyed(prepared, weight.double(), residual, stats)
@@ -59,20 +59,6 @@ def block_residuals(
     return surveys, trials
 
 
-def _residuals(prepared: Prepared, group: Group, weights: list[Tensor]) -> list[Tensor]:
-    """What the base loses of these weights, fp64."""
-    if prepared.on_base is not None:
-        on_base, device = prepared.on_base, prepared.device
-        return [
-            on_base.residual(layer.name, weight, on_base.form(layer.name, device))
-            for layer, weight in zip(group.layers, weights, strict=True)
-        ]
-    correction = group.layers[0].compressor
-    assert isinstance(correction, Correction)  # a provisional plan gives every layer a correction
-    forms = correction.resolved_base.compress(weights, group.stats)
-    return [w.double() - form.dense().double() for w, form in zip(weights, forms, strict=True)]
-
-
 def _surveyed(prepared: Prepared, weight: Tensor, residual: Tensor, stats: Statistics) -> Survey:
     assert isinstance(prepared.recipe.method, Correction)
     return survey_residual(prepared.recipe.method, weight, residual, stats)
@@ -81,7 +67,7 @@ def _surveyed(prepared: Prepared, weight: Tensor, residual: Tensor, stats: Stati
 def survey_residual(
     method: Correction, weight: Tensor, residual: Tensor, stats: Statistics
 ) -> Survey:
-    """What is to be known of a weight and of what its base lost of it, (o, i) each, fp64.
+    """The survey of a weight and of its base's error, (o, i) each, fp64.
 
     Raises LayerError if it cannot be had.
     """

@@ -61,7 +61,7 @@ def _block_survey(
     groups: list[SharedInput],
     gradients: Mapping[str, Statistics],
 ) -> tuple[dict[str, Survey], dict[str, Trial]]:
-    """By layer; with trials, if the method weighs by divergence. The groups are used up, each let go when done."""
+    """Surveys of a block's layers by name, and trials if the method weighs by divergence. Uses up the groups."""
     method = prepared.recipe.method
     surveys: dict[str, Survey] = {}
     trials: dict[str, Trial] = {}

@@ -20,13 +20,14 @@ from compress.families.given import Held
 from compress.forms.dense import Dense
 from compress.models.checkpoint import some
 from compress.models.resolve import Wanted, is_hub_id, snapshot
-from compress.on_base.base import HEAD, OnBase
 from compress.planning.make import block_linears, other_shapes
+from compress.subjects.corrected import HEAD, CorrectedBase
+from compress.subjects.subject import Original
 
 EQUAL = 1e-2
 """Relative L2 difference up to which tensors are the same but for the dtype that they are stored in."""
 UNCHANGED = 3e-3
-"""The same for a layer's weight: above it, there is something to correct. Rounding to bf16 makes 1.7e-3 at most."""
+"""Relative L2 difference of a weight above which there is something to correct; rounding to bf16 makes 1.7e-3."""
 PIECE = 1 << 24
 """Numbers that are compared at once: embeddings in fp32 take more than a model of few blocks."""
 _FREE = frozenset(
@@ -37,7 +38,7 @@ _FREE = frozenset(
         *("pretraining_tp", "_attn_implementation", "auto_map", "unk_token_id"),
     )
 )
-"""What two configs of one architecture may differ in."""
+"""Entries of config.json in which two checkpoints of one model may differ."""
 
 
 _WANTED = Wanted(
@@ -51,9 +52,11 @@ _WANTED = Wanted(
 class Named:
     """A checkpoint that the option names."""
 
+    spec: str
+    """The value of the option."""
     base: Base
     reference: str
-    """What an adapter is to call it."""
+    """The name by which an adapter will refer to it."""
     revision: str | None
     """The commit, for one of the hub."""
 
@@ -68,44 +71,45 @@ def open_named(spec: str) -> Named:
         folder, revision = snapshot(spec, _WANTED)
         reference = spec.partition("@")[0]
     try:
-        return Named(open_base(folder), reference, revision)
+        return Named(spec, open_base(folder), reference, revision)
     except CheckpointError as error:
         raise CheckpointError(str(error), option="base_checkpoint") from error
 
 
-def checked(named: Named, original: PartLoader, config: PretrainedConfig) -> OnBase:
+def checked(named: Named, original: Original) -> CorrectedBase:
     """The base, ready to be built on.
 
     Raises CheckpointError naming the tensor or the entry of config.json that does not belong to the original.
     """
-    base = named.base
+    base, model = named.base, original.loader.model
     try:
-        parsed = _parsed(base, config)
-        view = AsDense(base, original.model)
-        loader = _loader(view, original.model)
+        parsed = _parsed(base, original.config)
+        view = AsDense(base, model)
+        loader = _loader(view, model)
         _refuse_other_shapes(view, loader)
-        pair = _Pair(view, loader, original)
+        pair = _Pair(view, loader, original.loader)
         packed, expanded = _forms_of(view)
         _refuse_other_experts(pair)
-        _refuse_headless(base, parsed, config, view)
+        _refuse_headless(base, parsed, original.config, view)
         held = tuple(_held(pair, packed))
         changes = dict(_changes(pair))
         experts = len(list(_changed_experts(pair)))
     except CheckpointError as error:
         raise CheckpointError(str(error), option="base_checkpoint") from error
-    prefix, blocks = decoder_blocks(original.model)
+    prefix, blocks = decoder_blocks(model)
     biases = {f"{layer}.bias" for layer in block_linears(prefix, blocks)}
     read = tuple(n for n in changes if n.startswith(f"{prefix}.") and n not in biases)
     stay = {name: changes[name] for name in changes if name not in read}
-    own_head = HEAD in view and (view.is_packed(HEAD) or not parsed.tie_word_embeddings)
-    return OnBase(
-        view,
-        loader,
-        held,
-        packed,
-        read,
-        tuple(_notes(stay, experts, expanded, view)),
-        own_head,
+    return CorrectedBase(
+        original=original,
+        notes=tuple(_notes(stay, experts, expanded, view)),
+        spec=named.spec,
+        view=view,
+        into=loader,
+        held=held,
+        packed_bytes=packed,
+        changed=read,
+        own_head=HEAD in view and (view.is_packed(HEAD) or not parsed.tie_word_embeddings),
         reference=named.reference,
         revision=named.revision,
     )
@@ -114,7 +118,7 @@ def checked(named: Named, original: PartLoader, config: PretrainedConfig) -> OnB
 def _notes(
     stay: Mapping[str, float], experts: int, expanded: Mapping[str, int], view: AsDense
 ) -> Iterator[str]:
-    """What a reader of the report should know of the base."""
+    """Remarks on the base for the report."""
     for name, difference in stay.items():
         yield f"the base checkpoint's {name} differs from the original's by {difference:.1%}, and stays"
     if experts:
@@ -136,14 +140,14 @@ class _Pair:
     original: PartLoader
 
     def tensors(self) -> Iterator[tuple[str, str, str]]:
-        """Of each parameter that both have as one tensor: its name, the base's and the original's name for it."""
+        """Every parameter that both store as one tensor: its name in the model, in the base and in the original."""
         theirs, ours = self.loader.keys_of(), self.original.keys_of()
         for name, keys in theirs.items():
             if len(keys) == len(ours.get(name, [])) == 1:
                 yield name, keys[0], ours[name][0]
 
     def merged(self) -> Iterator[tuple[list[str], list[str]]]:
-        """Of each parameter that is made from several tensors, as experts are: the base's and the original's."""
+        """The base's and the original's tensors of every parameter that is merged from several, as experts are."""
         theirs, ours = self.loader.keys_of(), self.original.keys_of()
         for name in sorted(theirs.keys() | ours.keys()):
             keys, own = theirs.get(name, []), ours.get(name, [])
@@ -151,14 +155,16 @@ class _Pair:
                 yield keys, own
 
     def difference(self, key: str, own: str) -> float:
-        """Of two tensors, relative to the original's. Raises CheckpointError for other shapes, NaN and infinity."""
+        """The relative difference of two tensors. Raises CheckpointError for other shapes, NaN and infinity."""
         found, before = self.view[key], self.original.tensors[own]
         for whose, tensor in (
             (f"{self.view.base.folder}: {key}", found),
             (f"the original's {own}", before),
         ):
             if not bool(torch.isfinite(tensor).all()):
-                raise CheckpointError(f"{whose} holds NaN or infinity; get the checkpoint again")
+                raise CheckpointError(
+                    f"{whose} holds NaN or infinity; download the checkpoint again"
+                )
         # The headers have told this of all but merged tensors.
         if found.shape != before.shape:
             raise CheckpointError(
@@ -180,7 +186,7 @@ def _parsed(base: Base, config: PretrainedConfig) -> PretrainedConfig:
         parsed: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(dict(base.config))
     except (StrictDataclassError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())
-        raise CheckpointError(f"{base.folder}: its config.json makes no model ({why})") from error
+        raise CheckpointError(f"{base.folder}: its config.json is not valid ({why})") from error
     ours, theirs = config.to_dict(), parsed.to_dict()
     for key in sorted((set(ours) | set(theirs)) - _FREE):
         if not _same(ours.get(key), theirs.get(key)):
@@ -231,7 +237,7 @@ def _refuse_headless(
     if config.tie_word_embeddings and not parsed.tie_word_embeddings and HEAD not in view:
         raise CheckpointError(
             f"{base.folder}: tie_word_embeddings in its config.json is false, in the original's true, and it has no "
-            f"{HEAD}; correct its config.json, or get the checkpoint again"
+            f"{HEAD}; correct its config.json, or download the checkpoint again"
         )
 
 
@@ -245,7 +251,7 @@ def _refuse_other_experts(pair: _Pair) -> None:
         if odd and min(len(keys), len(own)) != 1:
             lacking = "it lacks" if odd[0] in own else "the original lacks"
             raise CheckpointError(
-                f"{pair.view.base.folder}: {lacking} {some(odd)}; get the checkpoint again, or name the model that it "
+                f"{pair.view.base.folder}: {lacking} {some(odd)}; download it again, or name the model that it "
                 "was made from"
             )
 

@@ -14,9 +14,10 @@ Shapes: o = out_features, i = in_features, t = tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +27,11 @@ from calibration.stream import Stream
 from calibration.text.data import Tokens
 from calibration.walk import is_linear
 from compress.errors import CheckpointError
+from compress.families.low_rank import Factors, as_low_rank
+from compress.forms.base import Form
+from compress.forms.low_rank import LowRank
 from compress.models.layers import bias_of, is_transposed, weight_oi
-from compress.on_base.base import OnBase, Rescaling
+from compress.solvers.linalg import to_storage
 
 TOLERANCE = 2e-2
 """Relative difference of what a layer reads, and of what a block puts out: norms in 16 bits make up to 1e-3."""
@@ -35,15 +39,53 @@ MOST = 0.5
 """Rows count where they leave less than this share of the difference."""
 
 
-def with_rescalings(
-    on_base: OnBase, original: PartLoader, few: Tokens, device: torch.device
-) -> OnBase:
-    """The base with the factors of its layers, if a norm in its blocks is not the original's.
+@dataclass(frozen=True)
+class Rescaling:
+    """W_base ~ diag(rows) W diag(columns) for the weight W of the original: see `rescaling`."""
+
+    rows_o: Tensor
+    columns_i: Tensor
+
+    def as_original(self, weight_oi: Tensor) -> Tensor:
+        """A weight of the base, in the original's scale."""
+        return weight_oi / self.rows_o[:, None] / self.columns_i
+
+    def in_base(self, correction: Factors) -> LowRank:
+        """A correction made in the original's scale, for the base's layer. Raises LayerError if a factor overflows."""
+        factors = as_low_rank(correction)
+        up, down = factors.up.weight.detach(), factors.down.weight.detach()
+        return LowRank.from_factors(
+            to_storage(up.float() * self.rows_o[:, None], up.dtype),
+            to_storage(down.float() * self.columns_i, down.dtype),
+        )
+
+
+class Differing(Protocol):
+    """A base checkpoint whose norms may differ from the original's."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the base, for messages."""
+
+    @property
+    def changed(self) -> Sequence[str]:
+        """The tensors of the blocks, layers apart, that are not the original's."""
+
+    @property
+    def loader(self) -> PartLoader:
+        """Loads its tensors into the model that the original is loaded into."""
+
+    def form(self, name: str, device: torch.device) -> Form:
+        """The form of a layer's weight."""
+
+
+def rescalings(
+    base: Differing, original: PartLoader, few: Tokens, device: torch.device
+) -> dict[str, Rescaling]:
+    """The factors of a base's layers, by name.
 
     Raises CheckpointError naming the tensors that differ if no factors make up for them.
     """
-    if not on_base.changed:
-        return on_base
     model = original.model
     prefix, blocks = decoder_blocks(model)
     original.load_outside(f"{prefix}.", device)
@@ -52,26 +94,21 @@ def with_rescalings(
     found: dict[str, Rescaling] = {}
     for index, block in enumerate(blocks):
         original.load([f"{prefix}.{index}."], device)
-        search = _Search(on_base, f"{prefix}.{index}", block)
+        search = _Search(base, f"{prefix}.{index}", block)
         with torch.no_grad():
             after = search.original(stream, index)
-            if any(name.startswith(f"{prefix}.{index}.") for name in on_base.changed):
+            if any(name.startswith(f"{prefix}.{index}.") for name in base.changed):
                 found |= search.rescaled(stream, index, after)
         stream.hidden[0] = after
         original.unload(block)
-    note = (
-        f"the base checkpoint has moved scales between its norms and its layers ({len(on_base.changed)} norms differ "
-        "from the original's, and what they feed makes up for it); corrections are made in the original's scale, then "
-        "rescaled likewise"
-    )
-    return replace(on_base, rescalings=found, notes=(*on_base.notes, note))
+    return found
 
 
 class _Search:
     """One block, loaded from the original."""
 
-    def __init__(self, on_base: OnBase, name: str, block: nn.Module) -> None:
-        self.on_base, self.name, self.block = on_base, name, block
+    def __init__(self, base: Differing, name: str, block: nn.Module) -> None:
+        self.base, self.name, self.block = base, name, block
         self.layers = {
             f"{name}.{part}": layer for part, layer in block.named_modules() if is_linear(layer)
         }
@@ -79,7 +116,7 @@ class _Search:
         self.found: dict[str, Rescaling] = {}
 
     def original(self, stream: Stream, index: int) -> Tensor:
-        """What it puts out; what its layers read is remembered."""
+        """The outputs of the original block; the inputs of its layers are remembered."""
 
         def remember(name: str) -> Any:
             return lambda _, args: self.inputs.__setitem__(name, _rows(args[0]))
@@ -88,7 +125,7 @@ class _Search:
 
     def rescaled(self, stream: Stream, index: int, expected: Tensor) -> Mapping[str, Rescaling]:
         """The factors of its layers. Raises CheckpointError if there are none that put out the same."""
-        loader = self.on_base.loader
+        loader = self.base.loader
         loader.load([f"{self.name}."], expected.device, without=self.layers)
 
         def fit(name: str) -> Any:
@@ -97,7 +134,7 @@ class _Search:
         found = self._run(stream, index, {name: fit(name) for name in self.layers})
         difference = _distance(found, expected)
         if difference > TOLERANCE:
-            self._refuse(f"the block puts out something else by {difference:.1%}")
+            self._refuse(f"the outputs of the block differ by {difference:.1%}")
         return self.found
 
     def _run(self, stream: Stream, index: int, hooks: Mapping[str, Any]) -> Tensor:
@@ -115,12 +152,12 @@ class _Search:
         if name not in self.inputs or self.inputs[name].shape != read_ti.shape:
             self._refuse(f"{name} reads another number of tokens")
         own = weight_oi(layer).float()
-        base = self.on_base.form(name, own.device).dense()
+        base = self.base.form(name, own.device).dense()
         columns_i = _columns(self.inputs[name], read_ti, own, base)
         difference = _distance(read_ti * columns_i, self.inputs[name])
         if difference > TOLERANCE:
             self._refuse(
-                f"what {name} reads is no rescaled input of the original ({difference:.1%})"
+                f"the inputs of {name} are not rescaled inputs of the original ({difference:.1%})"
             )
         target = own * columns_i
         rows_o = _rows_of(target, base)
@@ -132,9 +169,9 @@ class _Search:
             bias.copy_(bias.float() * rows_o)
 
     def _refuse(self, why: str) -> NoReturn:
-        names = [name for name in self.on_base.changed if name.startswith(f"{self.name}.")]
+        names = [name for name in self.base.changed if name.startswith(f"{self.name}.")]
         raise CheckpointError(
-            f"{self.on_base.view.base.folder}: {', '.join(names)} differ from the original's, and the "
+            f"{self.base.folder}: {', '.join(names)} differ from the original's, and the "
             f"layers after them do not make up for it: {why}; name the model that the checkpoint was made from",
             option="base_checkpoint",
         )

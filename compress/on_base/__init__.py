@@ -1,1 +1,0 @@
-"""Corrections on top of a checkpoint that is already compressed."""

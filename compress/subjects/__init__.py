@@ -1,0 +1,1 @@
+"""Subjects of a run: an ordinary model that is compressed, or a compressed checkpoint that is corrected."""

@@ -1,0 +1,141 @@
+"""A model that is compressed itself: methods make whole forms of its weights, and all else is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from calibration.skeleton import PartLoader, decoder_blocks
+from calibration.statistics.collection import Statistics
+from calibration.text.data import Tokens
+from calibration.walk import Block
+from compress.config.recipe import Recipe
+from compress.exports import EXPORTS, Exporter, LayerExport
+from compress.families.base import Compressor, Survey
+from compress.families.correction import Correction
+from compress.families.low_rank import Factors
+from compress.forms.base import Form
+from compress.planning.layer import PlannedLayer
+from compress.planning.make import make_plan
+from compress.planning.plan import Plan
+from compress.report.report import BaseReport
+from compress.subjects.subject import Description, Subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrdinaryModel(Subject):
+    """A model whose weights are compressed; statistics and everything that is copied are its own."""
+
+    @property
+    def loader(self) -> PartLoader:
+        """The loader of the model's tensors."""
+        return self.original.loader
+
+    def plan(self, recipe: Recipe, found: Mapping[str, Survey] = MappingProxyType({})) -> Plan:
+        """The plan of the method. Raises RecipeError too for a layer that an export format cannot hold."""
+        patterns = (recipe.include, recipe.exclude)
+        plan = make_plan(self.loader, self.original.reader, recipe.method, patterns, found)
+        shapes = {layer.name: layer.shape for layer in plan.layers}
+        compressors = {layer.name: layer.compressor for layer in plan.layers}
+        for name in recipe.export:
+            EXPORTS[name].check(compressors, shapes)
+        return plan
+
+    def settled(self, recipe: Recipe, few: Tokens, device: torch.device) -> Self:
+        """The model as it is: tokens tell nothing more of it."""
+        del recipe, few, device
+        return self
+
+    def residuals(
+        self, layers: Sequence[PlannedLayer], weights: Sequence[Tensor], stats: Statistics
+    ) -> list[Tensor]:
+        """The errors of the forms that the correction's base makes."""
+        correction = layers[0].compressor
+        assert isinstance(correction, Correction)  # a provisional plan gives every layer one
+        forms = correction.base.compress(weights, stats)
+        return [w.double() - form.dense().double() for w, form in zip(weights, forms, strict=True)]
+
+    def forms(
+        self,
+        names: Sequence[str],
+        weights: Sequence[Tensor],
+        method: Compressor,
+        stats: Statistics,
+    ) -> list[Form]:
+        """The forms that the method makes."""
+        del names
+        return method.compress(weights, stats)
+
+    def dense(self, name: str, form: Form) -> Tensor:
+        """The dense form."""
+        del name
+        return form.dense()
+
+    def uncorrected(self, name: str, form: Form) -> Tensor | None:
+        """None: the run makes all of the form."""
+        del name, form
+        return None
+
+    def approximated(self, name: str, form: Form, weight: Tensor) -> tuple[Form, Tensor] | None:
+        """The whole form, which approximates the weight."""
+        del name
+        return form, weight
+
+    def described(
+        self, name: str, form: Form, written: Description, exports: Sequence[str]
+    ) -> Description:
+        """The form as it is written."""
+        del name, form, exports
+        return written
+
+    def untouched(self, layer: PlannedLayer) -> Description:
+        """The weight, as it was."""
+        return Description(("left as it was",), layer.bytes_before)
+
+    def bias(self, name: str) -> Tensor | None:
+        """The bias in the checkpoint; the model in memory may have cast it to the dtype that it computes in."""
+        keys = self._keys.get(f"{name}.bias", [])
+        return self.original.reader[keys[0]] if keys else None
+
+    def install(self, block: Block, replaced: Collection[str], device: torch.device) -> None:
+        """Nothing to do: everything else is the original's."""
+
+    def load_outside(self, device: torch.device) -> None:
+        """Load the model's tensors outside the blocks."""
+        prefix, _ = decoder_blocks(self.loader.model)
+        self.loader.load_outside(f"{prefix}.", device)
+
+    def replace_outside(self, device: torch.device) -> None:
+        """Nothing to do: everything is the original's."""
+
+    def exporters(self, folders: Mapping[str, Path], out: str) -> list[Exporter]:
+        """Writers by name; an adapter refers to the output folder as published, never to a path of this machine."""
+        return [
+            EXPORTS[name](
+                folder, self.original.source, out if len(folders) == 1 else f"{out}/{name}"
+            )
+            for name, folder in folders.items()
+        ]
+
+    def exported(self, form: Form) -> tuple[Form, Factors | None]:
+        """The form, with its correction if it has one."""
+        return form, None
+
+    def packed_layers(self) -> Iterator[tuple[str, Callable[[], LayerExport]]]:
+        """No layer is packed."""
+        yield from ()
+
+    def report(self) -> BaseReport | None:
+        """None: no other checkpoint was read."""
+        return None
+
+    @cached_property
+    def _keys(self) -> dict[str, list[str]]:
+        return self.loader.keys_of()
