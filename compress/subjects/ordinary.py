@@ -59,7 +59,7 @@ class OrdinaryModel(Subject):
         """The errors of the forms that the correction's base makes."""
         correction = layers[0].compressor
         assert isinstance(correction, Correction)  # a provisional plan gives every layer one
-        forms = correction.base.compress(weights, stats)
+        forms = correction.resolved_base.compress(weights, stats)
         return [w.double() - form.dense().double() for w, form in zip(weights, forms, strict=True)]
 
     def forms(
