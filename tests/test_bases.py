@@ -306,7 +306,11 @@ def without(part):
         (bitsandbytes_base, set_to("weight.quant_map", lambda t: t / 0), r"quant_map.* finite"),
         (bitsandbytes_base, set_to("weight.quant_map", lambda t: t * 2), r"not the table of nf4"),
         (bitsandbytes_base, set_to("weight.absmax", lambda t: t[1:]), r"\(42,\);.* \(43,\)"),
-        (bitsandbytes_base, set_to("weight.absmax", lambda t: t.float()), "float32; it must be uint8"),
+        (
+            bitsandbytes_base,
+            set_to("weight.absmax", lambda t: t.float()),
+            "float32; it must be uint8",
+        ),
         (
             bitsandbytes_base,
             in_words(dtype="float16", nested_offset=1e6),

@@ -149,7 +149,7 @@ class _Watch:
             if found:
                 raise ValueError(
                     f"the checkpoint does not fit its config.json, {len(found)} {what}: "
-                    f"{', '.join(sorted(map(str, found))[:5])}; download it again"
+                    f"{', '.join(sorted(map(str, found))[:5])}; get it again"
                 )
 
     def finish(self) -> None:
