@@ -30,6 +30,7 @@ from compress.methods.gptq import GPTQ
 from compress.methods.svd_llm import SVDLLM
 from compress.pipeline.main import no_progress
 from compress.prepare.prepare import prepare
+from compress.prepare.texts import DEFAULT_TASKS, settled_for
 from compress.solvers.rank_allocation import Allocation
 from compress.survey.gradients import gradients_of_block, with_gradients
 
@@ -261,6 +262,17 @@ def test_the_fisher_of_a_decoder_that_classifies_is_that_of_autograd(workspace, 
         assert (found[name][Fisher].sum_i - expected).norm() < 1e-5 * expected.norm(), name
     report = compress.run(recipe(workspace, eval_windows=4, propagate="block"))
     assert report.scores.after.tasks
+
+
+def test_tasks_that_were_asked_for_are_refused_even_if_they_are_those_of_a_language_model():
+    config = AutoConfig.for_model("bert", architectures=["BertModel"])
+    named = Recipe(model="m", tasks=DEFAULT_TASKS)
+    with pytest.raises(RecipeError, match=r"offline_hellaswag.*--tasks none"):
+        settled_for(named, config)
+    assert settled_for(Recipe(model="m"), config).tasks == ()
+    decoder = AutoConfig.for_model("llama")
+    assert settled_for(Recipe(model="m"), decoder).tasks == DEFAULT_TASKS
+    assert settled_for(Recipe(model="m", tasks=()), decoder).tasks == ()
 
 
 @pytest.mark.parametrize(

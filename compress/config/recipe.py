@@ -33,7 +33,7 @@ class OnFailure(StrEnum):
 
 
 AUTO = "auto"
-"""As the only export: native, or on a base checkpoint the adapter."""
+"""As the only export: native, or on a base checkpoint the adapter. As the only task: what the model's kind allows."""
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 """Others lack what is needed: mps has no float64, meta no numbers."""
@@ -165,8 +165,12 @@ class Recipe:
         metadata=_about("evaluation", "windows of that text, seq-len tokens each; 0: none", "N"),
     )
     tasks: tuple[str, ...] = field(
-        default=("offline_hellaswag", "offline_piqa", "offline_arc_easy"),
-        metadata=_about("evaluation", "lm-eval tasks for both models; none: no tasks", "TASK"),
+        default=(AUTO,),
+        metadata=_about(
+            "evaluation",
+            "lm-eval tasks for both models; none: no tasks; auto: three small ones for models that write text",
+            "TASK",
+        ),
     )
     limit: int = field(
         default=40,

@@ -70,8 +70,8 @@ def original_of(prepared: Prepared) -> Original:
     )
 
 
-def resolve_original(recipe: Recipe, progress: Progress) -> Original:
-    """The model that a recipe names, and its held-out text.
+def resolve_original(recipe: Recipe, progress: Progress) -> tuple[Original, Recipe]:
+    """The model that a recipe names, with its held-out text, and the recipe settled for it.
 
     Raises what `resolve_model` raises, and RecipeError for text that is too short, or that the model cannot read.
     """
@@ -83,7 +83,7 @@ def resolve_original(recipe: Recipe, progress: Progress) -> Original:
     windows = held_out_windows(recipe, tokenizer, framing_for(config))
     if windows is not None:
         refuse_unknown_tokens(windows, tokenizer, config, "eval_text")
-    return Original(
+    original = Original(
         folder,
         tokenizer,
         settle_device(recipe.device),
@@ -91,6 +91,7 @@ def resolve_original(recipe: Recipe, progress: Progress) -> Original:
         windows,
         head_of(config) or Head.NEXT_TOKEN,
     )
+    return original, recipe
 
 
 def asks_for_evaluation(recipe: Recipe) -> bool:

@@ -145,11 +145,12 @@ def calibrate(recipe: Recipe, *, progress: Progress = no_progress) -> Path:
 
 def evaluate(folder: Path, recipe: Recipe, *, progress: Progress = no_progress) -> Comparison:
     """The model of the recipe and an export of it, side by side. Raises RecipeError if it asks for nothing."""
-    if not asks_for_evaluation(recipe):
+    original, settled = resolve_original(recipe, progress)
+    if not asks_for_evaluation(settled):
         raise RecipeError(
             "0 windows and no task leave nothing to evaluate", option="eval_windows, tasks"
         )
-    return compare_with(resolve_original(recipe, progress), folder, recipe, progress)
+    return compare_with(original, folder, settled, progress)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from calibration.statistics.gram import Gram
 from calibration.store import Store
 from calibration.text.data import Tokens
 from compress.callbacks import Progress
-from compress.config.recipe import Recipe, StatisticsMode
+from compress.config.recipe import AUTO, Recipe, StatisticsMode
 from compress.errors import RecipeError
 from compress.exports import EXPORTS, Use, formats_for
 from compress.families.base import Survey
@@ -206,7 +206,7 @@ def refuse_early(recipe: Recipe) -> None:
             f"--samples {EVERY} or more, or --holdout none",
             option="method.holdout",
         )
-    if recipe.tasks:
+    if recipe.tasks != (AUTO,):
         check_tasks(recipe.tasks, recipe.include_path)
 
 

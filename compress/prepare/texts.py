@@ -11,11 +11,14 @@ from calibration.errors import InputError
 from calibration.heads import Head
 from calibration.outputs import head_of
 from calibration.text.data import Framing, Split, Tokens, load_tokens, load_windows, parse_source
-from compress.config.recipe import Recipe
+from compress.config.recipe import AUTO, Recipe
 from compress.errors import RecipeError
 from compress.exports import EXPORTS, Use, formats_for
 from compress.subjects.opening import opening
 from eval.footprint import context_length
+
+DEFAULT_TASKS = ("offline_hellaswag", "offline_piqa", "offline_arc_easy")
+"""Tasks of a language model whose recipe names none; their items come with the toolkit."""
 
 FEW = 32
 """Tokens that tell what a block does with any."""
@@ -50,13 +53,13 @@ def framing_for(config: PretrainedConfig) -> Framing:
 
 
 def settled_for(recipe: Recipe, config: PretrainedConfig) -> Recipe:
-    """The recipe for a model of this configuration: only language models have tasks, so by default others have none.
+    """The recipe with its tasks settled for a model of this configuration: only language models have any.
 
     Raises RecipeError if a recipe asks for what the model cannot do.
     """
     head = head_of(config)
     if head is Head.NEXT_TOKEN:
-        return recipe
+        return replace(recipe, tasks=DEFAULT_TASKS) if recipe.tasks == (AUTO,) else recipe
     if head is Head.FEATURES and recipe.method.weighs_by_divergence:
         raise RecipeError(
             "kl compares predictions, and an encoder alone makes none; use fisher",
@@ -75,7 +78,7 @@ def settled_for(recipe: Recipe, config: PretrainedConfig) -> Recipe:
         raise RecipeError(
             f"{unfit} is for models that write text; choose {' or '.join(fit)}", option="export"
         )
-    if recipe.tasks not in ((), Recipe().tasks):
+    if recipe.tasks not in ((), (AUTO,)):
         raise RecipeError(
             f"{', '.join(recipe.tasks)} are for models that write text; this one is compared with its original "
             "on --eval-text, so give --tasks none",
