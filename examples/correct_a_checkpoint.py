@@ -1,4 +1,4 @@
-"""Correct a compressed checkpoint that exists: the result is a PEFT adapter, the checkpoint stays as it is.
+"""Correct an existing compressed checkpoint: the result is a PEFT adapter, the checkpoint stays as it is.
 
 python examples/correct_a_checkpoint.py [MODEL] [OUT]
 """
