@@ -20,10 +20,11 @@ from calibration.statistics import load_statistics
 from compress.bases.base import BASES
 from compress.cli.command import Argument
 from compress.cli.commands import COMMANDS
-from compress.config.options import choice_of, choices, describe, is_leaf, option_hints, plain
+from compress.config.options import choices
 from compress.config.recipe import Recipe
 from compress.exports.base import EXPORTS
 from compress.families.base import METHODS, Compressor
+from compress.families.option_types import choice_of, describe, is_leaf, option_hints, plain
 from compress.families.options import resolves_to
 from compress.forms.registered import FORMS
 from compress.report.metrics import METRICS, Metric

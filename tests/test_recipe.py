@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.config.options import build, describe, dump, parse_leaf, walk_options
+from compress.config.options import build, dump, parse_leaf, walk_options
 from compress.config.recipe import Dtype, Propagate, Recipe, StatisticsMode, default_folder
 from compress.errors import RecipeError
 from compress.families.base import METHODS
 from compress.families.correction import Correction
+from compress.families.option_types import describe
 
 
 class Colour(StrEnum):
@@ -63,6 +64,22 @@ SHAPES = {"square": Square, "frame": Frame}
 
 def picture(values: object) -> Picture:
     return build(Picture, values, "picture", SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 32.0}, "rank: 32.0 does not fit; it takes a whole number or none"),
+        ({"rank": True}, "rank: True does not fit"),
+        ({"damping": "0.1"}, "damping: '0.1' does not fit; it takes a number"),
+        ({"adapter_budget": 5}, "adapter_budget: 5 does not fit; it takes text or none"),
+        ({"base": "gptq"}, "base: 'gptq' is not a Compressor or none"),
+    ],
+)
+def test_a_method_made_in_python_refuses_values_of_other_types(options, message):
+    with pytest.raises(RecipeError) as caught:
+        METHODS["eora"](**options)
+    assert str(caught.value).startswith(message)
 
 
 def test_an_empty_mapping_gives_the_defaults() -> None:

@@ -8,10 +8,10 @@ import yaml
 from reports import make_report
 
 from compress.cli.main import main
-from compress.config.options import option_hints
 from compress.config.recipe import Recipe
 from compress.errors import CheckpointError, RecipeError
 from compress.families.base import METHODS
+from compress.families.option_types import option_hints
 from compress.families.renamed import FLAGS, RENAMED
 from compress.report.report import Report
 from compress.sweep.file import points_of
@@ -91,6 +91,19 @@ def test_a_sweep_in_old_words_is_refused_with_the_new_ones(tmp_path: Path) -> No
     axes = {"points": [{"method": "svd"}], "axes": {"anchor": ["none", "dense"]}}
     with pytest.raises(RecipeError, match=r"axes\.anchor: the option is target now"):
         points_of(axes, tmp_path)
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_a_method_made_in_python_by_an_old_name_is_refused_with_the_new_one(name: str) -> None:
+    found = RENAMED[name]
+    for method in found.methods:
+        with pytest.raises(RecipeError, match=f"`{name}: x` is `{found.new}: x` now"):
+            METHODS[method](**{name: "x"})
+
+
+def test_an_option_that_a_method_never_had_is_no_renamed_one() -> None:
+    with pytest.raises(RecipeError, match=r"recipe\.method\.order: no such option; there are bits"):
+        Recipe.from_mapping({"method": {"name": "rtn", "order": "natural"}})
 
 
 @pytest.mark.parametrize("name", RENAMED)

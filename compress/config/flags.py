@@ -20,11 +20,11 @@ from compress.config.options import (
     build,
     closest,
     own_options,
-    plain,
     split_list,
     walk_options,
 )
 from compress.errors import RecipeError
+from compress.families.option_types import plain
 from compress.families.renamed import flag_now
 
 HELP = ("-h", "--help")

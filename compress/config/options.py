@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from compress.errors import RecipeError, inside
+from compress.families.option_types import choice_of, is_leaf, misfit, option_hints, plain
 from compress.families.options import Options, resolves_to
 from compress.families.renamed import words_now
 
@@ -26,15 +27,6 @@ T = TypeVar("T")
 
 NONE = "none"
 """How an option that may hold nothing is told so."""
-
-_LEAVES = (int, float, str, Path, Enum, types.NoneType)
-_NAMES = {
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    Path: "a path",
-    types.NoneType: "none",
-}
 
 
 @dataclass(frozen=True)
@@ -49,39 +41,6 @@ class Option:
     """Names that a choice may have; empty for a leaf."""
     closed: bool = False
     """Whether this is a choice whose own options were left out."""
-
-
-def option_hints(kind: type) -> dict[str, Any]:
-    """Types of the fields of dataclass `kind`, by name, in their order."""
-    hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in fields(kind) if field.init}
-
-
-def is_leaf(hint: Any) -> bool:
-    """Whether values of this type are written directly, not as a mapping of further options."""
-    return choice_of(hint) is None
-
-
-def choice_of(hint: Any) -> type | None:
-    """The class of which a field of this type holds an object, or none (X | None); None for a leaf."""
-    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not types.NoneType]
-    if len(kinds) == 1 and isinstance(kinds[0], type) and not issubclass(kinds[0], _LEAVES):
-        return None if get_origin(hint) in (tuple, list) else kinds[0]
-    return None
-
-
-def describe(hint: Any) -> str:
-    """A type in a user's words: "a whole number", "one of auto, float32"."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(argument) for argument in arguments)
-    if origin in (tuple, list):
-        return f"a list, each {describe(arguments[0])}"
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return f"one of {', '.join(str(member.value) for member in hint)}"
-    return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def parse_leaf(hint: Any, value: object, path: str) -> Any:
@@ -104,11 +63,11 @@ def parse_leaf(hint: Any, value: object, path: str) -> Any:
         value = str(value)  # a number to YAML, the name of a choice here: `value_bits: 4`
     try:
         if isinstance(value, bool):
-            raise RecipeError(_wrong(given, hint), option=path)
+            raise RecipeError(misfit(given, hint), option=path)
         leaf = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
         return leaf.expanduser() if isinstance(leaf, Path) else leaf
     except ValidationError:
-        raise RecipeError(_wrong(given, hint), option=path) from None
+        raise RecipeError(misfit(given, hint), option=path) from None
     except RuntimeError as error:
         raise RecipeError(f"{given!r}: {error} Write the folder in full.", option=path) from error
 
@@ -136,24 +95,6 @@ def _is_file(text: str) -> bool:
         return Path(text).is_file()
     except OSError:  # too long to be a name, for one
         return False
-
-
-def check_types(options: object) -> None:
-    """Refuses an options object whose fields were filled from Python with values of other types.
-
-    Raises:
-        RecipeError: naming the field; nothing is coerced, so a path is a Path and a list a tuple.
-    """
-    for name, hint in option_hints(type(options)).items():
-        value = getattr(options, name)
-        if not is_leaf(hint):
-            if not isinstance(value, hint):
-                raise RecipeError(f"{value!r} is not a {describe(hint)}", option=name)
-            continue
-        try:
-            TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(value)
-        except ValidationError:
-            raise RecipeError(_wrong(value, hint), option=name) from None
 
 
 def build(
@@ -198,17 +139,6 @@ def dump(options: object, registry: Registry) -> dict[str, Any]:
         else:
             mapping[name] = {"name": name_of(value, registry), **dump(value, registry)}
     return mapping
-
-
-def plain(value: Any) -> Any:
-    """A leaf as YAML and JSON know it: text, number, none or a list of these."""
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, tuple | list):
-        return [plain(part) for part in value]
-    return value
 
 
 def name_of(options: object, registry: Registry) -> str:
@@ -313,11 +243,6 @@ def _construct(make: Callable[[], T], path: str) -> T:
     except (ValueError, TypeError) as error:
         # A class of somebody else's, or a field without a default that the mapping lacks; dataclasses name it.
         raise RecipeError(str(error), option=path) from error
-
-
-def _wrong(value: object, hint: Any) -> str:
-    shown = str(plain(value)) if isinstance(value, Enum | Path) else repr(value)
-    return f"{shown} does not fit; it takes {describe(hint)}"
 
 
 def _exist(word: str, known: Iterable[str]) -> str:

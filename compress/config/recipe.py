@@ -10,11 +10,12 @@ from typing import Any, Self
 import yaml
 
 from calibration.propagation import Propagate
-from compress.config.options import build, check_types, dump, name_of
+from compress.config.options import build, dump, name_of
 from compress.config.yaml_file import read_yaml
 from compress.errors import RecipeError
 from compress.exports.base import EXPORTS
 from compress.families.base import METHODS, Compressor
+from compress.families.option_types import check_types
 from compress.models.dtype import Dtype
 
 

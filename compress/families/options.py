@@ -8,6 +8,8 @@ from dataclasses import Field, fields, replace
 from typing import Any, ClassVar, Self
 
 from compress.errors import RecipeError
+from compress.families.option_types import check_types, option_hints
+from compress.families.renamed import words_now
 
 
 class Options:
@@ -20,10 +22,17 @@ class Options:
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
+    def __new__(cls, *_: object, **given: object) -> Self:
+        """Raises RecipeError naming the new name of an option that had another one."""
+        if told := words_now(given, option_hints(cls)):
+            raise RecipeError(told)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         """Reads enum options given by their value, `value_bits=4` say, and refuses options without effect.
 
-        Raises RecipeError for a value that the enum lacks, and for an option in `idle` that was given.
+        Raises RecipeError for a value that the enum lacks or the option's type does not hold, and for an option in
+        `idle` that was given.
         """
         for entry in fields(self):
             kind = type(entry.metadata.get("resolves_to", entry.default))
@@ -35,6 +44,7 @@ class Options:
             except ValueError:
                 there = ", ".join(member.value for member in kind)
                 raise RecipeError(f"unknown {value!r}; choose {there}", option=entry.name) from None
+        check_types(self)
         for name, reason in self.idle().items():
             value = getattr(self, name)
             if value is not None:

@@ -53,9 +53,11 @@ def flag_now(flag: str) -> str | None:
 
 
 def words_now(values: Mapping[str, object], known: Container[str]) -> str:
-    """What those of the options in `values` that are not `known` are called now, in a sentence; empty for none."""
+    """What those of the options in `values` that are `known` by another name are called now; empty for none."""
     return ", ".join(
-        _now("", key, value) for key, value in values.items() if key not in known and key in RENAMED
+        _now("", key, value)
+        for key, value in values.items()
+        if key not in known and key in RENAMED and RENAMED[key].new in known
     )
 
 

@@ -9,10 +9,11 @@ import hashlib
 import re
 from collections.abc import Mapping
 
-from compress.config.options import plain, walk_options
+from compress.config.options import walk_options
 from compress.config.recipe import Recipe
 from compress.errors import RecipeError
 from compress.families.base import METHODS
+from compress.families.option_types import plain
 
 LONGEST = 100
 _GOOD = re.compile(r"[A-Za-z0-9][\w.+-]*")
