@@ -19,7 +19,9 @@ from compress.methods.cospadi.method import CoSpaDi
 from compress.methods.dsnot import DSnoT
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
+from compress.methods.lord import LoRD
 from compress.methods.lqer import LQER
+from compress.methods.rtn import RTN
 from compress.methods.svd_llm import SVDLLM
 from compress.methods.wanda import Wanda
 from compress.methods.welore import WeLore
@@ -56,6 +58,11 @@ WITHOUT_EFFECT: list[tuple[type[Any], dict[str, object], dict[str, object]]] = [
     (ADMM, {"pattern": "2:4"}, {"sparsity": 0.5, "keep": 0.8}),
     (ADMM, {"keep": 0.6}, {"sparsity": 0.5, "per_row": 8}),
     (ADMM, {"per_row": 8}, {"sparsity": 0.5}),
+    (ADMM, {"value_bits": "8", "keep": 0.5}, {"value_dtype": "float16"}),
+    (ADMM, {"value_bits": "13"}, {"value_dtype": "auto"}),
+    (ADMM, {"value_bits": "32"}, {"value_dtype": "float32"}),
+    (SVDLLM, {"factor_quantizer": RTN()}, {"factor_dtype": "float16"}),
+    (SVDLLM, {"factor_quantizer": RTN(), "rank": 8}, {"factor_dtype": "auto", "keep": 0.8}),
     (
         CoSpaDi,
         {"atoms": 8},
@@ -85,7 +92,11 @@ RESOLVED: list[tuple[type[Any], dict[str, object], dict[str, object]]] = [
     (SVDLLM, {"budget": "1MB"}, {"keep": None, "allocation": "uniform"}),
     (SVDLLM, {"rank": 8}, {"keep": None, "allocation": None, "rank_multiple": None}),
     (WeLore, {}, {"allocation": "welore"}),
-    (ADMM, {}, {"sparsity": 0.5}),
+    (ADMM, {}, {"sparsity": 0.5, "value_dtype": "auto"}),
+    (ADMM, {"value_bits": "16"}, {"value_dtype": "auto"}),
+    (ADMM, {"value_bits": "4"}, {"value_dtype": None}),
+    (SVDLLM, {"factor_quantizer": RTN()}, {"factor_dtype": None}),
+    (LoRD, {"factor_quantizer": RTN()}, {"factor_dtype": "auto"}),
     (ADMM, {"pattern": "2:4"}, {"sparsity": None}),
     (CoSpaDi, {}, {"keep": 0.8, "ratio": 2.5, "allocation": "uniform", "rounds": 12}),
     (CoSpaDi, {"solver": "ksvd"}, {"rounds": 60, "depth": None}),

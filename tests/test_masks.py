@@ -6,7 +6,7 @@ from problems import inputs, relative_output_error, statistics, weight
 
 from calibration.statistics.collection import Statistics
 from calibration.statistics.gram import Gram
-from compress.errors import LayerError
+from compress.errors import LayerError, RecipeError
 from compress.families.base import METHODS, LayerShape
 from compress.families.pruner import Pruner
 from compress.forms.sparse import Sparse
@@ -127,3 +127,8 @@ def test_weights_beyond_fp16_are_refused_with_the_option_that_stores_them_wider(
     w, stats = 1e7 * weight(24, 64), statistics(inputs(64))
     with pytest.raises(LayerError, match=r"beyond torch\.float16.*use --value-dtype bfloat16"):
         pruned(PRUNERS[name](value_dtype="float16"), w, stats)
+
+
+def test_values_of_16_bits_are_no_float32():
+    with pytest.raises(RecipeError, match="value_dtype: float32 has 32 bits, and --value-bits"):
+        PRUNERS["magnitude"](value_dtype="float32", value_bits="16")

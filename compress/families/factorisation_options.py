@@ -88,9 +88,12 @@ class FactorisationOptions(Compressor, ABC):
             "help": "ranks are multiples of it, for which kernels are fast",
         },
     )
-    factor_dtype: FactorDtype = field(
-        default=FactorDtype.AUTO,
-        metadata={"help": "dtype of the stored factors; auto: the weight's own"},
+    factor_dtype: FactorDtype | None = field(
+        default=None,
+        metadata={
+            "resolves_to": FactorDtype.AUTO,
+            "help": "dtype of the stored factors; auto: the weight's own",
+        },
     )
     target: FitTarget = field(
         default=FitTarget.LAYER,
@@ -123,15 +126,19 @@ class FactorisationOptions(Compressor, ABC):
         """The options without effect beside those that were given.
 
         One rank for every layer leaves nothing to spread; a budget takes the place of the share; importance and floor
-        are for some allocations only.
+        are for some allocations only; factors that a quantiser stores have no dtype.
         """
+        found = {}
+        if self.factor_quantizer is not None and not self.shifts_outputs:
+            found["factor_dtype"] = (
+                f"beside --factor-quantizer {self.factor_quantizer.name}, which stores the factors; give one of the two"
+            )
         if self.rank is not None:
             spreads = ("keep", "budget", "allocation", "importance", "floor", "rank_multiple")
             reason = (
                 f"beside --rank {self.rank}, which is the rank of every layer; give one of the two"
             )
-            return dict.fromkeys(spreads, reason)
-        found = {}
+            return found | dict.fromkeys(spreads, reason)
         if self.budget is not None:
             found["keep"] = f"beside --budget {self.budget}; give one of the two"
         for name, serving in _PLANS_READING.items():
@@ -172,14 +179,17 @@ class FactorisationOptions(Compressor, ABC):
 
     def stored_as(self, layer: LayerShape) -> Self:
         """The method with the dtype of this layer's factors settled, and their group size if they are quantised."""
-        dtype = settled_dtype(self.factor_dtype, layer.dtype, "factor_dtype")
+        asked = self.factor_dtype or FactorDtype.AUTO
+        dtype = settled_dtype(asked, layer.dtype, "factor_dtype")
         quantizer = self.factor_quantizer.for_factors() if self.factor_quantizer else None
-        return replace(self, factor_dtype=dtype, factor_quantizer=quantizer)
+        idle = "factor_dtype" in self.idle()
+        return replace(self, factor_dtype=None if idle else dtype, factor_quantizer=quantizer)
 
     @property
     def storage(self) -> torch.dtype:
-        """The torch dtype of the stored factors, once planned."""
-        dtype: torch.dtype = getattr(torch, self.factor_dtype.value)
+        """The torch dtype of the stored factors, once planned; of no effect where a quantiser stores all there is."""
+        settled = self.factor_dtype or FactorDtype.FLOAT32
+        dtype: torch.dtype = getattr(torch, settled.value)
         return dtype
 
     def overhead(self, shape: tuple[int, int]) -> int:  # noqa: ARG002  (for methods that have one)

@@ -48,9 +48,12 @@ class Pruner(Compressor, ABC):
         default=Pattern.FREE,
         metadata={"help": "where weights may stay: anywhere in a row, or two of every four"},
     )
-    value_dtype: FactorDtype = field(
-        default=FactorDtype.AUTO,
-        metadata={"help": "dtype of the weights that stay; auto: the weight's own"},
+    value_dtype: FactorDtype | None = field(
+        default=None,
+        metadata={
+            "resolves_to": FactorDtype.AUTO,
+            "help": "dtype of the weights that stay; auto: the weight's own",
+        },
     )
     value_bits: CodeBits = field(
         default=CodeBits.AUTO, metadata={"help": "bits of a weight that stays; auto: as its dtype"}
@@ -65,9 +68,22 @@ class Pruner(Compressor, ABC):
         refuse_keep(self.keep)
         if self.per_row is not None and self.per_row < 1:
             raise RecipeError(f"must be 1 or more, got {self.per_row}", option="per_row")
+        if self.value_bits is CodeBits.HALF and self.value_dtype is FactorDtype.FLOAT32:
+            raise RecipeError(
+                "float32 has 32 bits, and --value-bits says 16; give one of the two",
+                option="value_dtype",
+            )
 
     def idle(self) -> Mapping[str, str]:
-        """The options without effect: all that say how many weights stay, but the first that was given."""
+        """The options without effect: all that say how many weights stay, but the first that was given, and a dtype.
+
+        A dtype has an effect where it says the bits, and beside 16 bits, of which there are two kinds.
+        """
+        found = {}
+        if self.value_bits not in (CodeBits.AUTO, CodeBits.HALF):
+            found["value_dtype"] = (
+                f"beside --value-bits {self.value_bits}, which says how values are stored; give one of the two"
+            )
         # A planned layer has its number, `per_row`, beside the pattern 2:4; another number is refused in the plan.
         says = {
             "pattern": self.pattern if self.pattern is Pattern.TWO_OF_FOUR else None,
@@ -77,7 +93,7 @@ class Pruner(Compressor, ABC):
         }
         given = [name for name, value in says.items() if value is not None]
         if not given:
-            return {}
+            return found
         first = given[0]
         flag = first.replace("_", "-")
         reason = (
@@ -86,7 +102,7 @@ class Pruner(Compressor, ABC):
         others = [name for name in says if name not in (first, "pattern")]
         if first == "pattern":
             others.remove("per_row")
-        return dict.fromkeys(others, reason)
+        return found | dict.fromkeys(others, reason)
 
     @property
     def resolved_sparsity(self) -> float:
@@ -106,8 +122,13 @@ class Pruner(Compressor, ABC):
 
     def settled(self, name: str, layer: LayerShape) -> Pruner:
         """The method of one layer, with the number of weights that stay in a row, and their dtype, settled."""
-        dtype = settled_dtype(self.value_dtype, layer.dtype, "value_dtype")
-        settled = replace(self, value_dtype=dtype, value_bits=self.value_bits.beside(dtype))
+        asked = self.value_dtype or FactorDtype.AUTO
+        dtype = settled_dtype(asked, layer.dtype, "value_dtype")
+        bits = self.value_bits.beside(dtype)
+        half = FactorDtype.BFLOAT16 if dtype is FactorDtype.FLOAT32 else dtype
+        settled = replace(
+            self, value_dtype=half if bits is CodeBits.HALF else None, value_bits=bits
+        )
         return replace(settled, per_row=settled._row(name, layer), keep=None, sparsity=None)
 
     def _row(self, name: str, layer: LayerShape) -> int:
@@ -141,8 +162,8 @@ class Pruner(Compressor, ABC):
     @property
     def storage(self) -> CodeStorage:
         """The storage of values and masks, once planned."""
-        dtype = getattr(torch, self.value_dtype.value)
-        return CodeStorage(dtype, self.value_bits, "--value-dtype")
+        settled = self.value_dtype or FactorDtype.FLOAT32  # of no effect but beside 16 bits
+        return CodeStorage(getattr(torch, settled.value), self.value_bits, "--value-dtype")
 
     def planned_bytes(self, shape: tuple[int, int]) -> int:
         """Bytes of the values and the mask."""
