@@ -19,5 +19,9 @@ class OptionError(ValueError):
         return self.reason if self.option is None else f"{self.option}: {self.reason}"
 
 
+class PluginError(RuntimeError):
+    """A member of another distribution or program that cannot be registered or loaded; the message names both."""
+
+
 class InputError(OptionError):
     """A text source, a tokenizer or an activation that cannot be used; the message says what would do."""

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from calibration.errors import OptionError
+from calibration.errors import OptionError, PluginError
+
+__all__ = [
+    "CheckpointError",
+    "ComparisonError",
+    "LayerError",
+    "MissingExtraError",
+    "PluginError",
+    "RecipeError",
+    "SweepError",
+    "inside",
+]
 
 
 class RecipeError(OptionError):
@@ -36,10 +47,6 @@ class ComparisonError(ValueError):
 
 class SweepError(RuntimeError):
     """Points of a sweep that failed, while others may be done; the message names each with its error."""
-
-
-class PluginError(RuntimeError):
-    """A method, format or reader that cannot be registered or loaded; the message names it and where it comes from."""
 
 
 class MissingExtraError(ImportError):

@@ -8,7 +8,8 @@ in a running program that defines it. The names are known without importing a me
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -16,9 +17,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
+from calibration import entry_points as outside
 from compress.errors import PluginError
 
 T = TypeVar("T")
+
+_NAME = re.compile(r"(?!(none|auto)$)[A-Za-z0-9][\w.-]*")
+"""Names stand in options, where `none` and `auto` mean something else, and in the names of folders."""
 
 
 class Registry(Mapping[str, type[T]]):
@@ -27,19 +32,32 @@ class Registry(Mapping[str, type[T]]):
     Raises PluginError where two members have one name, naming both, and where a member cannot be loaded.
     """
 
-    def __init__(self, package: str, kind: str, classes: dict[str, type[T]] | None = None) -> None:
+    def __init__(
+        self,
+        package: str,
+        kind: str,
+        classes: dict[str, type[T]] | None = None,
+        fault: Callable[[type], str] = lambda _: "",
+    ) -> None:
         """`package`: dotted name of the folder, and the group of entry points; `kind` is for messages: "method".
 
         `classes`: where members put themselves that may not import this module; None: they call `register`.
+        `fault` says what a class lacks to be a member, what follows its name; empty for nothing. It is asked when the
+        class is looked up, for decorators are applied after it has registered itself.
         """
-        self.package, self.kind = package, kind
+        self.package, self.kind, self.fault = package, kind, fault
         self._classes: dict[str, type[T]] = {} if classes is None else classes
 
     def register(self, name: str, member: type[T]) -> None:
         """Add a class; one defined again in its place (a notebook's cell, say) takes the place of the first.
 
-        Raises PluginError if another class has the name.
+        Raises PluginError for a name that options cannot have, and if another class has it.
         """
+        if not _NAME.fullmatch(name):
+            raise PluginError(
+                f"{_home(member)}: {name!r} cannot be the name of one of the {self.kind}s; take letters, digits, '-', "
+                "'_' and '.', and neither none nor auto"
+            )
         known = self._classes.get(name)
         if known is not None and _home(known) != _home(member):
             raise self._clash(name, _home(known), _home(member))
@@ -57,7 +75,7 @@ class Registry(Mapping[str, type[T]]):
         if name not in self._classes:
             source = self._sources()[name]
             if isinstance(source, EntryPoint):
-                self._load(source)
+                outside.load(source)
             else:
                 import_module(source)
             if name not in self._classes:
@@ -65,7 +83,10 @@ class Registry(Mapping[str, type[T]]):
                     f"{_told(source)} defines no {self.kind} of the name {name!r}: the class's header must say "
                     f'name="{name}"'
                 )
-        return self._classes[name]
+        found = self._classes[name]
+        if fault := self.fault(found):
+            raise PluginError(f"{self.kind} {name!r} ({_home(found)}) {fault}")
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted({*self._sources(), *self._classes}))
@@ -82,18 +103,6 @@ class Registry(Mapping[str, type[T]]):
         return frozenset(
             member.__module__ for name, member in self._classes.items() if name not in found
         )
-
-    def _load(self, point: EntryPoint) -> None:
-        """Import what an entry point names. Raises PluginError naming the distribution if it cannot be found."""
-        try:
-            point.load()
-        except (ImportError, AttributeError) as error:
-            raise PluginError(
-                f"{_told(point)} cannot be loaded: {error}; mend or uninstall that distribution"
-            ) from error
-        except BaseException as error:
-            error.add_note(f"while loading {_told(point)}")
-            raise
 
     def _sources(self) -> Mapping[str, str | EntryPoint]:
         """The module or entry point of every member that is not only in a running program."""
@@ -145,7 +154,4 @@ def _home(member: type) -> str:
 
 def _told(source: str | EntryPoint) -> str:
     """Where a member comes from, for messages."""
-    if isinstance(source, str):
-        return source
-    owner = "an unknown distribution" if source.dist is None else source.dist.name
-    return f"{source.value} of the distribution {owner}"
+    return source if isinstance(source, str) else outside.told(source)

@@ -8,7 +8,7 @@ import torch
 from exported import FORMATS, IDS, POSITIONS, compressed, export
 from safetensors.torch import save_file
 
-from compress.errors import CheckpointError, RecipeError
+from compress.errors import CheckpointError, PluginError, RecipeError
 from compress.exports import verify as verification
 from compress.exports.verify import PROBE, digests, file_digests, verify, write_probe
 from compress.models.checkpoint import Reader
@@ -215,3 +215,14 @@ def test_digests_cover_every_tensor(made, tmp_path):
     names = set(digests(folder))
     assert set(Reader(folder)) < names
     assert {name for name in names if name.startswith("adapter/")}
+
+
+def test_the_fresh_process_answers_what_a_user_can_mend_as_a_message(tmp_path, monkeypatch):
+    """Anything else ends it with a traceback, of which only the last lines are told."""
+    reason = "half of the distribution outside cannot be loaded"
+
+    def fail(*_):
+        raise PluginError(reason)
+
+    monkeypatch.setattr(verification, "check", fail)
+    assert verification.answer_of_this_process(tmp_path, "cpu") == {"error": reason}

@@ -9,21 +9,27 @@ import pkgutil
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 
-from calibration.statistics.base import STATISTICS, Collected, Statistic
+from calibration.entry_points import load, told
+from calibration.errors import PluginError
+from calibration.statistics.base import OURS, STATISTICS, Collected, Statistic
 
 ENTRY_POINTS = "compress.statistics"
 
 
 def load_statistics() -> Mapping[str, type[Statistic]]:
-    """Import every statistic there is, of this package and of others, and return the registry."""
+    """Import every statistic there is, of this package and of others, and return the registry.
+
+    Raises PluginError naming the distribution whose module cannot be loaded, or lacks the statistic that it announces.
+    """
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     for entry in entry_points(group=ENTRY_POINTS):
-        try:
-            entry.load()
-        except BaseException as error:
-            error.add_note(f"while loading {entry.value}, an entry point of {ENTRY_POINTS}")
-            raise
+        load(entry)
+        if entry.name not in STATISTICS or STATISTICS[entry.name].__module__.startswith(OURS):
+            raise PluginError(
+                f"{told(entry)} defines no statistic of the name {entry.name!r}: the class's header must say "
+                f'name="{entry.name}", which no other statistic has'
+            )
     return STATISTICS
 
 

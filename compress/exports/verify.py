@@ -25,9 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from calibration.errors import OptionError
 from calibration.outputs import predictions
 from compress.bases import open_base
-from compress.errors import CheckpointError, RecipeError
+from compress.errors import CheckpointError, PluginError, RecipeError
 from compress.exports.base import EXPORTS, Exporter
 from compress.exports.load import format_of
 from compress.forms.registered import FORMS
@@ -258,7 +259,7 @@ def answer_of_this_process(folder: Path, device: str) -> dict[str, Any]:
     """The fields of a Verification, or the error."""
     try:
         return asdict(check(folder, device))
-    except CheckpointError as error:
+    except (OptionError, PluginError) as error:
         return {"error": str(error)}
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+from inspect import isabstract
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.errors import RecipeError
@@ -26,7 +27,27 @@ if TYPE_CHECKING:
     from calibration.statistics.collection import Statistics
     from compress.forms.base import Form
 
-METHODS: Registry[Compressor] = Registry("compress.methods", "method")
+
+def _fault(kind: type) -> str:
+    """What a class lacks to be a method; empty for nothing."""
+    if not issubclass(kind, Compressor):
+        return "is no Compressor"
+    if isabstract(kind):
+        return f"lacks {', '.join(sorted(kind.__abstractmethods__))}"
+    parameters = vars(kind).get("__dataclass_params__")
+    if parameters is None or not parameters.frozen:
+        return "is no frozen dataclass; write @dataclass(frozen=True, kw_only=True) above the class"
+    if not getattr(kind, "paper", None):
+        return "lacks its paper, which `compress methods` shows"
+    for entry in fields(kind):
+        if entry.default is MISSING and entry.default_factory is MISSING:
+            return f"has the option {entry.name!r} without a default"
+        if entry.name == "name":
+            return "has an option called 'name', which is the method's own in recipes; call it otherwise"
+    return ""
+
+
+METHODS: Registry[Compressor] = Registry("compress.methods", "method", fault=_fault)
 """Every method by name."""
 
 

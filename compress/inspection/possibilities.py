@@ -87,7 +87,7 @@ def dividing_groups(model: Ordinary) -> dict[int, int]:
     """Group sizes, each with the number of layers whose inputs it divides: those that quantisers do not refuse."""
     counts = dict.fromkeys(_SIZES, 0)
     for size in _SIZES:
-        method = METHODS["rtn"](group_size=size)  # type: ignore[call-arg]  # a quantiser
+        method = METHODS["rtn"](group_size=size)
         for name, layer in model.linears.shapes.items():
             try:
                 method.plan({name: layer})
