@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import transformers
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -29,14 +30,17 @@ AUTO_CLASSES: Mapping[Head, Any] = {
 
 
 def head_of(config: PretrainedConfig) -> Head | None:
-    """The head of the class that config.json names; of a language model if it names none. None: of no kind here."""
+    """The head of the class that config.json names; of a language model if it names none. None: of no kind here.
+
+    A class that transformers has not, as first converters and authors spelt it, is judged by the end of its name.
+    """
     if getattr(config, "is_encoder_decoder", False):
         return None
     kind = config.model_type
     bidirectional = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
         config, "is_decoder", False
     )
-    names = list(getattr(config, "architectures", None) or [])
+    names = _known(kind, list(getattr(config, "architectures", None) or []))
     if not names:
         return (
             Head.NEXT_TOKEN
@@ -64,3 +68,21 @@ def _classes(mapping: Mapping[str, Any]) -> set[str]:
     for entry in mapping.values():
         found.update([entry] if isinstance(entry, str) else entry)
     return found
+
+
+def _known(kind: str, names: Sequence[str]) -> list[str]:
+    """The classes of transformers that are meant; empty if none is, as where config.json names none.
+
+    transformers goes by model_type, so it loads what other spellings name: LLaMAForCausalLM, MPTForCausalLM.
+    """
+    if not names or any(hasattr(transformers, str(name)) for name in names):
+        return list(names)
+    tables: Mapping[tuple[str, ...], Mapping[str, Any]] = {
+        ("ForCausalLM", "LMHeadModel"): MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        ("ForSequenceClassification",): MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        ("Model",): MODEL_MAPPING_NAMES,
+    }
+    for ends, table in tables.items():
+        if kind in table and any(str(name).endswith(ends) for name in names):
+            return list(_classes({kind: table[kind]}))
+    return list(names)

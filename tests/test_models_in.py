@@ -181,7 +181,6 @@ def test_a_good_folder_is_taken_as_it_is(folder):
 
 
 BAD_CONFIGS = {
-    r"already compressed \(gptq\); only dense": {"quantization_config": {"quant_method": "gptq"}},
     r"already compressed \(compress\)": {"model_type": "compress"},
     "exists only as Python code": {"model_type": "own", "auto_map": {"AutoConfig": "x.Y"}},
     "knows no model_type 'own'": {"model_type": "own"},

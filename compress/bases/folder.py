@@ -10,10 +10,10 @@ from typing import Any
 
 from compress.errors import CheckpointError
 from compress.models.checkpoint import Reader, read_json
+from compress.models.model_config import QUANTISATION, is_leftover, method_of
 
 _SIDE_FILES = ("quantize_config.json", "quant_config.json")
 """Files in which tools wrote their settings before config.json had a place for them."""
-_CONFIG_KEYS = ("quantization_config", "compression_config")
 _USUAL = frozenset({"model.safetensors", "model.safetensors.index.json"})
 
 
@@ -38,12 +38,19 @@ class CheckpointFolder:
     @cached_property
     def model_config(self) -> Mapping[str, Any]:
         """config.json without what it says of a quantisation."""
-        return {key: value for key, value in self.config.items() if key not in _CONFIG_KEYS}
+        return {key: value for key, value in self.config.items() if key not in QUANTISATION}
 
     @cached_property
     def quantisation(self) -> Mapping[str, Any] | None:
-        """Settings of a quantisation, in config.json or in a file beside it; None if there are none."""
-        for key in _CONFIG_KEYS:
+        """Settings of a quantisation, in config.json or in a file beside it; None if there are none, or left over."""
+        found = self._named_quantisation()
+        # compressed-tensors describes pruned weights that are stored as ordinary ones, too.
+        if found is None or method_of(found) == "compressed-tensors":
+            return found
+        return None if is_leftover(self.path, found) else found
+
+    def _named_quantisation(self) -> Mapping[str, Any] | None:
+        for key in QUANTISATION:
             found = self.config.get(key)
             if isinstance(found, Mapping) and found:
                 return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pydantic.dataclasses import dataclass as record
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from calibration.heads import Head
 from calibration.outputs import AUTO_CLASSES, head_of
@@ -18,6 +18,7 @@ from compress.config.recipe import Recipe
 from compress.exports.load import load_export, stored_in, unpack
 from compress.forms.registered import FORMS
 from compress.models.devices import settle_device, settle_dtype
+from compress.models.model_config import read_config
 from compress.models.resolve import load_tokenizer, resolve_model
 from compress.prepare.prepare import Prepared
 from compress.prepare.texts import (
@@ -76,7 +77,7 @@ def resolve_original(recipe: Recipe, progress: Progress) -> tuple[Original, Reci
     Raises what `resolve_model` raises, and RecipeError for text that is too short, or that the model cannot read.
     """
     folder = resolve_model(recipe.model, None, progress=progress).folder
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder)
     recipe = settled_for(recipe, config)
     refuse_long_sequences(recipe, config)
     tokenizer = load_tokenizer(folder)
@@ -152,9 +153,9 @@ def compare_with(
 
 def load_original(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The uncompressed model, in eval mode."""
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder)
     kind = AUTO_CLASSES[head_of(config) or Head.NEXT_TOKEN]
-    model: PreTrainedModel = kind.from_pretrained(folder, dtype=dtype)
+    model: PreTrainedModel = kind.from_pretrained(folder, config=config, dtype=dtype)
     model.to(device).eval()  # type: ignore[arg-type]
     return model
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator
@@ -17,29 +16,14 @@ from compress.errors import CheckpointError
 from compress.exports.base import Exporter, LayerExport
 from compress.exports.peft import STEM
 from compress.models.checkpoint import Reader, Writer, read_json, some
+from compress.models.companions import READ, copy_companions
+from compress.models.model_config import QUANTISATION, is_leftover
 from eval.footprint import Stored, bytes_on_disk, tensor_bytes
 
 if TYPE_CHECKING:
     from compress.models.resolve import SourceModel
 
-COMPANIONS = (
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "LICENSE*",
-    "NOTICE*",
-)
-"""Files of the source that go with every export: tokenizer, generation settings, licence."""
-LOADING_READS = (
-    *("*.py", "*.json", "tokenizer*", "chat_template*", "chat_template*/*", "vocab*"),
-    *("merges.txt", "*.model", "*.tiktoken"),
-)
+LOADING_READS = ("*.py", "*.json", *READ)
 """Files that transformers reads to load a folder, weights apart."""
 ADAPTER = "adapter"
 """The folder of an adapter that lies beside its checkpoint."""
@@ -58,11 +42,7 @@ class CheckpointExporter(Exporter):
     ) -> None:
         self.folder, self.source, self.base_reference = Path(folder), source, base_reference
         self.base_revision = base_revision
-        self.config = read_json(source.folder / "config.json") if base is None else base.base.config
-        if self.config.get("quantization_config"):
-            raise CheckpointError(
-                f"{source.folder} is already quantised; compress the model that it was made from"
-            )
+        self.config = _dense_config(source.folder) if base is None else base.base.config
         self.reader = Reader(source.folder) if base is None else base
         self.dtype = main_dtype(self.reader)
         self.writer = Writer(self.folder)
@@ -93,8 +73,7 @@ class CheckpointExporter(Exporter):
         self._refuse_lost()
         if not self.writer.names:
             raise CheckpointError(f"{self.name} export: no tensor to write")
-        for path in companions(self.source.folder):
-            copy(path, self.folder / path.name)
+        copy_companions(self.source.folder, self.folder)
         self._write_config()
         self.writer.close()
 
@@ -151,18 +130,16 @@ def _known(name: str, names: set[str]) -> bool:
     )
 
 
-def companions(folder: Path) -> list[Path]:
-    """The files of a model folder that go with every export of it."""
-    found = {path for pattern in COMPANIONS for path in folder.glob(pattern)}
-    return sorted(path for path in found if path.is_file() or path.name.startswith("chat_template"))
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copy a file, or a folder of files, following links."""
-    if source.is_dir():
-        shutil.copytree(source, target)
-    else:
-        shutil.copyfile(source, target)
+def _dense_config(folder: Path) -> dict[str, Any]:
+    """The config.json of ordinary weights. Raises CheckpointError if it says, truthfully, that they are packed."""
+    config = read_json(folder / "config.json")
+    for key in QUANTISATION:
+        found = config.pop(key, None)
+        if found and not (isinstance(found, dict) and is_leftover(folder, found)):
+            raise CheckpointError(
+                f"{folder} is already quantised; compress the model that it was made from"
+            )
+    return config
 
 
 def main_dtype(reader: Reader | AsDense) -> torch.dtype:

@@ -27,6 +27,7 @@ from compress.forms.low_rank import LowRank
 from compress.forms.sum import Sum
 from compress.models.checkpoint import Reader, some
 from compress.models.layers import bias_of, weight_oi
+from compress.models.model_config import read_config
 
 Device = torch.device | str
 
@@ -53,9 +54,9 @@ def load_bare(
 
 def _load_plain(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     Reader(folder)  # says which file is cut short
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = read_config(folder)
     found: Any = AUTO_CLASSES[head_of(config) or Head.NEXT_TOKEN].from_pretrained(
-        folder, output_loading_info=True, local_files_only=True, dtype=dtype
+        folder, config=config, output_loading_info=True, local_files_only=True, dtype=dtype
     )
     _refuse_differences(found[1])
     model: PreTrainedModel = found[0]
@@ -81,7 +82,7 @@ def _on_meta(config: PretrainedConfig) -> PreTrainedModel:
 def _load_packed(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     """Turn the tensors into those of the native format, and load them as such."""
     base = open_base(folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = read_config(folder)
     state = {name: base.reader[name] for name in base.plain}
     modules = dict(_on_meta(AutoConfig.for_model(**base.config)).named_modules())
     table = {}

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from calibration.errors import OptionError
@@ -33,6 +32,8 @@ from compress.exports.base import EXPORTS, Exporter
 from compress.exports.load import format_of
 from compress.forms.registered import FORMS
 from compress.models.checkpoint import read_json, some
+from compress.models.companions import module_files
+from compress.models.safetensors_file import write_file
 
 PROBE = "probe.safetensors"
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
@@ -85,9 +86,7 @@ def write_probe(
         metadata["dtype"] = str(dtype).removeprefix("torch.")
     if rounded is not None:
         metadata["rounded"] = str(rounded).removeprefix("torch.")
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # Not save_file, whose files nobody but their owner may read.
-    (folder / PROBE).write_bytes(save(contiguous, metadata))
+    write_file(folder / PROBE, tensors, metadata)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -99,6 +98,7 @@ def file_digests(folder: Path) -> dict[str, str]:
     """Sha256 of every file of an export that loading reads, its tensors apart."""
     patterns = _format_of(folder).traits.loading_reads
     paths = {path for pattern in patterns for path in folder.glob(pattern)}
+    paths |= {folder / name for name in module_files(folder)}
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(paths)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from calibration.skeleton import PartLoader, build_skeleton
 from compress.bases import open_base
 from compress.callbacks import Progress
@@ -18,6 +16,7 @@ from compress.exports.load import recognised
 from compress.models.checkpoint import Reader
 from compress.models.devices import settle_dtype
 from compress.models.dtype import Dtype
+from compress.models.model_config import read_config
 from compress.models.resolve import resolve_model
 from compress.planning.make import Linears, chosen_linears, kept_tensors
 
@@ -108,7 +107,7 @@ def _refuse_several(folder: Path) -> None:
 
 
 def _ordinary(folder: Path) -> Inspection:
-    reader, config = Reader(folder), AutoConfig.from_pretrained(folder)
+    reader, config = Reader(folder), read_config(folder)
     loader = PartLoader(build_skeleton(config, settle_dtype(Dtype.AUTO, config)), reader)
     linears = chosen_linears(loader, reader)
     layers = [

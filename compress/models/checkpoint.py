@@ -11,13 +11,14 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from io import FileIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from compress.errors import CheckpointError
+from compress.models.links import inside
 from compress.models.safetensors_file import (
     CHUNK,
     CODES,
@@ -45,7 +46,7 @@ class Reader(Mapping[str, Tensor]):
         index = _weight_map(self.folder, stem)
         single = f"{stem}.safetensors"
         names = [single] if index is None else sorted(set(index.values()))
-        self.shards = tuple(_inside(self.folder, name) for name in names)
+        self.shards = tuple(_shard(self.folder, name) for name in names)
         self._entries: dict[str, Entry] = {}
         for name, shard in zip(names, self.shards, strict=True):
             for tensor, entry in read_header(shard).items():
@@ -241,17 +242,9 @@ def _weight_map(folder: Path, stem: str) -> dict[str, str] | None:
     raise CheckpointError(f"{folder} has neither {single.name} nor {path.name}")
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """The shard's path. Refuses one outside the folder, except the blobs of the hub's cache."""
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or Path(name).is_absolute() or "\\" in name:
-        raise CheckpointError(f"{folder}: the index points outside the folder: {name!r}")
-    path, home = folder / name, folder.resolve()
-    real = path.resolve()
-    # The hub's cache: models--x/snapshots/<revision>/name -> models--x/blobs/<hash>
-    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
-    if not real.is_relative_to(home) and real.parent != blobs:
-        raise CheckpointError(f"{path} is a link that points outside the folder, to {real}")
-    if not real.is_file():
+def _shard(folder: Path, name: str) -> Path:
+    """The path of a shard, which must be there. Raises CheckpointError for one outside the folder."""
+    path = inside(folder, name)
+    if not path.is_file():
         raise CheckpointError(f"{folder}: the shard {name} is missing from it; download it again")
     return path

@@ -5,15 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING
 from transformers import __version__ as transformers_version
 
 from calibration.outputs import head_of
 from compress.errors import CheckpointError
 from compress.models.checkpoint import Reader, some
+from compress.models.companions import companions
 from compress.models.demo import DEMO
 from compress.models.gguf import is_gguf
+from compress.models.links import inside
+from compress.models.model_config import (
+    PACKED_METHODS,
+    holds_dense_weights,
+    is_dense,
+    method_of,
+    narrow_tensors,
+    read_config,
+)
 
 WHAT_MODELS_ARE = (
     "a model is a folder with config.json and safetensors, a .gguf file, an id of the Hugging Face"
@@ -22,8 +31,6 @@ WHAT_MODELS_ARE = (
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-_NARROWEST = 2
-"""Bytes of a number; narrower ones are quantised."""
 
 
 def check_folder(spec: str, folder: Path) -> None:
@@ -32,28 +39,17 @@ def check_folder(spec: str, folder: Path) -> None:
     Looks at file names, config.json and the headers of the weights.
     """
     config = _read_config(spec, folder)
+    companions(folder)  # refuses links to other places before work
     _refuse_compressed(spec, folder, config)
     _refuse_unknown_code(spec, config)
     _refuse_missing_files(spec, folder)
-    try:
-        parsed = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OSError,
-        StrictDataclassError,
-    ) as error:
-        raise CheckpointError(
-            f"{spec}: transformers cannot use its config.json: {error}"
-        ) from error
+    parsed = read_config(folder, spec)
     _refuse_other_architectures(spec, parsed)
     _refuse_dtypes(spec, folder, parsed)
 
 
 def _read_config(spec: str, folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+    path = inside(folder, "config.json")
     if not path.is_file():
         raise CheckpointError(_no_config(spec, folder))
     try:
@@ -83,16 +79,25 @@ def _refuse_compressed(spec: str, folder: Path, config: dict[str, Any]) -> None:
     quantization = config.get("quantization_config") or config.get("compression_config")
     how = None
     if isinstance(quantization, dict):
-        how = str(quantization.get("quant_method", "unknown method"))
+        how = method_of(quantization)
     elif config.get("model_type") == "compress":
         how = "compress"
     elif (folder / "quantize_config.json").is_file():
         how = "gptq"
-    if how is not None:
+    if how is None:
+        return
+    dense = how != "compress" and holds_dense_weights(folder)
+    if dense and how in PACKED_METHODS:
+        return  # left over from a model that this one was made from
+    if dense:
         raise CheckpointError(
-            f"{spec}: already compressed ({how}); only dense checkpoints are compressed for now, so"
-            " name the model it was made from"
+            f"{spec}: every weight is stored in 16 bits or more, but quantization_config in its config.json names "
+            f"{how!r}, which may still change them on loading; if it is left over from another model, remove it"
         )
+    raise CheckpointError(
+        f"{spec}: already compressed ({how}); only dense checkpoints are compressed for now, so"
+        " name the model it was made from"
+    )
 
 
 def _refuse_unknown_code(spec: str, config: dict[str, Any]) -> None:
@@ -137,7 +142,7 @@ def _refuse_other_architectures(spec: str, config: Any) -> None:
 
 def _refuse_dtypes(spec: str, folder: Path, config: Any) -> None:
     """Numbers that no model computes in: as the dtype of config.json, and as that of a matrix."""
-    if isinstance(config.dtype, torch.dtype) and not _is_dense(config.dtype):
+    if isinstance(config.dtype, torch.dtype) and not is_dense(config.dtype):
         raise CheckpointError(
             f"{spec}: config.json has dtype {str(config.dtype).removeprefix('torch.')!r}, which no"
             " dense model computes in; float32, bfloat16 and float16 are right"
@@ -145,10 +150,8 @@ def _refuse_dtypes(spec: str, folder: Path, config: Any) -> None:
     reader = Reader(folder)
     odd = [
         name
-        for name in reader
-        if name.endswith(".weight")
-        and len(reader.shape(name)) > 1
-        and not _is_dense(reader.dtype(name))
+        for name in narrow_tensors(reader)
+        if name.endswith(".weight") and len(reader.shape(name)) > 1
     ]
     if odd:
         dtype = str(reader.dtype(odd[0])).removeprefix("torch.")
@@ -156,7 +159,3 @@ def _refuse_dtypes(spec: str, folder: Path, config: Any) -> None:
             f"{spec}: {some(odd)} are stored as {dtype}, so they are quantised already; only dense"
             " checkpoints are compressed for now, so name the model it was made from"
         )
-
-
-def _is_dense(dtype: torch.dtype) -> bool:
-    return dtype.is_floating_point and dtype.itemsize >= _NARROWEST

@@ -25,6 +25,7 @@ from calibration.store import file_sha256
 from compress.callbacks import Progress, no_progress
 from compress.errors import CheckpointError
 from compress.models.checks import WHAT_MODELS_ARE, check_folder
+from compress.models.companions import LICENCES, MODULE_FILES, READ, module_folders
 from compress.models.demo import DEMO, demo_folder
 from compress.models.gguf import (
     CONVERTER_VERSION,
@@ -32,12 +33,14 @@ from compress.models.gguf import (
     convert,
     refuse_bad_magic,
 )
+from compress.models.model_config import config_notes
 from eval.wheels import cache_root
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md", "LICENSE*"]
-_HUB_IGNORED = ["*/*", "consolidated*.safetensors"]
-"""Sub-folders hold other formats (onnx, original); consolidated files, the same weights again."""
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "README.md", *READ, *LICENCES]
+_HUB_IGNORED = ["[!a]*/*", "a[!d]*/*", "ad[!d]*/*", "consolidated*.safetensors"]
+"""Sub-folders hold other formats (onnx, original), but for additional_chat_templates: globs have no other way to spare
+it. Consolidated files hold the same weights again."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def resolve_model(
     else:
         folder, revision = snapshot(spec)
     check_folder(spec, folder)
-    return SourceModel(spec, folder, revision, _notes(folder), *read_licence(folder))
+    notes = (*_notes(folder), *config_notes(folder))
+    return SourceModel(spec, folder, revision, notes, *read_licence(folder))
 
 
 def _converted(path: Path, cache: Path, progress: Progress) -> Path:
@@ -119,12 +123,7 @@ def snapshot(spec: str, wanted: Wanted = _MODEL) -> tuple[Path, str]:
         raise CheckpointError(f"{option}: there is no file or folder {spec!r}; {right}")
     name, _, revision = spec.partition("@")
     try:
-        folder = snapshot_download(
-            name,
-            revision=revision or None,
-            allow_patterns=_HUB_FILES,
-            ignore_patterns=_HUB_IGNORED,
-        )
+        folder = _download(name, revision or None)
     except GatedRepoError as error:
         raise CheckpointError(
             f"{option}: {name} is gated; accept its terms on the hub, then run `hf auth login`"
@@ -140,7 +139,20 @@ def snapshot(spec: str, wanted: Wanted = _MODEL) -> tuple[Path, str]:
         ) from error
     except ValueError as error:  # what the hub's client raises for a malformed name
         raise CheckpointError(f"{option}: {spec!r} is no model: {error}; {right}") from error
-    return Path(folder), Path(folder).name
+    return folder, folder.name
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """The folder in the hub's cache; the folders of modules are fetched when modules.json has told their names."""
+    folder = Path(
+        snapshot_download(
+            name, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_IGNORED
+        )
+    )
+    wanted = [f"{module}/*{end}" for module in module_folders(folder) for end in MODULE_FILES]
+    if wanted:
+        snapshot_download(name, revision=revision, allow_patterns=wanted)
+    return folder
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import torch
@@ -43,6 +44,7 @@ CHUNK = 1 << 24
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
 _MAX_HEADER = 100_000_000
 _MAX_READ = 1 << 30
+_FORMAT = MappingProxyType({"format": "pt"})
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,9 @@ def _entry(path: Path, start: int, value: Mapping[str, Any]) -> Entry:
     return Entry(path, start + begin, n_bytes, dtype, shape)
 
 
-def make_header(entries: Mapping[str, Entry]) -> bytes:
-    """The first bytes of a file that holds these tensors in this order."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def make_header(entries: Mapping[str, Entry], metadata: Mapping[str, str] = _FORMAT) -> bytes:
+    """The first bytes of a file that holds these tensors and this metadata, both in the order given."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, entry in entries.items():
         header[name] = {
@@ -125,6 +127,22 @@ def read_tensor(entry: Entry) -> Tensor:
                 raise CheckpointError(f"{entry.file} was cut short while it was being read")
             done += n_read
     return raw.view(entry.dtype).reshape(entry.shape)
+
+
+def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a small file whole: equal contents give equal bytes, which the safetensors library does not promise."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    entries, raw, end = {}, [], 0
+    for name in order:
+        tensor = tensors[name].detach().cpu().contiguous()
+        shape = tuple(tensor.shape)
+        entries[name] = Entry(path, end, tensor.nbytes, tensor.dtype, shape)
+        raw.append(tensor.reshape(-1).view(torch.uint8))
+        end += tensor.nbytes
+    with FileIO(path, "w") as file:
+        file.write(make_header(entries, {name: metadata[name] for name in sorted(metadata)}))
+        for each in raw:
+            write_bytes(file, each)
 
 
 def write_bytes(file: FileIO, raw: Tensor) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from calibration.held_out import EVERY
 from calibration.propagation import Propagate
@@ -37,6 +37,7 @@ from compress.exports import EXPORTS, Use, formats_for
 from compress.families.base import Survey
 from compress.models.checkpoint import Reader
 from compress.models.devices import settle_device, settle_dtype
+from compress.models.model_config import read_config
 from compress.models.resolve import SourceModel, load_tokenizer, resolve_model
 from compress.planning.make import refuse_full_disk
 from compress.planning.plan import Plan
@@ -146,7 +147,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     device = settle_device(recipe.device)
     source = resolve_model(recipe.model, None, progress=progress)
     reader = Reader(source.folder)
-    config = AutoConfig.from_pretrained(source.folder)
+    config = read_config(source.folder)
     recipe = settled_for(recipe, config)
     refuse_long_sequences(recipe, config)
     dtype = settle_dtype(recipe.dtype, config)

@@ -13,14 +13,13 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from calibration.errors import InputError
 from compress.callbacks import Progress
 from compress.config.recipe import Recipe
 from compress.errors import CheckpointError, RecipeError
 from compress.evaluation.original_scores import Originals
 from compress.models.checkpoint import Reader
+from compress.models.model_config import read_config
 from compress.models.resolve import resolve_model
 from compress.pipeline import main as pipeline
 from compress.planning.make import refuse_full_disk
@@ -225,7 +224,7 @@ class _Sources:
 
     def settled(self, recipe: Recipe) -> Recipe:
         """As a run writes it into its report."""
-        return settled_for(recipe, AutoConfig.from_pretrained(self._folder(recipe.model)))
+        return settled_for(recipe, read_config(self._folder(recipe.model)))
 
     def fingerprint(self, spec: str) -> str:
         """Sha256 of the model as it is now."""
