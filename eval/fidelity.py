@@ -1,9 +1,9 @@
 """How far a model is from its original on a text: perplexity, KL divergence, top-1 agreement.
 
-Both see the same windows. Each position but a window's last predicts the next token; nothing is
-prepended. Log-softmax in fp32, all sums in float64. Standard errors are over windows: with window
-sums s and token counts m, sum(s)/sum(m) is a ratio estimate, which for windows of equal length is
-the mean of the windows' means.
+Both see the same windows. Each position but a window's last predicts the next token, and each next token counts unless
+it is ignored: special tokens that are not the text's own are read, but not judged. Log-softmax in fp32, all sums in
+float64. Standard errors are over windows: with window sums s and token counts m, sum(s)/sum(m) is a ratio estimate,
+which for windows of equal length is the mean of the windows' means.
 
 Shapes: b = windows in a batch, t = tokens in a window, n = positions in a piece, v = vocabulary.
 """
@@ -26,7 +26,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class _WindowSums:
-    """Sums over one window's predicted tokens."""
+    """Sums over the predicted tokens of one window that count."""
 
     n_tokens: int
     reference_nll: float
@@ -40,49 +40,65 @@ def compare(
     model: PreTrainedModel,
     batches: Iterable[Tensor],
     *,
+    ignored: Iterable[Tensor] | None = None,
     progress: Progress = no_progress,
 ) -> tuple[Fidelity, Fidelity]:
     """(Fidelity of `reference` to itself, Fidelity of `model` to `reference`) on token ids (b, t).
 
-    KL is KL(reference || model), nats a token. Cost: one forward of each model. Memory: the hidden
-    states of a batch and pieces of logits of bounded size, whatever the vocabulary.
+    `ignored`: for each batch a bool tensor (b, t), True for tokens that are not counted where they are predicted;
+    None: all are counted. KL is KL(reference || model), nats a token. Cost: one forward of each model. Memory: the
+    hidden states of a batch and pieces of logits of bounded size, whatever the vocabulary.
 
     Raises:
-        EvalError: no windows, windows of fewer than 2 tokens, ids or vocabularies that do not fit,
-            NaN or infinite logits (the message names the model and the window), a perplexity beyond all numbers.
+        EvalError: no windows, windows of fewer than 2 tokens, no token that counts, ids or vocabularies that do not
+            fit, NaN or infinite logits (the message names the model and the window), a perplexity beyond all numbers.
     """
     batches = list(batches)
     _check(batches, {"original": reference, "compressed model": model})
+    counted = _counted(batches, ignored)
     windows: list[_WindowSums] = []
     total = sum(len(batch) for batch in batches)
-    for batch in batches:
-        windows += _compare_batch(reference, model, batch, len(windows))
+    for batch, counts in zip(batches, counted, strict=True):
+        windows += _compare_batch(reference, model, batch, counts, len(windows))
         progress("fidelity", len(windows), total)
     return _of_reference(windows), _of_model(windows)
 
 
 @torch.inference_mode()
 def _compare_batch(
-    reference: PreTrainedModel, model: PreTrainedModel, ids_bt: Tensor, first_window: int
+    reference: PreTrainedModel,
+    model: PreTrainedModel,
+    ids_bt: Tensor,
+    counts_bt: Tensor,
+    first_window: int,
 ) -> list[_WindowSums]:
     theirs = LogitPieces.of("original", reference, ids_bt)
     ours = LogitPieces.of("compressed model", model, ids_bt)
-    return [_compare_window(theirs, ours, row, first_window + row) for row in range(len(ids_bt))]
+    return [
+        _compare_window(theirs, ours, counts_bt, row, first_window + row)
+        for row in range(len(ids_bt))
+    ]
 
 
-def _compare_window(theirs: LogitPieces, ours: LogitPieces, row: int, window: int) -> _WindowSums:
+def _compare_window(
+    theirs: LogitPieces, ours: LogitPieces, counts_bt: Tensor, row: int, window: int
+) -> _WindowSums:
     next_ids = theirs.ids_bt[row, 1:]
+    counts = counts_bt[row, 1:].to(next_ids.device)
     sums = torch.zeros(4, dtype=torch.float64)
     start = 0
     for p_nv, q_nv in zip(theirs.window(row), ours.window(row), strict=True):
         check_finite(p_nv, theirs.label, window)
         check_finite(q_nv, ours.label, window)
-        targets = next_ids[start : start + len(p_nv)]
-        start += len(p_nv)
         # A window's last position predicts a token that is not there.
-        sums += _piece_sums(p_nv[: len(targets)], q_nv[: len(targets)].to(p_nv.device), targets)
+        targets, here = (each[start : start + len(p_nv)] for each in (next_ids, counts))
+        start += len(p_nv)
+        p_nv, q_nv = p_nv[: len(targets)], q_nv[: len(targets)].to(p_nv.device)
+        if not bool(here.all()):
+            p_nv, q_nv, targets = p_nv[here], q_nv[here], targets[here]
+        sums += _piece_sums(p_nv, q_nv, targets)
     reference_nll, model_nll, kl, agreements = sums.tolist()
-    return _WindowSums(len(next_ids), reference_nll, model_nll, kl, agreements)
+    return _WindowSums(int(counts.sum()), reference_nll, model_nll, kl, agreements)
 
 
 def _piece_sums(p_nv: Tensor, q_nv: Tensor, targets_n: Tensor) -> Tensor:
@@ -142,6 +158,18 @@ def _of_reference(windows: Sequence[_WindowSums]) -> Fidelity:
     counts = [part.n_tokens for part in parts]
     perplexity, stderr = _perplexity([part.nll for part in parts], counts)
     return Fidelity(perplexity, stderr, 0.0, 0.0, 1.0, 0.0, sum(counts), parts)
+
+
+def _counted(batches: Sequence[Tensor], ignored: Iterable[Tensor] | None) -> list[Tensor]:
+    """For each batch, whether a token counts where it is predicted: bool (b, t)."""
+    if ignored is None:
+        return [torch.ones_like(batch, dtype=torch.bool) for batch in batches]
+    counted = [~batch for batch in ignored]
+    if [each.shape for each in counted] != [batch.shape for batch in batches]:
+        raise EvalError("ignored: not one bool for each token of each batch of windows")
+    if not any(bool(each[:, 1:].any()) for each in counted):
+        raise EvalError("eval_text: every token of the windows is a special one; use longer text")
+    return counted
 
 
 def _check(batches: Sequence[Tensor], models: dict[str, PreTrainedModel]) -> None:

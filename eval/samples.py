@@ -22,6 +22,16 @@ PROMPTS = (
     "To bake a loaf of bread, first",
 )
 NEW_TOKENS = 48
+_TEMPLATE_ERRORS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What a chat template, which is a program, can end with on a message that it does not expect."""
 
 
 def sample(
@@ -30,14 +40,18 @@ def sample(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str] = PROMPTS,
     *,
+    prefix: Sequence[int] = (),
     progress: Progress = no_progress,
 ) -> tuple[Sample, ...]:
-    """Continuations of at most 48 tokens; none of a prompt that leaves the model no room, or of no token."""
+    """Continuations of at most 48 tokens; none of a prompt that leaves the model no room, or of no token.
+
+    Every prompt begins with the ids `prefix`, which are not put there twice where the chat template writes them.
+    """
     longest = context_length(before.config)
     samples = []
     for done, prompt in enumerate(prompts):
         progress("samples", done, len(prompts))
-        ids_1t, framing = _framed(tokenizer, prompt)
+        ids_1t, framing = _framed(tokenizer, list(prefix), prompt)
         room = NEW_TOKENS if longest is None else min(NEW_TOKENS, longest - ids_1t.shape[1])
         if ids_1t.shape[1] == 0 or room < 1:
             continue
@@ -47,21 +61,30 @@ def sample(
     return tuple(samples)
 
 
-def _framed(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[Tensor, str]:
-    """Ids (1, t) and the framing."""
+def _framed(
+    tokenizer: PreTrainedTokenizerBase, prefix: list[int], prompt: str
+) -> tuple[Tensor, str]:
+    """Ids (1, t), prefix included, and the framing."""
+    text, framing = _text(tokenizer, prompt)
+    ids = list(tokenizer(text, add_special_tokens=False).input_ids)
+    begun = ids[: len(prefix)] == prefix
+    return torch.tensor([ids if begun else prefix + ids], dtype=torch.long), framing
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[str, str]:
+    """What the model reads, and the framing."""
     if tokenizer.chat_template is not None:
         message = [{"role": "user", "content": prompt}]
         try:
             text = tokenizer.apply_chat_template(
                 message, tokenize=False, add_generation_prompt=True
             )
-        except TemplateError:
+        except _TEMPLATE_ERRORS:
             # Some templates want more than a message; the sample's framing tells that it went without.
             pass
         else:
-            ids = tokenizer(text, add_special_tokens=False).input_ids
-            return torch.tensor([ids], dtype=torch.long), "chat"
-    return torch.tensor([tokenizer(prompt).input_ids], dtype=torch.long), "text"
+            return str(text), "chat"
+    return prompt, "text"
 
 
 @torch.inference_mode()

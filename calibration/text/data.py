@@ -1,7 +1,7 @@
 """Text into batches of tokens, with a record of exactly what was read.
 
-Documents are joined with the end-of-text token and cut into sequences of equal length that do not
-overlap; which ones are used is decided by a seed.
+Documents are joined with the end-of-text token and cut into sequences of equal length that do not overlap, each of
+which begins with the special tokens that the tokenizer puts in front of a text; a seed decides which ones are used.
 Shapes: n = sequences, t = tokens of a sequence.
 """
 
@@ -9,7 +9,7 @@ import enum
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,11 +17,23 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
+from calibration.bos import Bos
 from calibration.errors import InputError
-from calibration.text.documents import Rows
-from calibration.text.drawing import Drawn, Stream, draw_rows, draw_text, enough, take_rows
+from calibration.text.chats import rendered
+from calibration.text.documents import Chats, Documents, Rows
+from calibration.text.drawing import (
+    Drawn,
+    Stream,
+    draw_rows,
+    draw_text,
+    enough,
+    spelled,
+    take_rows,
+    take_text,
+)
 from calibration.text.examples import draw_examples, take_examples
 from calibration.text.sources import Split, TextSource, open_source, parse_source
+from calibration.text.special import SpecialTokens
 
 __all__ = [
     "Framing",
@@ -49,13 +61,16 @@ class Tokens:
 
     `input_ids` (n, t) int64; `attention_mask` (n, t) int64 with 0 for padding, or None if nothing
     is padded; `provenance`, made of JSON types, says what was read; `labels` (n,) int64 the class
-    of each sequence, or None if the text has none.
+    of each sequence, or None if the text has none; `inserted` (n, t) bool, True for special tokens that are not the
+    text's own but stand before and between documents, or None if there are none: a model reads them, but is not
+    judged by how well it predicts them.
     """
 
     input_ids: Tensor
     attention_mask: Tensor | None
     provenance: dict[str, Any]
     labels: Tensor | None = None
+    inserted: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of sequences."""
@@ -71,12 +86,15 @@ class Tokens:
         """In order, `size` sequences at a time; the last batch may be smaller."""
         if size < 1:
             raise InputError(f"batch_size: {size} sequences at a time; at least 1")
-        masks = self.attention_mask
         for start in range(0, len(self), size):
             part = slice(start, start + size)
-            mask = None if masks is None else masks[part]
-            labels = None if self.labels is None else self.labels[part]
-            yield Tokens(self.input_ids[part], mask, self.provenance, labels)
+            yield replace(
+                self,
+                input_ids=self.input_ids[part],
+                attention_mask=_part(self.attention_mask, part),
+                labels=_part(self.labels, part),
+                inserted=_part(self.inserted, part),
+            )
 
     def singles(self) -> Iterator["Tokens"]:
         """One sequence at a time, its padding cut off where that is at one end."""
@@ -88,14 +106,18 @@ class Tokens:
             places = seen.nonzero().flatten()
             part = slice(int(places[0]), int(places[-1]) + 1)
             mask = None if bool(seen[part].all()) else one.attention_mask[:, part]
-            yield Tokens(one.input_ids[:, part], mask, one.provenance, one.labels)
+            inserted = None if one.inserted is None else one.inserted[:, part]
+            yield replace(
+                one, input_ids=one.input_ids[:, part], attention_mask=mask, inserted=inserted
+            )
 
     def fingerprint(self) -> str:
-        """Hex sha256 of the shape, the ids, the mask and the labels; the provenance does not count."""
+        """Hex sha256 of the shape, the ids, the masks and the labels; the provenance does not count."""
         mask = self.attention_mask
         mask = torch.ones_like(self.input_ids) if mask is None else mask
         digest = hashlib.sha256(repr(tuple(self.input_ids.shape)).encode())
-        for tensor in (self.input_ids, mask, *([] if self.labels is None else [self.labels])):
+        further = [tensor for tensor in (self.labels, self.inserted) if tensor is not None]
+        for tensor in (self.input_ids, mask, *further):
             digest.update(
                 tensor.to("cpu", torch.int64).contiguous().numpy().astype("<i8").tobytes()
             )
@@ -111,28 +133,30 @@ def load_tokens(  # noqa: PLR0913  (all but two by name)
     seed: int,
     split: Split,
     framing: Framing = Framing.PACKED,
+    bos: Bos = Bos.AUTO,
 ) -> Tokens:
     """`n_sequences` sequences of `seq_len` tokens from a mixture of sources, decided by `seed`.
 
-    Each source gets its share by weight (largest remainders, at least one sequence each). Ready
-    `input_ids` rows are cut to `seq_len`, or padded on the right. No special token is added but the
-    end-of-text token between documents. Raises InputError if a source is not readable, or has less
-    distinct text than its share: the message says how many sequences there are.
+    Each source gets its share by weight (largest remainders, at least one sequence each). Packed sequences begin with
+    the special tokens that `bos` says, and have them again after each end of text within. Ready `input_ids` rows are
+    cut to `seq_len`, or padded on the right, and get no special token. Raises InputError if a source is not readable,
+    or has less distinct text than its share: the message says how many sequences there are.
     """
     _check_request(sources, n_sequences, seq_len)
+    special = _special_tokens(tokenizer, framing, bos, seq_len)
     shares = _shares([source.weight for source in sources], n_sequences)
     drawn: list[Drawn] = []
     for index, (source, share) in enumerate(zip(sources, shares, strict=True)):
         # Not by the spec: the same file at another place gives the same tokens.
         rng = random.Random(f"{seed}/{index}")
-        opened = open_source(source, split, n_tokens=share * seq_len, seed=seed)
+        opened = _opened(source, tokenizer, split, n_tokens=share * seq_len, seed=seed)
         _refuse_repeated(opened.provenance, [part.provenance for part in drawn])
         if isinstance(opened, Rows):
-            part = draw_rows(opened, tokenizer, rng, share, seq_len)
+            part = draw_rows(opened, tokenizer, special, rng, share, seq_len)
         elif framing is Framing.EXAMPLES:
             part = draw_examples(opened, tokenizer, rng, share, seq_len)
         else:
-            part = draw_text(opened, tokenizer, rng, share, seq_len)
+            part = draw_text(opened, Stream(tokenizer, special), rng, share, seq_len)
         part.provenance.update(weight=source.weight, sequences=share)
         drawn.append(part)
     # Mixed, so that any run of sequences is a sample of all sources.
@@ -143,7 +167,8 @@ def load_tokens(  # noqa: PLR0913  (all but two by name)
             whole.ids[order],
             whole.mask[order],
             whole.provenance,
-            None if whole.labels is None else whole.labels[order],
+            _part(whole.labels, order),
+            _part(whole.inserted, order),
         ),
         [d.provenance for d in drawn],
         {"seed": seed, "split": split.value},
@@ -157,34 +182,56 @@ def load_windows(
     n_sequences: int | None,
     seq_len: int,
     framing: Framing = Framing.PACKED,
+    bos: Bos = Bos.AUTO,
 ) -> Tokens:
     """The first `n_sequences` windows (None: all) of the held-out part, in order, not overlapping.
 
-    For perplexity: nothing is shuffled, and packed text gets no BOS. Raises InputError as load_tokens does.
+    For perplexity: nothing is shuffled. Packed text has the special tokens that `load_tokens` gives it. Raises
+    InputError as load_tokens does.
     """
     _check_request([source], 1 if n_sequences is None else n_sequences, seq_len)
+    special = _special_tokens(tokenizer, framing, bos, seq_len)
     n_tokens = (n_sequences or 0) * seq_len
-    opened = open_source(source, Split.HELDOUT, n_tokens=n_tokens or 1 << 24, seed=0)
+    opened = _opened(source, tokenizer, Split.HELDOUT, n_tokens=n_tokens or 1 << 24, seed=0)
     if isinstance(opened, Rows):
         share = len(opened.ids) if n_sequences is None else n_sequences
-        part = take_rows(
-            opened, tokenizer, range(enough(len(opened.ids), share, opened.provenance)), seq_len
-        )
-        part.provenance["sequences"] = len(part.ids)
-        return _finish(part, [part.provenance], {"split": Split.HELDOUT.value})
-    if framing is Framing.EXAMPLES:
+        chosen = range(enough(len(opened.ids), share, opened.provenance))
+        part = take_rows(opened, tokenizer, special, chosen, seq_len)
+    elif framing is Framing.EXAMPLES:
         part = take_examples(opened, tokenizer, n_sequences, seq_len)
-        part.provenance["sequences"] = len(part.ids)
-        return _finish(part, [part.provenance], {"split": Split.HELDOUT.value})
-    stream = Stream(tokenizer)
-    stream.extend_in_order(opened, n_tokens or None)
-    count = len(stream.ids) // seq_len
-    share = enough(
-        count, max(count, 1) if n_sequences is None else n_sequences, opened.provenance, seq_len
-    )
-    part = stream.cut(opened, [i * seq_len for i in range(share)], seq_len)
-    part.provenance["sequences"] = share
+    else:
+        part = take_text(opened, Stream(tokenizer, special), n_sequences, seq_len)
+    part.provenance["sequences"] = len(part.ids)
     return _finish(part, [part.provenance], {"split": Split.HELDOUT.value})
+
+
+def _part(tensor: Tensor | None, places: slice | Tensor) -> Tensor | None:
+    return None if tensor is None else tensor[places]
+
+
+def _special_tokens(
+    tokenizer: PreTrainedTokenizerBase, framing: Framing, bos: Bos, seq_len: int
+) -> SpecialTokens:
+    """Those of packed text; examples get theirs from the tokenizer. Raises InputError if they fill a sequence."""
+    special = SpecialTokens.of(tokenizer, bos if framing is Framing.PACKED else Bos.NEVER)
+    if seq_len <= len(special.prefix):
+        raise InputError(
+            f"seq_len: {seq_len} tokens are all special ones ({spelled(tokenizer, special.prefix)}); use more"
+        )
+    return special
+
+
+def _opened(
+    source: TextSource,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+    *,
+    n_tokens: int,
+    seed: int,
+) -> Documents | Rows:
+    """An open source, its chats rendered."""
+    opened = open_source(source, split, n_tokens=n_tokens, seed=seed)
+    return rendered(opened, tokenizer) if isinstance(opened, Chats) else opened
 
 
 def _check_request(sources: Sequence[TextSource], n_sequences: int, seq_len: int) -> None:
@@ -230,7 +277,15 @@ def _joined(drawn: Sequence[Drawn]) -> Drawn:
         for tensors in ([part.ids for part in drawn], [part.mask for part in drawn])
     )
     labels = [part.labels for part in drawn if part.labels is not None]
-    return Drawn(ids, masks, {}, torch.cat(labels) if len(labels) == len(drawn) else None)
+    inserted = torch.zeros_like(masks, dtype=torch.bool)
+    first = 0
+    for part in drawn:
+        rows = slice(first, first + len(part.ids))
+        if part.inserted is not None:
+            inserted[rows, : part.inserted.shape[1]] = part.inserted
+        first = rows.stop
+    labels_n = torch.cat(labels) if len(labels) == len(drawn) else None
+    return Drawn(ids, masks, {}, labels_n, inserted)
 
 
 def _finish(drawn: Drawn, read: list[dict[str, Any]], settings: dict[str, Any]) -> Tokens:
@@ -242,4 +297,5 @@ def _finish(drawn: Drawn, read: list[dict[str, Any]], settings: dict[str, Any]) 
         "tokens": int(mask.sum()),
         **settings,
     }
-    return Tokens(ids, None if bool(mask.all()) else mask, provenance, drawn.labels)
+    inserted = drawn.inserted if drawn.inserted is not None and bool(drawn.inserted.any()) else None
+    return Tokens(ids, None if bool(mask.all()) else mask, provenance, drawn.labels, inserted)

@@ -1,7 +1,8 @@
 """Sequences of tokens out of one source: cut from its text, or taken from its ready rows.
 
 Up to four million characters all text is tokenised and sequences are drawn from all of it; beyond,
-short pieces are drawn at random places of the text, with equal chance for every place.
+short pieces are drawn at random places of the text, with equal chance for every place. Every sequence begins with the
+prefix, which counts among its tokens.
 Shapes: n = sequences, t = tokens of a sequence.
 """
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from calibration.errors import InputError
 from calibration.text.documents import Documents, Rows
+from calibration.text.special import SpecialTokens
 
 _TOKENISE_ALL_CHARACTERS = 1 << 22
 _PIECE_CHARACTERS_PER_TOKEN = 16
@@ -29,13 +31,15 @@ _WINDOW_MARGIN = 64
 
 @dataclass(frozen=True)
 class Drawn:
-    """Sequences of one source: `ids` and `mask` (n, t), and what was read."""
+    """Sequences of one source: `ids`, `mask` and `inserted` (n, t), and what was read."""
 
     ids: Tensor
     mask: Tensor
     provenance: dict[str, Any]
     labels: Tensor | None = None
     """(n,) int64: the class of each, if the source says."""
+    inserted: Tensor | None = None
+    """Bool: special tokens that stand before and between documents; None if the source is no packed text."""
 
 
 def enough(
@@ -53,13 +57,12 @@ def enough(
 
 def draw_text(
     documents: Documents,
-    tokenizer: PreTrainedTokenizerBase,
+    stream: "Stream",
     rng: random.Random,
     share: int,
     seq_len: int,
 ) -> Drawn:
-    """`share` sequences (share, seq_len) at random places; InputError if there are too few."""
-    stream = Stream(tokenizer)
+    """`share` sequences (share, seq_len) at random places, by an empty stream; InputError if there are too few."""
     if sum(documents.lengths) <= _TOKENISE_ALL_CHARACTERS:
         order = list(range(len(documents.texts)))
         rng.shuffle(order)
@@ -68,17 +71,30 @@ def draw_text(
     else:
         pieces = pieces_of(documents.lengths, _PIECE_CHARACTERS_PER_TOKEN * seq_len)
         rng.shuffle(pieces)
-        stream.extend(documents, pieces, share * seq_len)
+        stream.extend(documents, pieces, stream.tokens_for(share, seq_len))
         drawn_from = "pieces at random places"
-    count = len(stream.ids) // seq_len
+    starts = stream.starts(seq_len, 0)
+    count = len(starts)
     enough(count, share, documents.provenance, seq_len)
     # Any phase that costs no sequence.
-    phase = rng.randint(0, len(stream.ids) - count * seq_len)
-    chosen = rng.sample(range(count), share)
-    part = stream.cut(documents, [phase + i * seq_len for i in chosen], seq_len)
+    shifted = stream.starts(seq_len, rng.randint(0, stream.left_after(starts[-1], seq_len)))
+    starts = shifted if len(shifted) >= count else starts
+    part = stream.cut(documents, [starts[i] for i in rng.sample(range(count), share)], seq_len)
     whole = drawn_from == "all text"
     part.provenance.update(drawn_from=drawn_from, sequences_available=count if whole else None)
     return part
+
+
+def take_text(
+    documents: Documents, stream: "Stream", n_sequences: int | None, seq_len: int
+) -> Drawn:
+    """The first `n_sequences` sequences (None: all) of an empty stream; InputError if there are too few."""
+    wanted = None if n_sequences is None else stream.tokens_for(n_sequences, seq_len)
+    stream.extend_in_order(documents, wanted)
+    starts = stream.starts(seq_len, 0)
+    share = max(len(starts), 1) if n_sequences is None else n_sequences
+    enough(len(starts), share, documents.provenance, seq_len)
+    return stream.cut(documents, starts[:share], seq_len)
 
 
 def pieces_of(lengths: Sequence[int], size: int) -> list[tuple[int, int, int]]:
@@ -102,12 +118,15 @@ def whole_words(text: str, start: int, end: int) -> str:
 
 
 class Stream:
-    """Token ids of pieces of documents, one after the other, the end-of-text token between them."""
+    """Token ids of pieces of documents, one after the other, the separator between them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> None:
         """Start without text."""
         self.ids: list[int] = []
         self._tokenizer = tokenizer
+        self._special = special
+        self._inserted = bytearray()
+        """1 for each of the ids that belongs to a separator."""
         self._starts: list[int] = []
         self._documents: list[int] = []
 
@@ -148,13 +167,38 @@ class Stream:
             if len(self.ids) >= n_tokens + _WINDOW_MARGIN:
                 return
 
+    def tokens_for(self, n_sequences: int, seq_len: int) -> int:
+        """So many tokens of the stream are enough for `n_sequences`."""
+        prefix, separator = self._special.prefix, self._special.separator
+        # A sequence that would begin within a separator leaves the rest of it out.
+        return n_sequences * (seq_len - len(prefix) + (len(separator) if prefix else 0))
+
+    def starts(self, seq_len: int, phase: int) -> list[int]:
+        """Places from `phase` on where sequences begin that do not overlap, their prefix not counted."""
+        length = seq_len - len(self._special.prefix)
+        found = []
+        start = self._after_separator(phase)
+        while start + length <= len(self.ids):
+            found.append(start)
+            start = self._after_separator(start + length)
+        return found
+
+    def left_after(self, start: int, seq_len: int) -> int:
+        """Number of tokens after the sequence that begins at `start`."""
+        return len(self.ids) - (start + seq_len - len(self._special.prefix))
+
     def cut(self, documents: Documents, starts: Sequence[int], seq_len: int) -> Drawn:
-        """The sequences that begin at `starts`, and what was read."""
-        ids = torch.tensor([self.ids[start : start + seq_len] for start in starts])
+        """The sequences that begin at `starts`, each after the prefix, and what was read."""
+        prefix = list(self._special.prefix)
+        length = seq_len - len(prefix)
+        ids = torch.tensor([prefix + self.ids[start : start + length] for start in starts])
+        inserted = torch.tensor(
+            [[1] * len(prefix) + list(self._inserted[start : start + length]) for start in starts]
+        ).bool()
         used: set[int] = set()
         for start in starts:
             first = bisect_right(self._starts, start) - 1
-            last = bisect_right(self._starts, start + seq_len - 1)
+            last = bisect_right(self._starts, start + length - 1)
             used.update(self._documents[first:last])
         provenance = documents.provenance | {
             "documents": len(documents.texts),
@@ -162,56 +206,97 @@ class Stream:
             "characters": sum(documents.lengths),
             "tokens_read": len(self.ids),
             "tokens": ids.numel(),
-            "separator": self._tokenizer.eos_token,
+            "prefix": spelled(self._tokenizer, self._special.prefix),
+            "separator": spelled(self._tokenizer, self._special.separator),
         }
-        return Drawn(ids, torch.ones_like(ids), provenance)
+        return Drawn(ids, torch.ones_like(ids), provenance, inserted=inserted)
 
     def _append(self, batch: Sequence[tuple[int, str]]) -> None:
         if not batch:
             return
         texts = [text for _, text in batch]
         encoded = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        eos = self._tokenizer.eos_token_id
         for (index, _), ids in zip(batch, encoded, strict=True):
-            if self.ids and eos is not None:
-                self.ids.append(eos)
+            if self.ids:
+                separator = self._next_separator()
+                self.ids.extend(separator)
+                self._inserted.extend(b"\1" * len(separator))
             self._starts.append(len(self.ids))
             self._documents.append(index)
-            self.ids.extend(ids)
+            own = self._special.without_prefix(ids)
+            self.ids.extend(own)
+            self._inserted.extend(bytes(len(own)))
+
+    def _next_separator(self) -> Sequence[int]:
+        """The separator after what there is, without an end of text that the last document brought itself."""
+        separator, eos = self._special.separator, self._special.eos
+        last, before = self.ids[-1], self.ids[-2:-1]
+        # Chat templates end a turn with the token and a line break.
+        ended = last == eos or (before == [eos] and not str(self._tokenizer.decode([last])).strip())
+        return separator[1:] if ended and separator[:1] == (eos,) else separator
+
+    def _after_separator(self, place: int) -> int:
+        """The place, or the end of the separator that it is in: the prefix of a sequence stands for that one."""
+        while self._special.prefix and place < len(self.ids) and self._inserted[place]:
+            place += 1
+        return place
 
     def _forget_after(self, n_tokens: int) -> None:
-        del self.ids[n_tokens:]
+        del self.ids[n_tokens:], self._inserted[n_tokens:]
         while self._starts and self._starts[-1] >= n_tokens:
             self._starts.pop()
             self._documents.pop()
 
 
+def spelled(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str | None:
+    """Special tokens as they are written; None for none."""
+    return "".join(map(str, tokenizer.convert_ids_to_tokens(list(ids)))) if ids else None
+
+
 def draw_rows(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, rng: random.Random, share: int, seq_len: int
+    rows: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    special: SpecialTokens,
+    rng: random.Random,
+    share: int,
+    seq_len: int,
 ) -> Drawn:
     """`share` random rows as sequences of `seq_len`; InputError if there are too few."""
     enough(len(rows.ids), share, rows.provenance)
-    return take_rows(rows, tokenizer, rng.sample(range(len(rows.ids)), share), seq_len)
+    return take_rows(rows, tokenizer, special, rng.sample(range(len(rows.ids)), share), seq_len)
 
 
 def take_rows(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, chosen: Sequence[int], seq_len: int
+    rows: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    special: SpecialTokens,
+    chosen: Sequence[int],
+    seq_len: int,
 ) -> Drawn:
-    """The rows `chosen`, cut to `seq_len` or padded on the right; InputError for a bad row."""
+    """The rows `chosen`, cut to `seq_len` or padded on the right; InputError for a bad row.
+
+    They get no prefix; the provenance tells how many have none.
+    """
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ids = torch.full((len(chosen), seq_len), pad or 0)
     mask = torch.zeros_like(ids)
+    without_prefix = 0
     for position, index in enumerate(chosen):
+        where = f"{rows.provenance['source']}, row {index}"
         row = list(rows.ids[index])
         kept = [1] * len(row) if rows.masks is None else list(rows.masks[index])
-        where = f"{rows.provenance['source']}, row {index}"
         _check_row(row, kept, len(tokenizer), where)
+        without_prefix += not special.begins(
+            [token for token, seen in zip(row, kept, strict=True) if seen]
+        )
         length = min(len(row), seq_len)
         if not any(kept[:length]):
             raise InputError(f"{where}: no tokens in the first {seq_len} places (seq_len)")
         ids[position, :length] = torch.tensor(row[:length])
         mask[position, :length] = torch.tensor(kept[:length])
     provenance = rows.provenance | {"documents": len(rows.ids), "tokens": int(mask.sum())}
+    if special.prefix:
+        provenance["rows_without_prefix"] = without_prefix
     labels = None if rows.labels is None else torch.tensor([rows.labels[index] for index in chosen])
     return Drawn(ids, mask, provenance, labels)
 
@@ -221,7 +306,7 @@ def _check_row(row: Sequence[int], mask: Sequence[int], n_vocabulary: int, where
         raise InputError(f"{where}: the input_ids are not whole numbers")
     if not row:
         raise InputError(f"{where}: no tokens")
-    if len(mask) != len(row) or not set(mask) <= {0, 1}:
+    if len(mask) != len(row) or not all(item in (0, 1) for item in mask):
         raise InputError(f"{where}: the attention_mask is not {len(row)} times 0 or 1")
     worst = max(row) if max(row) >= n_vocabulary else min(row)
     if not 0 <= worst < n_vocabulary:

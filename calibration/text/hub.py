@@ -8,8 +8,10 @@ import datasets
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from calibration.errors import InputError
+from calibration.text.chats import refuse_bad_messages
+from calibration.text.documents import Chats, Documents, refuse_half_surrogates
+from calibration.text.tables import CHAT_FIELDS, TEXT_FIELDS
 
-_FIELDS = ("text", "content")
 _SHUFFLE_BUFFER = 10_000
 _CHARACTERS_PER_TOKEN = 16
 """How much text is read for each token asked for: well above what any tokenizer needs."""
@@ -17,8 +19,8 @@ _CHARACTERS_PER_TOKEN = 16
 _PARTS = {"calibration": ("train",), "heldout": ("test", "validation")}
 
 
-def read_hub(spec: str, part: str, *, n_tokens: int, seed: int) -> tuple[list[str], dict[str, Any]]:
-    """Documents of the data set "owner/name" or "owner/name@config", and what they are.
+def read_hub(spec: str, part: str, *, n_tokens: int, seed: int) -> Documents | Chats:
+    """Documents or chats of the data set "owner/name" or "owner/name@config".
 
     `part` "calibration" reads the split train, in an order shuffled by `seed` within a buffer of
     10,000 rows; "heldout" reads test, or else validation, in order. Raises InputError if the data
@@ -30,7 +32,7 @@ def read_hub(spec: str, part: str, *, n_tokens: int, seed: int) -> tuple[list[st
         rows = datasets.load_dataset(name, config or None, split=split, streaming=True)
         if part == "calibration":
             rows = rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
-        texts = _read_until(iter(rows), _CHARACTERS_PER_TOKEN * n_tokens, spec)
+        field, values = _read_until(iter(rows), _CHARACTERS_PER_TOKEN * n_tokens, spec)
     except InputError:
         raise
     except (OfflineModeIsEnabled, HfHubHTTPError, ConnectionError) as error:
@@ -42,13 +44,17 @@ def read_hub(spec: str, part: str, *, n_tokens: int, seed: int) -> tuple[list[st
         raise InputError(
             f"{spec}: neither a file nor a data set of the hub that can be read ({error})"
         ) from error
-    return texts, {
+    provenance = {
         "source": name,
         "kind": "hub",
         "config": config or None,
         "split": split,
+        "field": field,
         "order": f"shuffled in a buffer of {_SHUFFLE_BUFFER}" if part == "calibration" else "as is",
     }
+    if field in CHAT_FIELDS:
+        return Chats(values, lambda index: f"{spec}: row {index}", provenance)
+    return Documents(values, [len(text) for text in values], provenance)
 
 
 def _choose_split(name: str, config: str | None, part: str) -> str:
@@ -61,21 +67,34 @@ def _choose_split(name: str, config: str | None, part: str) -> str:
     )
 
 
-def _read_until(rows: Iterator[dict[str, Any]], n_characters: int, spec: str) -> list[str]:
+def _read_until(
+    rows: Iterator[dict[str, Any]], n_characters: int, spec: str
+) -> tuple[str, list[Any]]:
+    """The field that is read, and its values until there are so many characters."""
     first = next(rows, None)
     if first is None:
         raise InputError(f"{spec}: the data set has no rows")
-    field = next((name for name in _FIELDS if name in first), None)
+    field = next((name for name in (*TEXT_FIELDS, *CHAT_FIELDS) if name in first), None)
     if field is None:
-        raise InputError(f"{spec}: no field 'text' or 'content'; there are {', '.join(first)}")
-    texts: list[str] = []
+        raise InputError(
+            f"{spec}: no field 'text', 'content', 'messages' or 'conversations'; there are {', '.join(first)}"
+        )
+    values: list[Any] = []
     total = 0
     for row in chain([first], rows):
-        text = row[field]
-        if not isinstance(text, str):
-            raise InputError(f"{spec}: row {len(texts)}: {field!r} is not text")
-        texts.append(text)
-        total += len(text)
+        total += _checked_length(row[field], field, f"{spec}: row {len(values)}")
+        values.append(row[field])
         if total >= n_characters:
             break
-    return texts
+    return field, values
+
+
+def _checked_length(value: Any, field: str, where: str) -> int:
+    """Characters of a text, or of all that is said in a chat."""
+    if field in CHAT_FIELDS:
+        refuse_bad_messages(value, field, where)
+        return sum(len(part) for entry in value for part in entry.values() if isinstance(part, str))
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {field!r} is not text")
+    refuse_half_surrogates(value, where)
+    return len(value)

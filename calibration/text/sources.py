@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration.errors import InputError
-from calibration.text.documents import Documents, Rows
+from calibration.text.documents import Chats, Documents, Rows
 from calibration.text.prose import python_docs
 from calibration.text.tables import open_json_lines, open_parquet
 
@@ -62,7 +62,9 @@ def parse_source(text: str) -> TextSource:
     return TextSource(spec, weight)
 
 
-def open_source(source: TextSource, split: Split, *, n_tokens: int, seed: int) -> Documents | Rows:
+def open_source(
+    source: TextSource, split: Split, *, n_tokens: int, seed: int
+) -> Documents | Chats | Rows:
     """Open and check a source.
 
     `n_tokens` and `seed` matter to hub data sets only: they are streamed in a seeded order, and no
@@ -80,8 +82,7 @@ def open_source(source: TextSource, split: Split, *, n_tokens: int, seed: int) -
     # datasets takes seconds to import, and only this kind of source needs it.
     from calibration.text.hub import read_hub
 
-    texts, provenance = read_hub(source.spec, split.value, n_tokens=n_tokens, seed=seed)
-    return Documents(texts, [len(text) for text in texts], provenance)
+    return read_hub(source.spec, split.value, n_tokens=n_tokens, seed=seed)
 
 
 def _open_built_in(split: Split) -> Documents:
@@ -89,7 +90,7 @@ def _open_built_in(split: Split) -> Documents:
     return Documents(texts, [len(text) for text in texts], provenance)
 
 
-def _open_file(path: Path) -> Documents | Rows:
+def _open_file(path: Path) -> Documents | Chats | Rows:
     kind = _FILE_KINDS.get(path.suffix)
     if kind is None:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Files with one document a row: JSONL and parquet.
+"""Files with one document, chat or sequence of ids a row: JSONL and parquet.
 
 Every row is checked once, but only what is needed to find it again is kept.
 """
@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
 from calibration.errors import InputError
-from calibration.text.documents import Documents, Rows
+from calibration.text.chats import refuse_bad_messages
+from calibration.text.documents import Chats, Documents, Rows, refuse_half_surrogates
 
 TEXT_FIELDS = ("text", "content")
 IDS_FIELD = "input_ids"
+CHAT_FIELDS = ("messages", "conversations")
 MASK_FIELD = "attention_mask"
 LABEL_FIELD = "label"
 
@@ -44,9 +46,9 @@ class _JsonField(Sequence[Any]):
             return json.loads(file.readline())[self.name]
 
 
-def open_json_lines(path: Path, provenance: dict[str, Any]) -> Documents | Rows:
+def open_json_lines(path: Path, provenance: dict[str, Any]) -> Documents | Chats | Rows:
     """A JSONL file, every line of it checked. Raises InputError naming the line and what would be right."""
-    offsets, lengths, name = array("q"), array("q"), ""
+    offsets, lengths, numbers, name = array("q"), array("q"), array("q"), ""
     first: dict[str, Any] = {}
     labelled, offset = True, 0
     with path.open("rb") as file:
@@ -60,6 +62,7 @@ def open_json_lines(path: Path, provenance: dict[str, Any]) -> Documents | Rows:
                 name = choose_field(row, where)
                 first = row
             offsets.append(start)
+            numbers.append(number)
             lengths.append(_checked_length(row, name, where))
             if name == IDS_FIELD:
                 _check_mask(row, first, where)
@@ -68,6 +71,8 @@ def open_json_lines(path: Path, provenance: dict[str, Any]) -> Documents | Rows:
         raise InputError(f"{path}: there is no row in the file")
     provenance = provenance | {"field": name, "rows": len(offsets)}
     values = _JsonField(path, name, offsets)
+    if name in CHAT_FIELDS:
+        return Chats(values, lambda index: f"{path}, line {numbers[index]}", provenance)
     labels = _JsonField(path, LABEL_FIELD, offsets) if labelled else None
     if name == IDS_FIELD:
         masks = _JsonField(path, MASK_FIELD, offsets) if MASK_FIELD in first else None
@@ -89,11 +94,11 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
 
 def choose_field(names: Any, where: str) -> str:
     """The field to read, out of a row or a schema; InputError lists what there is."""
-    for name in (*TEXT_FIELDS, IDS_FIELD):
+    for name in (*TEXT_FIELDS, IDS_FIELD, *CHAT_FIELDS):
         if name in names:
             return name
     raise InputError(
-        f"{where}: no field 'text', 'content' or 'input_ids'; there are"
+        f"{where}: no field 'text', 'content', 'input_ids', 'messages' or 'conversations'; there are"
         f" {', '.join(map(str, names))}"
     )
 
@@ -105,8 +110,12 @@ def _checked_length(row: dict[str, Any], name: str, where: str) -> int:
     if name == IDS_FIELD:
         if not isinstance(value, list) or not all(type(item) is int for item in value):
             raise InputError(f"{where}: {name!r} is not a list of whole numbers")
+    elif name in CHAT_FIELDS:
+        refuse_bad_messages(value, name, where)
     elif not isinstance(value, str):
         raise InputError(f"{where}: {name!r} is {type(value).__name__}, not text")
+    else:
+        refuse_half_surrogates(value, where)
     return len(value)
 
 
@@ -141,7 +150,7 @@ class _Column(Sequence[Any]):
         return self.column[index].as_py()
 
 
-def open_parquet(path: Path, provenance: dict[str, Any]) -> Documents | Rows:
+def open_parquet(path: Path, provenance: dict[str, Any]) -> Documents | Chats | Rows:
     """A parquet file. Raises InputError naming the column and what would be right."""
     # pyarrow is slow to import, and only this kind of source needs it.
     import pyarrow
@@ -150,31 +159,79 @@ def open_parquet(path: Path, provenance: dict[str, Any]) -> Documents | Rows:
     try:
         names = parquet.read_schema(path).names
         name = choose_field(names, str(path))
-        wanted = [name] + ([MASK_FIELD] if name == IDS_FIELD and MASK_FIELD in names else [])
-        if LABEL_FIELD in names and pyarrow.types.is_integer(
-            parquet.read_schema(path).field(LABEL_FIELD).type
-        ):
-            wanted.append(LABEL_FIELD)
-        table = parquet.read_table(path, columns=wanted)
+        table = parquet.read_table(path, columns=_wanted(parquet.read_schema(path), name))
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable parquet file ({error})") from error
     column = table.column(name)
     if len(column) == 0:
         raise InputError(f"{path}: there is no row in the file")
-    if wanted[-1] == LABEL_FIELD and table.column(LABEL_FIELD).null_count:
-        wanted.pop()  # some rows have no class: then the file has none
-    if any(table.column(each).null_count for each in wanted):
-        raise InputError(f"{path}: a row has no value in column {' or '.join(wanted)}")
+    labelled = LABEL_FIELD in table.column_names and not table.column(LABEL_FIELD).null_count
+    # A row without a class: then the file has none.
+    read = [each for each in table.column_names if labelled or each != LABEL_FIELD]
+    if any(table.column(each).null_count for each in read):
+        raise InputError(f"{path}: a row has no value in column {' or '.join(read)}")
+    _refuse_bad_utf8(table, path)
     provenance = provenance | {"field": name, "rows": len(column)}
-    labels = _Column(table.column(LABEL_FIELD)) if LABEL_FIELD in wanted else None
+    labels = _Column(table.column(LABEL_FIELD)) if labelled else None
     if name == IDS_FIELD:
-        if not (pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type)):
-            raise InputError(
-                f"{path}: column {name!r} holds {column.type}, not lists of whole numbers"
+        for each in (name, *(each for each in read if each == MASK_FIELD)):
+            _refuse_other_type(
+                table.column(each).type, each, _is_list, "lists of whole numbers", path
             )
-        masks = _Column(table.column(MASK_FIELD)) if MASK_FIELD in wanted else None
+        masks = _Column(table.column(MASK_FIELD)) if MASK_FIELD in read else None
         return Rows(_Column(column), masks, provenance, labels)
-    if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
-        raise InputError(f"{path}: column {name!r} holds {column.type}, not text")
+    if name in CHAT_FIELDS:
+        return _parquet_chats(column, name, path, provenance)
+    _refuse_other_type(column.type, name, _is_string, "text", path)
     lengths = compute.utf8_length(column).to_pylist()
     return Documents(_Column(column), lengths, provenance, labels)
+
+
+def _wanted(schema: Any, name: str) -> list[str]:
+    """The columns to read: the field, its mask, and classes if they are whole numbers."""
+    from pyarrow import types
+
+    wanted = [name]
+    if name == IDS_FIELD and MASK_FIELD in schema.names:
+        wanted.append(MASK_FIELD)
+    if LABEL_FIELD in schema.names and types.is_integer(schema.field(LABEL_FIELD).type):
+        wanted.append(LABEL_FIELD)
+    return wanted
+
+
+def _parquet_chats(column: Any, name: str, path: Path, provenance: dict[str, Any]) -> Chats:
+    _refuse_other_type(column.type, name, _is_list, "lists of messages", path)
+    values = _Column(column)
+    for index, value in enumerate(values):
+        refuse_bad_messages(value, name, f"{path}, row {index}")
+    return Chats(values, lambda index: f"{path}, row {index}", provenance)
+
+
+def _refuse_bad_utf8(table: Any, path: Path) -> None:
+    import pyarrow
+
+    try:
+        table.validate(full=True)
+    except pyarrow.ArrowInvalid as error:
+        raise InputError(
+            f"{path}: a column is not what the file says ({error}); write the text as valid UTF-8"
+        ) from error
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_list(kind) or types.is_large_list(kind))
+
+
+def _is_string(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
+def _refuse_other_type(
+    kind: Any, name: str, is_right: Callable[[Any], bool], words: str, path: Path
+) -> None:
+    if not is_right(kind):
+        raise InputError(f"{path}: column {name!r} holds {kind}, not {words}")

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import yaml
 
+from calibration.bos import Bos
 from calibration.propagation import Propagate
 from compress.config.options import build, dump, name_of
 from compress.config.yaml_file import read_yaml
@@ -40,6 +41,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 """Others lack what is needed: mps has no float64, meta no numbers."""
 
 _ENUMS: Mapping[str, type[StrEnum]] = {
+    "bos": Bos,
     "dtype": Dtype,
     "propagate": Propagate,
     "statistics": StatisticsMode,
@@ -137,6 +139,14 @@ class Recipe:
     samples: int = field(default=64, metadata=_about("calibration", "number of sequences", "N"))
     seq_len: int = field(
         default=512, metadata=_about("calibration", "tokens in a sequence", "TOKENS")
+    )
+    bos: Bos = field(
+        default=Bos.AUTO,
+        metadata=_about(
+            "calibration",
+            "what every window begins with, in evaluation too: what the tokenizer puts in front of a text (auto), its "
+            "bos_token even if it does not put it there (always), nothing (never)",
+        ),
     )
     batch_size: int = field(
         default=8,

@@ -24,6 +24,8 @@ from compress.prepare.prepare import Prepared
 from compress.prepare.texts import (
     framing_for,
     held_out_windows,
+    prefix_in,
+    prefix_of,
     refuse_long_sequences,
     refuse_unknown_tokens,
     settled_for,
@@ -49,6 +51,8 @@ class Original:
     windows: Tokens | None
     """Held-out text, if fidelity is wanted."""
     head: Head
+    prefix: tuple[int, ...] = ()
+    """Token ids that the prompts of samples begin with."""
 
 
 @record(frozen=True, config=STRICT)
@@ -68,6 +72,7 @@ def original_of(prepared: Prepared) -> Original:
         prepared.dtype,
         prepared.windows,
         head_of(prepared.config) or Head.NEXT_TOKEN,
+        prefix_of(prepared.recipe, prepared.tokenizer, framing_for(prepared.config)),
     )
 
 
@@ -81,6 +86,7 @@ def resolve_original(recipe: Recipe, progress: Progress) -> tuple[Original, Reci
     recipe = settled_for(recipe, config)
     refuse_long_sequences(recipe, config)
     tokenizer = load_tokenizer(folder)
+    prefix = prefix_of(recipe, tokenizer, framing_for(config))
     windows = held_out_windows(recipe, tokenizer, framing_for(config))
     if windows is not None:
         refuse_unknown_tokens(windows, tokenizer, config, "eval_text")
@@ -91,6 +97,7 @@ def resolve_original(recipe: Recipe, progress: Progress) -> tuple[Original, Reci
         settle_dtype(recipe.dtype, config),
         windows,
         head_of(config) or Head.NEXT_TOKEN,
+        prefix,
     )
     return original, recipe
 
@@ -146,8 +153,11 @@ def compare_with(
     return Comparison(
         before=Scores(fidelity[0], tasks, footprints[0]),
         after=Scores(fidelity[1], _tasks(after, original, recipe, progress), footprints[1]),
-        samples=sample(before, after, original.tokenizer, progress=progress),
+        samples=sample(
+            before, after, original.tokenizer, prefix=original.prefix, progress=progress
+        ),
         text_sha256=text,
+        prefix=None if original.windows is None else prefix_in(original.windows),
     )
 
 
@@ -183,8 +193,20 @@ def _fidelity(
 ) -> tuple[Fidelity | None, Fidelity | None]:
     if windows is None:
         return None, None
-    batches = [tokens.input_ids for tokens in windows.batches(2)]
-    return compare(before, after, batches, progress=progress)
+    batches = list(windows.batches(2))
+    return compare(
+        before,
+        after,
+        [batch.input_ids for batch in batches],
+        ignored=_ignored(batches),
+        progress=progress,
+    )
+
+
+def _ignored(batches: list[Tokens]) -> list[torch.Tensor] | None:
+    """The special tokens in each batch that are not the text's own; None if there are none."""
+    masks = [batch.inserted for batch in batches if batch.inserted is not None]
+    return masks or None
 
 
 def _whole(

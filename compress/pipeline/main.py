@@ -44,6 +44,7 @@ from compress.prepare.prepare import (
     refuse_small_disks,
     refuse_small_statistics_disk,
 )
+from compress.prepare.texts import text_lines
 from compress.report.card.card import model_card
 from compress.report.card.pictures import PICTURES
 from compress.report.pages import run_page, write_pictures
@@ -64,7 +65,9 @@ def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Forecast:
     prepared = surveyed(prepared, progress)
     n_parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
     seconds = seconds_of_forward(n_parameters, prepared.tokens.n_tokens, prepared.device)
-    return Forecast(prepared.plan, seconds)
+    return Forecast(
+        prepared.plan, seconds, text_lines(prepared.tokens, prepared.windows, prepared.tokenizer)
+    )
 
 
 def run(

@@ -10,6 +10,7 @@ from calibration.outputs import head_of
 from compress.pipeline.export import Outcome
 from compress.pipeline.stopwatch import Stopwatch
 from compress.prepare.prepare import Prepared
+from compress.prepare.texts import text_notes
 from compress.report.environment import describe_environment
 from compress.report.report import Comparison, ExportReport, LayerReport, Report, Totals
 
@@ -71,6 +72,8 @@ def _notes(prepared: Prepared, outcome: Outcome) -> tuple[str, ...]:
         notes.append(
             "statistics of an equal earlier run (same model, text and settings) were used again"
         )
+    for text in (prepared.tokens, prepared.windows):
+        notes += () if text is None else text_notes(text)
     left = [layer.name for layer in outcome.layers if layer.failure is not None]
     if left:
         notes.append(f"{len(left)} layers were left as they were after an error: {', '.join(left)}")

@@ -170,6 +170,8 @@ class Forecast:
     plan: Plan
     seconds_of_forward: float
     """One plain forward pass over the calibration tokens."""
+    text: tuple[str, ...] = ()
+    """Lines on the windows of text."""
 
     def lines(self) -> list[str]:
         """The lines that show the plan and its time in a terminal."""
@@ -178,6 +180,7 @@ class Forecast:
         work = f"{low} to {high} s" if low else f"up to {high} s" if high else "under a second"
         return [
             *self.plan.lines(),
+            *self.text,
             f"one forward pass over the calibration text: {forward}; "
             f"calibrating and compressing: {work}; verification and evaluation come on top",
         ]

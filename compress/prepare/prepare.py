@@ -46,6 +46,7 @@ from compress.prepare.texts import (
     few_tokens,
     framing_for,
     held_out_windows,
+    prefix_of,
     refuse_long_sequences,
     refuse_unknown_tokens,
     settled_for,
@@ -156,6 +157,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     loader = PartLoader(model, reader)
     subject = opened(Original(source, reader, config, loader))
     plan = subject.plan(recipe)
+    prefix_of(recipe, tokenizer, framing_for(config))
     tokens = calibration_text(recipe, tokenizer, framing_for(config))
     windows = held_out_windows(recipe, tokenizer, framing_for(config))
     for option, text in (("calibration", tokens), ("eval_text", windows)):

@@ -7,10 +7,12 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from calibration.bos import Bos
 from calibration.errors import InputError
 from calibration.heads import Head
 from calibration.outputs import head_of
 from calibration.text.data import Framing, Split, Tokens, load_tokens, load_windows, parse_source
+from calibration.text.special import SpecialTokens
 from compress.config.recipe import AUTO, Recipe
 from compress.errors import RecipeError
 from compress.exports import EXPORTS, Use, formats_for
@@ -20,6 +22,8 @@ from eval.footprint import context_length
 DEFAULT_TASKS = ("offline_hellaswag", "offline_piqa", "offline_arc_easy")
 """Tasks of a language model whose recipe names none; their items come with the toolkit."""
 
+SHOWN = 6
+"""Tokens of a window that a plan shows."""
 FEW = 32
 """Tokens that tell what a block does with any."""
 
@@ -72,6 +76,12 @@ def settled_for(recipe: Recipe, config: PretrainedConfig) -> Recipe:
             option="model",
         )
     opening(recipe).refuse_wordless()
+    if recipe.bos is not Bos.AUTO:
+        raise RecipeError(
+            f"{recipe.bos} is for models that write text; this one reads texts whole, with the special tokens that its "
+            "tokenizer puts around them; use auto",
+            option="bos",
+        )
     unfit = next((name for name in recipe.export if head not in EXPORTS[name].traits.heads), None)
     if unfit is not None:
         fit = [name for name in formats_for(Use.MODEL) if head in EXPORTS[name].traits.heads]
@@ -106,6 +116,55 @@ def _refuse_unknown_labels(text: Tokens, config: PretrainedConfig, option: str) 
         )
 
 
+def prefix_of(recipe: Recipe, tokenizer: Any, framing: Framing) -> tuple[int, ...]:
+    """Ids that every window and every prompt begins with; none for a model that reads whole texts.
+
+    Raises RecipeError if the tokenizer has no such token as the recipe wants, or puts in front what it likes.
+    """
+    if framing is Framing.EXAMPLES:
+        return ()
+    try:
+        return SpecialTokens.of(tokenizer, recipe.bos).prefix
+    except InputError as error:
+        raise RecipeError(str(error), option="bos") from error
+
+
+def prefix_in(text: Tokens) -> str | None:
+    """The special tokens that windows begin with, as they are written; None for text that is not packed."""
+    (source,) = text.provenance["sources"]
+    return source["prefix"] or "" if "prefix" in source else None
+
+
+def text_notes(text: Tokens) -> tuple[str, ...]:
+    """A remark on ready rows of token ids that do not begin as the tokenizer begins a text."""
+    return tuple(
+        f"{source['rows_without_prefix']} of {source['sequences']} rows of token ids from {source['source']} do not "
+        "begin with the special tokens that the tokenizer puts in front of a text; they are used as they are"
+        for source in text.provenance["sources"]
+        if source.get("rows_without_prefix")
+    )
+
+
+def text_lines(tokens: Tokens, windows: Tokens | None, tokenizer: Any) -> tuple[str, ...]:
+    """Lines of a plan on each text: its windows, the first tokens of one, and remarks."""
+    lines = []
+    for name, text in (("calibration", tokens), ("evaluation", windows)):
+        if text is not None:
+            n, t = text.input_ids.shape
+            first = _first_tokens(text, tokenizer)
+            lines.append(f"{name} text: {n} x {t} tokens; the first window begins {first}")
+            lines += [f"note: {note}" for note in text_notes(text)]
+    return tuple(lines)
+
+
+def _first_tokens(text: Tokens, tokenizer: Any) -> str:
+    """The first tokens of the first window, special ones as they are written."""
+    ids = text.input_ids[0]
+    if text.attention_mask is not None:
+        ids = ids[text.attention_mask[0].bool()]
+    return " ".join(repr(tokenizer.decode([k])) for k in ids[:SHOWN].tolist())
+
+
 def calibration_text(recipe: Recipe, tokenizer: Any, framing: Framing) -> Tokens:
     """The sequences that statistics are collected on. Raises InputError naming the source."""
     return load_tokens(
@@ -116,6 +175,7 @@ def calibration_text(recipe: Recipe, tokenizer: Any, framing: Framing) -> Tokens
         seq_len=recipe.seq_len,
         seed=recipe.seed,
         split=Split.CALIBRATION,
+        bos=recipe.bos,
     )
 
 
@@ -133,6 +193,7 @@ def held_out_windows(recipe: Recipe, tokenizer: Any, framing: Framing) -> Tokens
             n_sequences=recipe.eval_windows,
             seq_len=recipe.seq_len,
             framing=framing,
+            bos=recipe.bos,
         )
     except InputError as error:
         # Its remedies name the calibration's options; whose text it is must be said.

@@ -67,6 +67,8 @@ def _fields(reports: Mapping[str, Report]) -> dict[str, Field]:
     # Of windows that are more or longer the hash is another one, whatever the text.
     alike = not any(list(_differences(name, _values(reports, it))) for name, it in windows.items())
     hashed = all(it.scores and it.scores.text_sha256 for it in reports.values() if _reads_text(it))
+    alike = alike and not any(_differences("bos", _values(reports, _prefix)))
+    fields["bos"] = _prefix
     fields["eval_text"] = _if_read(_text if alike and hashed else _option("eval_text"))
     fields |= windows
     fields["tokens of eval_text"] = _n_tokens
@@ -121,6 +123,11 @@ def _text(report: Report) -> str | None:
     """The held-out text by the hash of its tokens, so that its place does not matter."""
     text = None if report.scores is None else report.scores.text_sha256
     return None if text is None else f"tokens of sha256 {text[:_FINGERPRINT_DIGITS]}"
+
+
+def _prefix(report: Report) -> str | None:
+    prefix = None if report.scores is None else report.scores.prefix
+    return None if prefix is None else f"windows begin with {prefix or 'no special token'}"
 
 
 def _n_tokens(report: Report) -> str | None:

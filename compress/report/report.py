@@ -138,6 +138,9 @@ class Comparison:
     """Continuations that both models wrote after the same prompts; empty for models that write nothing."""
     text_sha256: str | None = None
     """Sha256 of the token ids of the held-out text; None if no text was read."""
+    prefix: str | None = None
+    """Special tokens that each window of the held-out text begins with, empty for none; None if no text was cut into
+    windows, or it was not recorded."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
