@@ -1,4 +1,4 @@
-"""The tokens that windows begin with, from the recipe to the report; perplexity beside that of lm-eval and plain code."""
+"""The tokens that windows begin with, from recipe to report; perplexity beside that of lm-eval and of plain code."""
 
 import json
 import math

@@ -161,15 +161,8 @@ def load_tokens(  # noqa: PLR0913  (all but two by name)
         drawn.append(part)
     # Mixed, so that any run of sequences is a sample of all sources.
     order = torch.tensor(random.Random(f"{seed}/order").sample(range(n_sequences), n_sequences))
-    whole = _joined(drawn)
     return _finish(
-        Drawn(
-            whole.ids[order],
-            whole.mask[order],
-            whole.provenance,
-            _part(whole.labels, order),
-            _part(whole.inserted, order),
-        ),
+        _in_order(_joined(drawn), order),
         [d.provenance for d in drawn],
         {"seed": seed, "split": split.value},
     )
@@ -203,6 +196,16 @@ def load_windows(
         part = take_text(opened, Stream(tokenizer, special), n_sequences, seq_len)
     part.provenance["sequences"] = len(part.ids)
     return _finish(part, [part.provenance], {"split": Split.HELDOUT.value})
+
+
+def _in_order(drawn: Drawn, order: Tensor) -> Drawn:
+    return replace(
+        drawn,
+        ids=drawn.ids[order],
+        mask=drawn.mask[order],
+        labels=_part(drawn.labels, order),
+        inserted=_part(drawn.inserted, order),
+    )
 
 
 def _part(tensor: Tensor | None, places: slice | Tensor) -> Tensor | None:
