@@ -32,13 +32,29 @@ from calibration.outputs import AUTO_CLASSES, head_of
 
 
 def build_skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The architecture of `config` with its head: parameters on meta, buffers real, in eval mode."""
+    """The architecture of `config` with its head: parameters on meta, buffers real, in eval mode.
+
+    Raises InputError for a config of values that no such model has: a negative size, an activation of no name.
+    """
     from accelerate import init_empty_weights  # not there where checkpoints are only loaded
 
-    with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AUTO_CLASSES[head_of(config) or Head.NEXT_TOKEN].from_config(
-            config, dtype=dtype
-        )
+    try:
+        with init_empty_weights(include_buffers=False):
+            model: PreTrainedModel = AUTO_CLASSES[head_of(config) or Head.NEXT_TOKEN].from_config(
+                config, dtype=dtype
+            )
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise InputError(
+            f"{config.name_or_path or 'the model'}: transformers makes no {config.model_type} of its config.json "
+            f"({type(error).__name__}: {error}); correct it, or download it again"
+        ) from error
     model.config.use_cache = (
         False  # a cache would be among what blocks are called with, and grow at every call
     )

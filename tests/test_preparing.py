@@ -238,3 +238,20 @@ def test_speed_is_measured_on_what_fits_in_a_short_context():
     model.config.n_positions = 1
     with pytest.raises(EvalError, match="at most 1 tokens"):
         measure_speed(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"vocab_size": -3}, InputError),
+        ({"head_dim": -3}, InputError),
+        ({"hidden_act": "x"}, InputError),
+        ({"architectures": 3}, CheckpointError),
+        ({"model_type": ["llama"]}, CheckpointError),
+        ({"dtype": []}, CheckpointError),
+    ],
+)
+def test_a_configuration_that_describes_no_model_is_refused(workspace, change, error):
+    change_config(workspace, **change)
+    with pytest.raises(error, match=r"config\.json"):
+        prepare(recipe(workspace), no_progress)

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from exported import FORMATS, IDS, POSITIONS, compressed, export
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from compress.errors import CheckpointError, PluginError, RecipeError
@@ -226,3 +227,18 @@ def test_the_fresh_process_answers_what_a_user_can_mend_as_a_message(tmp_path, m
 
     monkeypatch.setattr(verification, "check", fail)
     assert verification.answer_of_this_process(tmp_path, "cpu") == {"error": reason}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("files", "x"), ("tensors", "[]"), ("base", "3"), ("dtype", "float33"), ("rounded", "nn")],
+)
+def test_metadata_that_no_export_has_are_damage_and_named(native, name, text):
+    with safe_open(native / PROBE, framework="pt") as probe:
+        metadata = probe.metadata()
+        tensors = {key: probe.get_tensor(key) for key in probe.keys()}  # noqa: SIM118
+    save_file(tensors, native / PROBE, {**metadata, name: text})
+    with pytest.raises(
+        CheckpointError, match=f"damaged: {name} in its metadata is '{re.escape(text)}'"
+    ):
+        verify(native)

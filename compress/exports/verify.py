@@ -216,7 +216,22 @@ def read_probe(path: Path) -> tuple[list[Tensor], Mapping[str, str]]:
             f"{path} has no digests of {' and '.join(absent)}: it is damaged or of another version;"
             " get the export again"
         )
+    for name, text in metadata.items():
+        if not _is_read(name, text):
+            raise CheckpointError(
+                f"{path} is damaged: {name} in its metadata is {text[:40]!r}; get the export again"
+            )
     return tensors, metadata
+
+
+def _is_read(name: str, text: str) -> bool:
+    """Whether an entry of a probe's metadata is what `write_probe` wrote: a table of digests, or a dtype's name."""
+    if name in ("dtype", "rounded"):
+        return isinstance(getattr(torch, text, None), torch.dtype)
+    try:
+        return isinstance(json.loads(text), dict)
+    except json.JSONDecodeError:
+        return name not in ("tensors", "files", "base")
 
 
 def _refuse_device(name: str) -> None:

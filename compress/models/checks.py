@@ -102,7 +102,7 @@ def _refuse_compressed(spec: str, folder: Path, config: dict[str, Any]) -> None:
 
 def _refuse_unknown_code(spec: str, config: dict[str, Any]) -> None:
     kind = config.get("model_type")
-    if kind in CONFIG_MAPPING:
+    if isinstance(kind, str) and kind in CONFIG_MAPPING:
         return
     if "auto_map" in config:
         raise CheckpointError(
@@ -133,6 +133,10 @@ def _refuse_missing_files(spec: str, folder: Path) -> None:
 
 
 def _refuse_other_architectures(spec: str, config: Any) -> None:
+    if not isinstance(config.architectures, list | None):
+        raise CheckpointError(
+            f"{spec}: architectures in its config.json is {config.architectures!r}; it is a list of names of classes"
+        )
     if head_of(config) is None:
         raise CheckpointError(
             f"{spec}: {', '.join(config.architectures or []) or config.model_type} is neither a causal language model, "
