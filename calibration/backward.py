@@ -40,12 +40,17 @@ Loss = Callable[[Any, Tokens], Tensor]
 
 
 def next_token_loss(output: Any, tokens: Tokens) -> Tensor:
-    """Of a language model: summed over the tokens of one sequence that follow another; padding never counts."""
+    """Of a language model: summed over the text's own tokens of one sequence that follow another.
+
+    Padding and special tokens that the text did not bring never count.
+    """
     logits: Tensor = output.logits[0, :-1].float()
     labels = tokens.input_ids[0, 1:].to(logits.device)
     if tokens.attention_mask is not None:
         seen = (tokens.attention_mask[0, 1:] * tokens.attention_mask[0, :-1]).bool()
         labels = labels.masked_fill(~seen.to(labels.device), -100)
+    if tokens.inserted is not None:
+        labels = labels.masked_fill(tokens.inserted[0, 1:].to(labels.device), -100)
     return F.cross_entropy(logits, labels, reduction="sum", ignore_index=-100)
 
 

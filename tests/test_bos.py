@@ -13,8 +13,9 @@ from tokenizers_with_specials import BOS, EOS, adding
 from workspaces import recipe
 
 import compress
+from calibration.backward import next_token_loss
 from calibration.bos import Bos
-from calibration.text.data import TextSource, load_windows
+from calibration.text.data import TextSource, Tokens, load_windows
 from compress.errors import ComparisonError, RecipeError
 from compress.methods.rtn import RTN
 from compress.report.comparable import differences_between
@@ -115,6 +116,16 @@ def test_windows_without_a_token_to_judge_are_refused():
         compare(model, model, [ids], ignored=[torch.ones_like(ids).bool()])
     with pytest.raises(EvalError, match="not one bool for each token"):
         compare(model, model, [ids], ignored=[torch.ones(1, 3).bool()])
+
+
+def test_the_loss_of_gradients_leaves_special_tokens_out_too():
+    model = tiny_model("llama")
+    ids = torch.tensor([[BOS, 7, 8, EOS, BOS, 9, 10]])
+    inserted = (ids == BOS) | (ids == EOS)
+    output = model(input_ids=ids)
+    expected = -sum(output.logits[0, k - 1].log_softmax(-1)[ids[0, k]].item() for k in (1, 2, 5, 6))
+    found = next_token_loss(output, Tokens(ids, None, {}, inserted=inserted))
+    assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 # Recipe, plan, statistics, report. -----------------------------------------------------------

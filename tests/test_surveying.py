@@ -139,9 +139,15 @@ def test_a_measured_plan_is_shown_with_ranks_errors_and_a_recipe_that_repeats_it
     assert {e.name: e.rank for e in repeated.layers} == {e.name: e.rank for e in planned.layers}
 
 
-def test_the_measured_divergence_is_that_of_the_model_with_one_layer_compressed(workspace):
+@pytest.mark.parametrize("bos", ["never", "always"])
+def test_the_measured_divergence_is_that_of_the_model_with_one_layer_compressed(workspace, bos):
     method = SVDLLM(**SMALL, allocation=Allocation.SPECTRUM, importance="kl")
-    prepared = prepare(recipe(workspace, method=method), no_progress)
+    if bos == "always":
+        lines = "".join(f'{{"text": "{"a quick fox " * n}"}}\n' for n in range(1, 20))
+        (workspace / "text.jsonl").write_text(lines)
+    text = (str(workspace / ("text.jsonl" if bos == "always" else "text.txt")),)
+    wanted = recipe(workspace, method=method, calibration=text, bos=bos)
+    prepared = prepare(wanted, no_progress)
     model = AutoModelForCausalLM.from_pretrained(workspace / "model").eval()
     measuring, forms = Divergences(prepared), {}
     for block in plain_blocks(prepared):
@@ -157,7 +163,13 @@ def test_the_measured_divergence_is_that_of_the_model_with_one_layer_compressed(
         changed.get_submodule(name).weight.data = forms[name].dense()
         with torch.no_grad():
             p, q = (torch.log_softmax(each(ids).logits, -1) for each in (model, changed))
-        expected = (p.exp() * (p - q)).sum(-1).mean()
+        kl_nt = (p.exp() * (p - q)).sum(-1)
+        if bos == "always":
+            # What follows: end of text and <bos> count nowhere, the last position everywhere.
+            own = torch.cat([ids[:, 1:] > 2, torch.ones(len(ids), 1).bool()], dim=1)
+            assert not own.all()
+            kl_nt = kl_nt[own]
+        expected = kl_nt.mean()
         assert kl == pytest.approx(float(expected), rel=1e-3, abs=1e-7)
 
 

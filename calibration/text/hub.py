@@ -82,7 +82,7 @@ def _read_until(
     values: list[Any] = []
     total = 0
     for row in chain([first], rows):
-        total += _checked_length(row[field], field, f"{spec}: row {len(values)}")
+        total += _checked_length(row.get(field), field, f"{spec}: row {len(values)}")
         values.append(row[field])
         if total >= n_characters:
             break

@@ -91,12 +91,22 @@ class Divergences:
         return {name: total / n_tokens for name, total in totals.items()}
 
     def _log_probabilities(self, batch: int, final: Tensor, tokens: Tokens) -> Tensor:
-        """Log-probabilities of the next token at every token: (t, vocabulary)."""
+        """Log-probabilities of the next token, (t, vocabulary), at every token that counts."""
         with torch.no_grad():
             logits = predictions(self._stream.output(batch, final))[0]
-        if tokens.attention_mask is not None and len(logits) > 1:
-            logits = logits[tokens.attention_mask[0].bool().to(logits.device)]
+        if len(logits) > 1:
+            logits = logits[_counted(tokens).to(logits.device)]
         return F.log_softmax(logits.float(), dim=-1)
+
+
+def _counted(tokens: Tokens) -> Tensor:
+    """Which tokens (t,) of a sequence count: no padding, and none before a special token that is not the text's own."""
+    counted = torch.ones(tokens.input_ids.shape[1], dtype=torch.bool)
+    if tokens.attention_mask is not None:
+        counted &= tokens.attention_mask[0].bool()
+    if tokens.inserted is not None:
+        counted[:-1] &= ~tokens.inserted[0, 1:]
+    return counted
 
 
 class _InPlace:
