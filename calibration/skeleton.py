@@ -8,7 +8,7 @@ tensors, so renamed keys, missing prefixes (GPT-2) and merged experts (Mixtral, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -83,6 +83,28 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(found, key=lambda entry: len(entry[1]))
 
 
+def open_parts(
+    config: PretrainedConfig, dtype: torch.dtype, tensors: Mapping[str, Tensor]
+) -> PartLoader:
+    """The skeleton of a checkpoint's model with the loader of its tensors.
+
+    A head that the checkpoint stores, and that is not its embeddings, is one of its own whatever `config` says of
+    tying, as for transformers; `config` says so afterwards. Raises InputError as `PartLoader`.
+    """
+    loader = PartLoader(build_skeleton(config, dtype), tensors)
+    if not loader.untied:
+        return loader
+    if any(name not in loader.keys_of() for name in loader.tied):
+        raise InputError(
+            f"config.json ties {_some(sorted(loader.tied))}, but the checkpoint stores {_some(sorted(loader.untied))} "
+            "with values of its own, and not the others; set tie_word_embeddings to false and store all of them",
+            option="model",
+        )
+    for part in (config, config.get_text_config()):
+        part.tie_word_embeddings = False
+    return PartLoader(build_skeleton(config, dtype), tensors)
+
+
 class PartLoader:
     """Loads the weights below a prefix of a skeleton from a mapping of tensors, and frees them again."""
 
@@ -94,8 +116,12 @@ class PartLoader:
         self.model, self.tensors = model, tensors
         self._mapping: list[Any] = list(get_model_conversion_mapping(model) or ())
         self.memory_names = self._resolve_names()
+        self.tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+        """Parameters that the configuration ties to others, with those."""
         self._refuse_missing()
         self._refuse_unplaced()
+        self.untied = frozenset(self._find_untied())
+        """Parameters among these that the checkpoint stores with values of their own."""
 
     def _resolve_names(self) -> dict[str, str]:
         """For each tensor of the checkpoint, the name of the (first) parameter it becomes part of."""
@@ -110,6 +136,15 @@ class PartLoader:
             names[key] = name
         return names
 
+    def _find_untied(self) -> Iterator[str]:
+        keys = self.keys_of()
+        for name, source in self.tied.items():
+            own, other = keys.get(name, []), keys.get(source, [])
+            if len(own) == len(other) == 1 and not _equal(
+                self.tensors[own[0]], self.tensors[other[0]]
+            ):
+                yield name
+
     def is_converted(self, name: str) -> bool:
         """Whether a parameter is made from tensors of other shapes on loading (stacked experts)."""
         return any(
@@ -120,12 +155,11 @@ class PartLoader:
         )
 
     def _refuse_missing(self) -> None:
-        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
         have = set(self.memory_names.values())
         missing = [
             name
             for name, _ in self.model.named_parameters(remove_duplicate=False)
-            if name not in have and name not in tied and not self.is_converted(name)
+            if name not in have and name not in self.tied and not self.is_converted(name)
         ]
         if missing:
             raise InputError(f"the checkpoint lacks the weights {_some(missing)}", option="model")
@@ -174,7 +208,12 @@ class PartLoader:
             if not name.startswith(prefix)
         }
         self._place(wanted, device)
+        # The model may be another checkpoint's, which ties them.
+        own = {name: self.model.get_parameter(name) for name in self.untied}
         self.model.tie_weights()
+        for name, parameter in own.items():
+            parent, _, leaf = name.rpartition(".")
+            setattr(self.model.get_submodule(parent), leaf, parameter)
 
     def _place(self, wanted: dict[str, Tensor], device: torch.device) -> None:
         config = LoadStateDictConfig(
@@ -208,6 +247,10 @@ class PartLoader:
         for key, name in self.memory_names.items():
             keys[name].append(key)
         return dict(keys)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b if a.dtype == b.dtype else b.to(a.dtype))
 
 
 def _on_meta(parameter: nn.Parameter) -> nn.Parameter:

@@ -41,7 +41,8 @@ def tiny_llama(**settings):
 
 
 def write_gguf(path, model, kind="F32", **fields):
-    """`kind` is the storage of the matrices; `fields` replace or add metadata (None: leave out)."""
+    """`kind` is the storage of the matrices; `fields` replace or add metadata (None: leave out); `tensors`: more."""
+    more = fields.pop("tensors", {})
     writer = GGUFWriter(path, fields.pop("architecture", "llama"))
     _write_metadata(writer, model.config, fields)
     n_heads = {
@@ -58,6 +59,8 @@ def write_gguf(path, model, kind="F32", **fields):
                 array = _permute(array, n)
         storage = GGMLQuantizationType[kind if array.ndim > 1 else "F32"]
         writer.add_tensor(ours, quantize(np.ascontiguousarray(array), storage), raw_dtype=storage)
+    for name, values in more.items():
+        writer.add_tensor(name, np.array(values, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -86,7 +89,8 @@ def _write_metadata(writer, config, fields):
         writer.add_bos_token_id(1)
         writer.add_chat_template("{% for m in messages %}<|start|>{{ m['content'] }}{% endfor %}")
     for key, value in fields.items():
-        add = writer.add_uint16 if isinstance(value, int) else writer.add_string
+        kinds = {int: writer.add_uint16, float: writer.add_float32, str: writer.add_string}
+        add = kinds[type(value)]
         add(key.replace("__", "."), value)
 
 

@@ -317,12 +317,13 @@ def test_a_packed_head_is_the_bases_own(workspace, tied):
     assert torch.equal(native.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
 
 
-def test_a_head_that_the_base_has_untied_is_its_own(workspace):
+@pytest.mark.parametrize("said", [True, False])
+def test_a_head_that_the_base_has_untied_is_its_own(workspace, said):
     new_model(workspace, "llama", num_key_value_heads=4, tie_word_embeddings=True)
     folder = base(workspace)
     embeddings = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     change(folder, lambda tensors: tensors.update({"lm_head.weight": embeddings * 1.5}))
-    change_config(folder, tie_word_embeddings=False)
+    change_config(folder, tie_word_embeddings=said)
     report = compress.run(on_base(workspace, export=("adapter", "native")))
     assert all(export.relative_difference < 1e-5 for export in report.exports)
     native = load_export(workspace / "out" / "native")

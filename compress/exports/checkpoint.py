@@ -84,9 +84,11 @@ class CheckpointExporter(Exporter):
     def _write_config(self) -> None: ...
 
     def base_config(self) -> dict[str, Any]:
-        """The source's config.json, with the dtype that it may leave to the weights."""
+        """The source's config.json, with the dtype that it may leave to the weights, and without a tie that is none."""
         config = {key: value for key, value in self.config.items() if key != "torch_dtype"}
         dtype = config.get("dtype") or self.config.get("torch_dtype")
+        if self.source.has_own_head:
+            config |= {"tie_word_embeddings": False}
         return config | {"dtype": dtype or str(self.dtype).removeprefix("torch.")}
 
     def _refuse_lost(self) -> None:

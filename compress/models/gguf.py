@@ -28,13 +28,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from calibration.store import file_sha256
 from compress.callbacks import Progress
 from compress.errors import CheckpointError
+from compress.models.gguf_rope import RopeScaling, apply_rope, read_rope
 from compress.models.gguf_tokenizer import TokenizerFacts, write_tokenizer
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
 MAGIC = b"GGUF"
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 """Part of the cache key: raise it when converted folders would come out differently."""
 
 SOURCE_FILE = "compress_source.json"
@@ -60,6 +61,7 @@ class GGUFHeader:
     n_parameters: int
     matrix_types: frozenset[str]
     """Storage types of the tensors with two or more dimensions."""
+    rope: RopeScaling
 
     def dtype(self) -> torch.dtype:
         """float32, unless all matrices are 16-bit floats of one kind; those stay as they are."""
@@ -120,6 +122,7 @@ def read_header(path: Path) -> GGUFHeader:
             for tensor in reader.tensors
             if len(tensor.shape) > 1
         ),
+        rope=read_rope(reader, str(_field(reader, "general.architecture"))),
     )
 
 
@@ -244,6 +247,7 @@ def _load(header: GGUFHeader) -> Any:
     absent = sorted(set(info["missing_keys"]) | {str(key) for key in info["mismatched_keys"]})
     if absent:
         raise CheckpointError(f"{header.path}: no weights in the file for {', '.join(absent[:5])}")
+    apply_rope(loaded.config, header.rope, header.path)
     return _saveable(loaded)
 
 

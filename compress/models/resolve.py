@@ -4,9 +4,11 @@ A model is the word "demo", a folder, a GGUF file, or an id of the Hugging Face 
 its metadata can tell against it is told here, before weights are read. No code of a model is run.
 """
 
+from __future__ import annotations
+
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -59,6 +61,16 @@ class SourceModel:
     """The licence in the front matter of its README."""
     licence_link: str | None = None
     """The link there, for a licence that the hub has no name for."""
+    has_own_head: bool = False
+    """Whether its weights hold a head that is not the embeddings, though its config.json ties the two."""
+
+    def with_own_head(self) -> SourceModel:
+        """The model with what the weights have told."""
+        note = (
+            "config.json says that the head is the embeddings, but the weights hold a head that is not; that one was "
+            "used, as transformers does, and exports say tie_word_embeddings false"
+        )
+        return replace(self, has_own_head=True, notes=(*self.notes, note))
 
 
 def resolve_model(

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from calibration.held_out import EVERY
 from calibration.propagation import Propagate
-from calibration.skeleton import PartLoader, build_skeleton
+from calibration.skeleton import PartLoader, open_parts
 from calibration.statistics import always_collected
 from calibration.statistics.base import (
     GradientStatistic,
@@ -153,8 +153,10 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     refuse_long_sequences(recipe, config)
     dtype = settle_dtype(recipe.dtype, config)
     tokenizer = load_tokenizer(source.folder)
-    model = build_skeleton(config, dtype)
-    loader = PartLoader(model, reader)
+    is_tied = getattr(config, "tie_word_embeddings", False)
+    loader = open_parts(config, dtype, reader)
+    if is_tied and not config.tie_word_embeddings:
+        source = source.with_own_head()
     subject = opened(Original(source, reader, config, loader))
     plan = subject.plan(recipe)
     prefix_of(recipe, tokenizer, framing_for(config))
@@ -169,7 +171,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
         reader,
         config,
         tokenizer,
-        model,
+        loader.model,
         loader,
         subject.settled(recipe, few_tokens(tokens), device),
         replace(plan, exports=recipe.export),

@@ -21,9 +21,10 @@ from compress.forms.dense import Dense
 from compress.models.checkpoint import some
 from compress.models.resolve import Wanted, is_hub_id, snapshot
 from compress.planning.make import block_linears, other_shapes
-from compress.subjects.corrected import HEAD, CorrectedBase
+from compress.subjects.corrected import CorrectedBase
 from compress.subjects.subject import Original
 
+HEAD = "lm_head.weight"
 EQUAL = 1e-2
 """Relative L2 difference up to which tensors are the same but for the dtype that they are stored in."""
 UNCHANGED = 3e-3
@@ -109,7 +110,6 @@ def checked(named: Named, original: Original) -> CorrectedBase:
         held=held,
         packed_bytes=packed,
         changed=read,
-        own_head=HEAD in view and (view.is_packed(HEAD) or not parsed.tie_word_embeddings),
         reference=named.reference,
         revision=named.revision,
     )

@@ -42,8 +42,6 @@ from compress.report.report import BaseReport, KeptTensor
 from compress.subjects.rescaling import Rescaling, rescalings
 from compress.subjects.subject import Description, Subject
 
-HEAD = "lm_head.weight"
-
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectedBase(Subject):
@@ -60,8 +58,6 @@ class CorrectedBase(Subject):
     """Bytes of the form of every packed layer, by its weight's name in the view."""
     changed: tuple[str, ...]
     """Tensors of the blocks that get no correction, and that are not the original's: norms."""
-    own_head: bool
-    """Whether it has a head that is not its embeddings."""
     reference: str
     """The name by which an adapter refers to the checkpoint: the folder as it was named, or the id of the hub."""
     revision: str | None
@@ -265,7 +261,8 @@ class CorrectedBase(Subject):
     def exporters(self, folders: Mapping[str, Path], out: str) -> list[Exporter]:
         """Writers that take everything which no layer replaces from the base."""
         del out
-        given = (self.original.source, self.reference, self.view, self.revision)
+        source = replace(self.original.source, has_own_head=bool(self.into.untied))
+        given = (source, self.reference, self.view, self.revision)
         return [EXPORTS[name](folder, *given) for name, folder in folders.items()]
 
     def report(self) -> BaseReport | None:
@@ -288,13 +285,9 @@ class CorrectedBase(Subject):
         self.loader.load([f"{prefix}.{k}." for k in block.indices], device, without=replaced)
 
     def load_outside(self, device: torch.device) -> None:
-        """Load the base's tensors outside the blocks, and the head that it may have beside its embeddings."""
-        model = self.loader.model
-        prefix, _ = decoder_blocks(model)
+        """Load the base's tensors outside the blocks, with the head that it may have beside its embeddings."""
+        prefix, _ = decoder_blocks(self.loader.model)
         self.loader.load_outside(f"{prefix}.", device)
-        if self.own_head:  # which the original, whose config the model has, may tie
-            weight = self.view[HEAD].to(device, model.dtype)
-            model.get_output_embeddings().weight = nn.Parameter(weight, requires_grad=False)
 
     def replace_outside(self, device: torch.device) -> None:
         """Load the base's tensors over the original's."""
