@@ -82,15 +82,17 @@ def _write_metadata(writer, config, fields):
     if fields.pop("tokenizer", "present"):
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("smollm")
-        writer.add_token_list(TOKENS)
-        writer.add_token_types([3] * len(SPECIAL) + [1] * (len(TOKENS) - len(SPECIAL)))
-        writer.add_token_merges(MERGES)
+        tokens = fields.pop("tokens", TOKENS)
+        writer.add_token_list(tokens)
+        writer.add_token_types([3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)))
+        writer.add_token_merges(fields.pop("merges", MERGES))
         writer.add_eos_token_id(0)
         writer.add_bos_token_id(1)
         writer.add_chat_template("{% for m in messages %}<|start|>{{ m['content'] }}{% endfor %}")
     for key, value in fields.items():
         kinds = {int: writer.add_uint16, float: writer.add_float32, str: writer.add_string}
-        add = kinds[type(value)]
+        kinds |= {list: writer.add_array}
+        add = writer.add_uint32 if type(value) is int and value >> 16 else kinds[type(value)]
         add(key.replace("__", "."), value)
 
 

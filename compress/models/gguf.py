@@ -28,11 +28,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from calibration.store import file_sha256
 from compress.callbacks import Progress
 from compress.errors import CheckpointError
+from compress.models.gguf_checks import TOKENS, field_of, refuse_other_kinds
 from compress.models.gguf_rope import RopeScaling, apply_rope, read_rope
 from compress.models.gguf_tokenizer import TokenizerFacts, write_tokenizer
 
 if TYPE_CHECKING:
-    from gguf import GGUFReader
+    from gguf import GGUFReader, ReaderTensor
 
 MAGIC = b"GGUF"
 CONVERTER_VERSION = 2
@@ -96,58 +97,49 @@ def read_header(path: Path) -> GGUFHeader:
 
     Raises CheckpointError, naming the file and what is wrong with it.
     """
-    from gguf import GGMLQuantizationType, GGUFReader  # not there where checkpoints are only loaded
+    from gguf import GGUFReader  # not there where checkpoints are only loaded
 
     refuse_bad_magic(path)
     try:
-        reader = GGUFReader(str(path))
-    except (ValueError, IndexError, KeyError, OverflowError, MemoryError, struct.error) as error:
+        return _header(path, GGUFReader(str(path)))
+    except CheckpointError:
+        raise
+    except (
+        *(ValueError, IndexError, KeyError, OverflowError, MemoryError, TypeError, struct.error),
+        AttributeError,
+    ) as error:
         raise CheckpointError(
             f"{path}: truncated or corrupt GGUF file of {path.stat().st_size:,} bytes ({error});"
             " download it again"
         ) from error
-    _refuse_other_kinds(path, reader)
-    types = Counter(GGMLQuantizationType(tensor.tensor_type).name for tensor in reader.tensors)
+
+
+def _header(path: Path, reader: GGUFReader) -> GGUFHeader:
+    refuse_other_kinds(path, reader)
+    types = [_type_of(tensor) for tensor in reader.tensors]
+    architecture = str(field_of(reader, "general.architecture"))
     return GGUFHeader(
         path=path,
-        architecture=str(_field(reader, "general.architecture")),
-        name=_text(_field(reader, "general.name")),
-        licence=_text(_field(reader, "general.license")),
-        pre_tokenizer=_text(_field(reader, "tokenizer.ggml.pre")),
-        n_tokens=len(reader.fields["tokenizer.ggml.tokens"].data),
-        tensor_types=dict(types),
+        architecture=architecture,
+        name=_text(field_of(reader, "general.name")),
+        licence=_text(field_of(reader, "general.license")),
+        pre_tokenizer=_text(field_of(reader, "tokenizer.ggml.pre")),
+        n_tokens=len(reader.fields[TOKENS].data),
+        tensor_types=dict(Counter(types)),
         n_parameters=sum(int(tensor.n_elements) for tensor in reader.tensors),
         matrix_types=frozenset(
-            GGMLQuantizationType(tensor.tensor_type).name
-            for tensor in reader.tensors
+            kind
+            for kind, tensor in zip(types, reader.tensors, strict=True)
             if len(tensor.shape) > 1
         ),
-        rope=read_rope(reader, str(_field(reader, "general.architecture"))),
+        rope=read_rope(reader, architecture),
     )
 
 
-def _refuse_other_kinds(path: Path, reader: GGUFReader) -> None:
-    if _field(reader, "general.architecture") is None or not reader.tensors:
-        raise CheckpointError(
-            f"{path}: this GGUF file holds no model (no general.architecture, or no tensors)"
-        )
-    kind = _field(reader, "general.type")
-    if kind not in (None, "model"):
-        raise CheckpointError(f"{path}: this GGUF file holds a {kind}, not a model")
-    n_files = _field(reader, "split.count")
-    if n_files is not None and int(n_files) > 1:
-        raise CheckpointError(
-            f"{path}: this is one of {n_files} parts; join them with `llama-gguf-split --merge`"
-        )
-    if _field(reader, "tokenizer.ggml.tokens") is None:
-        raise CheckpointError(
-            f"{path}: this GGUF file has no tokenizer (tokenizer.ggml.tokens); text needs one"
-        )
+def _type_of(tensor: ReaderTensor) -> str:
+    from gguf import GGMLQuantizationType
 
-
-def _field(reader: GGUFReader, key: str) -> Any:
-    field = reader.get_field(key)
-    return None if field is None else field.contents()
+    return str(GGMLQuantizationType(tensor.tensor_type).name)
 
 
 def _text(value: object) -> str | None:
@@ -239,7 +231,10 @@ def _load(header: GGUFHeader) -> Any:
         )
     except CheckpointError:
         raise
-    except (ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
+    except (
+        *(ValueError, LookupError, RuntimeError, ArithmeticError, TypeError, AttributeError),
+        StrictDataclassError,
+    ) as error:
         raise CheckpointError(
             f"{header.path}: transformers cannot read this GGUF file (architecture"
             f" {header.architecture!r}): {error}"

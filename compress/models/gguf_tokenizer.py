@@ -42,6 +42,11 @@ def write_tokenizer(path: Path, folder: Path, facts: TokenizerFacts) -> None:
         )
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise CheckpointError(f"{path}: its tokenizer cannot be read: {error}") from error
+    except BaseException as error:
+        # The tokenizers library raises Exception itself, which no narrower clause names.
+        if type(error) is Exception:
+            raise CheckpointError(f"{path}: its tokenizer cannot be read: {error}") from error
+        raise
     if facts.max_length > 0:
         tokenizer.model_max_length = facts.max_length
     for leftover in ("is_local", "local_files_only"):

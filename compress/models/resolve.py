@@ -177,7 +177,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         found = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    except (ValueError, TypeError, KeyError, AttributeError, OSError, ImportError) as error:
+    except (
+        *(ValueError, TypeError, LookupError, AttributeError, OSError, ImportError),
+        RecursionError,
+    ) as error:
         raise CheckpointError(f"{problem} cannot be used: {_first_line(error)}") from error
     except BaseException as error:
         # The tokenizers library raises Exception itself, which no narrower clause names.
@@ -186,6 +189,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise
     if not isinstance(found, PreTrainedTokenizerBase):
         raise CheckpointError(f"{problem} make a {type(found).__name__}, which is no tokenizer")
+    longest: object = found.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest > 0:
+        raise CheckpointError(
+            f"{folder / 'tokenizer_config.json'}: model_max_length is {longest!r}; a number of tokens above 0 is "
+            "right"
+        )
     return found
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -72,9 +72,10 @@ def read_header(path: Path) -> dict[str, Entry]:
     try:
         header = json.loads(raw)
         header.pop("__metadata__", None)
-        entries = {name: _entry(path, start, value) for name, value in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        items = [*header.items()]
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is corrupt: its header cannot be read ({error})") from error
+    entries = {name: _entry(path, start, name, value) for name, value in items}
     _refuse_holes(path, size, start, entries)
     return entries
 
@@ -90,13 +91,28 @@ def _refuse_holes(path: Path, size: int, start: int, entries: Mapping[str, Entry
         raise CheckpointError(f"{path} is {state}: it should have {end} bytes and has {size}")
 
 
-def _entry(path: Path, start: int, value: Mapping[str, Any]) -> Entry:
-    dtype, shape = _DTYPES[value["dtype"]], tuple(int(n) for n in value["shape"])
-    begin, end = (int(n) for n in value["data_offsets"])
-    n_bytes = math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or begin < 0 or end - begin != n_bytes:
-        raise ValueError(f"shape {shape} of {dtype} does not take {end - begin} bytes")
-    return Entry(path, start + begin, n_bytes, dtype, shape)
+def _entry(path: Path, start: int, name: str, value: Any) -> Entry:
+    """The place of a tensor. Raises CheckpointError naming the part of its entry that is wrong."""
+    given = value if isinstance(value, dict) else {}
+    dtype, shape, offsets = (given.get(key) for key in ("dtype", "shape", "data_offsets"))
+    wrong = None
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        wrong = f"dtype is {dtype!r}; there are {', '.join(_DTYPES)}"
+    elif not _are_sizes(shape):
+        wrong = f"shape is {shape!r}; a list of whole numbers is right"
+    elif not _are_sizes(offsets) or len(offsets) != 2:
+        wrong = f"data_offsets is {offsets!r}; two whole numbers are right"
+    else:
+        n_bytes = math.prod(shape) * _DTYPES[dtype].itemsize
+        if offsets[1] - offsets[0] == n_bytes:
+            return Entry(path, start + offsets[0], n_bytes, _DTYPES[dtype], tuple(shape))
+        wrong = f"data_offsets is {offsets}; {shape} of {dtype} takes {n_bytes} bytes"
+    raise CheckpointError(f"{path} is corrupt: {name!r}: {wrong[:300]}; download it again")
+
+
+def _are_sizes(found: object) -> TypeGuard[list[int]]:
+    """Whether this is a list of whole numbers from 0 on."""
+    return isinstance(found, list) and all(type(each) is int and each >= 0 for each in found)
 
 
 def make_header(entries: Mapping[str, Entry], metadata: Mapping[str, str] = _FORMAT) -> bytes:
