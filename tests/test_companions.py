@@ -7,11 +7,14 @@ import torch
 import transformers.utils
 from exported import compressed, export
 from safetensors.torch import save_file
+from workspaces import recipe
 
 import compress.models.companions
 import compress.models.resolve
+from compress import run
 from compress.errors import CheckpointError
 from compress.exports.verify import PROBE, file_digests, write_probe
+from compress.methods.rtn import RTN
 from compress.models.companions import companions, copy_companions
 from compress.models.resolve import resolve_model
 
@@ -221,3 +224,23 @@ def test_two_equal_probes_have_equal_bytes(made, tmp_path):
         write_probe(folder, *arguments, torch.float32, torch.float16)
         contents.add((folder / PROBE).read_bytes())
     assert len(contents) == 1
+
+
+@pytest.mark.usefixtures("quick_verification")
+def test_a_folder_of_links_into_the_hubs_cache_is_compressed_into_one_of_files(workspace):
+    blobs, folder = workspace / "m" / "blobs", workspace / "m" / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    folder.mkdir(parents=True)
+    put(workspace / "model", LICENSE="ours", **{"1_Pooling__config.json": "{}"})
+    modules(workspace / "model", "1_Pooling")
+    (folder / "1_Pooling").mkdir()
+    files = [path for path in (workspace / "model").rglob("*") if path.is_file()]
+    for number, path in enumerate(files):
+        blob = path.rename(blobs / str(number))
+        (folder / path.relative_to(workspace / "model")).symlink_to(blob)
+    options = {"method": RTN(bits=8, group_size=32), "export": ("dense",)}
+    run(recipe(workspace, model=str(folder), **options))
+    names = ("LICENSE", "tokenizer.json", "1_Pooling/config.json", "model.safetensors")
+    written = [workspace / "out" / name for name in names]
+    assert all(path.is_file() and not path.is_symlink() for path in written)
+    assert written[0].read_text() == "ours"
