@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from calibration.errors import InputError
 from calibration.heads import Head
+from calibration.layers import is_linear
 from calibration.memory import trim
 from calibration.outputs import head_of
 from calibration.skeleton import PartLoader, decoder_blocks
@@ -31,7 +32,7 @@ from calibration.statistics.base import GradientStatistic
 from calibration.statistics.collection import Statistics
 from calibration.stream import HiddenStates, Stream
 from calibration.text.data import Tokens
-from calibration.walk import is_linear, tokens_of
+from calibration.walk import tokens_of
 
 MEMORY_BYTES = 4 << 30
 
@@ -84,6 +85,7 @@ LOSSES: Mapping[Head, Loss] = {
     Head.NEXT_TOKEN: next_token_loss,
     Head.CLASSES: class_loss,
     Head.FEATURES: feature_loss,
+    Head.IMAGE_TEXT: next_token_loss,
 }
 
 

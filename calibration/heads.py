@@ -12,3 +12,10 @@ class Head(enum.StrEnum):
     """Logits of the classes of a whole sequence."""
     FEATURES = "features"
     """Hidden states: an encoder, for embeddings."""
+    IMAGE_TEXT = "next token beside images"
+    """Logits of the next token, of a language model that has an image encoder at its side."""
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether the logits are of the next token, so that the model is a language model."""
+        return self in (Head.NEXT_TOKEN, Head.IMAGE_TEXT)

@@ -10,11 +10,13 @@ from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     PretrainedConfig,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_MAPPING_NAMES,
@@ -26,6 +28,7 @@ AUTO_CLASSES: Mapping[Head, Any] = {
     Head.NEXT_TOKEN: AutoModelForCausalLM,
     Head.CLASSES: AutoModelForSequenceClassification,
     Head.FEATURES: AutoModel,
+    Head.IMAGE_TEXT: AutoModelForImageTextToText,
 }
 
 
@@ -47,6 +50,10 @@ def head_of(config: PretrainedConfig) -> Head | None:
             if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not bidirectional
             else None
         )
+    if getattr(config, "vision_config", None) is not None:
+        sees = _classes(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+        if any(name in sees for name in names):
+            return Head.IMAGE_TEXT
     if any(name in _classes(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) for name in names):
         return None if bidirectional else Head.NEXT_TOKEN
     if any(name in _classes(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES) for name in names):

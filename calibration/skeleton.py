@@ -63,24 +63,43 @@ def build_skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedMo
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder blocks: the longest ModuleList of GradientCheckpointingLayer.
+    """Name and list of the decoder blocks, ModuleLists of GradientCheckpointingLayer, of the language model.
 
-    Raises InputError if there is none.
+    Other towers of the model (images, sounds) have lists of their own. Raises InputError if there is none.
     """
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module)
-        and all(isinstance(entry, GradientCheckpointingLayer) for entry in module)
-    ]
+    found = list(_lists_in(model, language_model(model))) or list(_lists_in(model, ""))
     if not found:
         raise InputError(
             f"{type(model).__name__} has no list of decoder blocks "
             "(a ModuleList of transformers' GradientCheckpointingLayer), so it can't be walked block by block",
             option="model",
         )
-    return max(found, key=lambda entry: len(entry[1]))
+    wanted = _configured_blocks(model)
+    return max(found, key=lambda entry: (len(entry[1]) == wanted, len(entry[1])))
+
+
+def _lists_in(model: nn.Module, tower: str) -> Iterator[tuple[str, nn.ModuleList]]:
+    for name, module in model.get_submodule(tower).named_modules(prefix=tower):
+        if (
+            isinstance(module, nn.ModuleList)
+            and len(module)
+            and all(isinstance(entry, GradientCheckpointingLayer) for entry in module)
+        ):
+            yield name, module
+
+
+def language_model(model: nn.Module) -> str:
+    """The name of the part that reads text; empty for a model that is nothing else."""
+    tower = model.get_decoder() if isinstance(model, PreTrainedModel) else model
+    names = (name for name, module in model.named_modules() if module is tower)
+    return next(names, "")
+
+
+def _configured_blocks(model: nn.Module) -> int | None:
+    """The number of blocks that the config of the language model gives."""
+    config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
+    wanted: int | None = getattr(config, "num_hidden_layers", None)
+    return wanted
 
 
 def open_parts(
@@ -115,9 +134,11 @@ class PartLoader:
         """
         self.model, self.tensors = model, tensors
         self._mapping: list[Any] = list(get_model_conversion_mapping(model) or ())
+        self.tied: Mapping[str, str] = dict(getattr(model, "all_tied_weights_keys", None) or {})
+        """Parameters that the configuration ties to others, with those: a head to embeddings, a block in two places."""
+        self.known = frozenset(model.state_dict())
+        """Names of the model's own tensors: a checkpoint may hold others, such as draft heads."""
         self.memory_names = self._resolve_names()
-        self.tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-        """Parameters that the configuration ties to others, with those."""
         self._refuse_missing()
         self._refuse_unplaced()
         self.untied = frozenset(self._find_untied())
@@ -192,13 +213,20 @@ class PartLoader:
 
         `without`: modules that something else has taken the place of.
         """
-        starts = tuple(prefixes)
+        starts, have = tuple(prefixes), set(self.memory_names.values())
+        tied = {n: o for n, o in self.tied.items() if n.startswith(starts) and n not in have}
+        owners = set(tied.values())
         wanted = {
             key: self.tensors[key]
             for key, name in self.memory_names.items()
-            if name.startswith(starts) and name.rpartition(".")[0] not in without
+            if (name.startswith(starts) and name.rpartition(".")[0] not in without)
+            or name in owners
         }
         self._place(wanted, device)
+        for name, owner in tied.items():
+            self._set(name, self.model.get_parameter(owner))
+        for owner in (owner for owner in owners if not owner.startswith(starts)):
+            self._set(owner, _on_meta(self.model.get_parameter(owner)))
 
     def load_outside(self, prefix: str, device: torch.device) -> None:
         """Materialise everything that is not below the prefix: embeddings, final norm, head."""
@@ -238,8 +266,11 @@ class PartLoader:
         """Put everything that is not below the prefix back on meta; `load_outside` brings it back."""
         for name, parameter in list(self.model.named_parameters(remove_duplicate=False)):
             if not name.startswith(prefix):
-                parent, _, leaf = name.rpartition(".")
-                setattr(self.model.get_submodule(parent), leaf, _on_meta(parameter))
+                self._set(name, _on_meta(parameter))
+
+    def _set(self, name: str, parameter: nn.Parameter) -> None:
+        parent, _, leaf = name.rpartition(".")
+        setattr(self.model.get_submodule(parent), leaf, parameter)
 
     def keys_of(self) -> dict[str, list[str]]:
         """Checkpoint keys by the parameter they become."""

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +27,8 @@ class Call:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    returns_tuple: bool
+    n_returned: int
+    """Entries of the tuple that the model takes from it, hidden states first; 0 where it takes these alone."""
 
 
 class HiddenStates:
@@ -135,7 +137,7 @@ class Stream:
 
         def replay(position: int, hidden: Tensor) -> Any:
             out = final.to(hidden.device) if position == len(self.blocks) - 1 else hidden
-            return (out,) if calls[position].returns_tuple else out
+            return _returned(out, calls[position].n_returned)
 
         tokens = self.batches[batch]
         with _stubbed(self.blocks, lambda k, hidden, _args, _kwargs: replay(k, hidden)):
@@ -152,6 +154,12 @@ def model_inputs(model: PreTrainedModel, tokens: Tokens) -> dict[str, Any]:
         inputs["attention_mask"] = tokens.attention_mask.to(device)
     return inputs
 
+
+class _More:
+    """Stands for what a block returns beside hidden states: attention weights, which nothing reads."""
+
+
+_MORE, _MOST_RETURNED = _More(), 3
 
 Stub = Callable[[int, Tensor, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -179,11 +187,11 @@ def _record(
     model: PreTrainedModel, blocks: nn.ModuleList, tokens: Tokens
 ) -> tuple[Tensor, list[Call]]:
     """Hidden states before the first block, and how each block is called."""
-    # A model that indexes what a block returns (bloom, codegen, gptj) takes a tuple. Given a tensor it would
-    # silently slice the batch off, which the shapes give away.
+    # A model that indexes what a block returns (bloom, codegen, gptj), or unpacks it (bamba), takes a tuple. Given a
+    # tensor it would silently slice the batch off, which the shapes give away.
     failure: Exception | None = None
-    for returns_tuple in (False, True):
-        recorder = _Recorder(returns_tuple=returns_tuple)
+    for n_returned in range(_MOST_RETURNED + 1):
+        recorder = _Recorder(n_returned)
         with torch.no_grad(), _stubbed(blocks, recorder):
             try:
                 last = model.base_model(**model_inputs(model, tokens)).last_hidden_state
@@ -191,8 +199,9 @@ def _record(
                 failure = error
                 continue
         shapes = {tuple(hidden.shape) for hidden in recorder.seen}
-        shapes.add((*last.shape[:2], *recorder.seen[0].shape[2:]))
-        if len(recorder.seen) == len(blocks) and len(shapes) == 1 and last.ndim == 3:
+        whole = last.ndim == 3 and last.shape[:2] == tokens.input_ids.shape
+        if len(recorder.seen) == len(blocks) and len(shapes) == 1 and whole:
+            recorder.refuse_more(type(model).__name__)
             return recorder.seen[0], recorder.calls
     raise InputError(
         f"model: {type(model).__name__} does not call its {len(blocks)} blocks one after the other on hidden states "
@@ -203,8 +212,8 @@ def _record(
 class _Recorder:
     """A stub that notes how each block is called and hands the hidden states on."""
 
-    def __init__(self, *, returns_tuple: bool) -> None:
-        self.returns_tuple = returns_tuple
+    def __init__(self, n_returned: int) -> None:
+        self.n_returned = n_returned
         self.seen: list[Tensor] = []
         self.calls: list[Call] = []
 
@@ -212,5 +221,30 @@ class _Recorder:
         self, _: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         self.seen.append(hidden)
-        self.calls.append(Call(args, kwargs, self.returns_tuple))
-        return (hidden,) if self.returns_tuple else hidden
+        self.calls.append(Call(args, kwargs, self.n_returned))
+        return _returned(hidden, self.n_returned)
+
+    def refuse_more(self, model: str) -> None:
+        """Raises InputError if a block needs more of the one before it than its hidden states as they are."""
+        for index, (before, hidden) in enumerate(pairwise(self.seen), start=1):
+            call = self.calls[index]
+            if any(value is _MORE for value in (*call.args, *call.kwargs.values())):
+                raise InputError(
+                    f"{model} hands more than hidden states from block to block, so it can't be walked block by block",
+                    option="model",
+                )
+            if hidden is not before and not _equal(hidden, before):
+                raise InputError(
+                    f"{model} changes the hidden states between its blocks {index - 1} and {index}, so it can't be "
+                    "walked block by block",
+                    option="model",
+                )
+
+
+def _returned(hidden: Tensor, n_returned: int) -> Any:
+    """What a block returns of which the model takes so many entries."""
+    return (hidden, *[_MORE] * (n_returned - 1)) if n_returned else hidden
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)

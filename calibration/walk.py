@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from calibration.errors import InputError
 from calibration.held_out import kept_aside
+from calibration.layers import is_linear
 from calibration.memory import trim
 from calibration.propagation import Propagate
 from calibration.skeleton import PartLoader, decoder_blocks
@@ -228,11 +228,6 @@ def _refuse_not_finite(stats: Statistics, name: str) -> None:
                     f"layer {name}: its inputs hold NaN or infinity on the calibration text; "
                     f"try --dtype float32, or look for NaN in the weights of the layers before it"
                 )
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a plain linear layer: nn.Linear or GPT-2's Conv1D."""
-    return type(module) in (nn.Linear, Conv1D)
 
 
 def walk(

@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from calibration.backward import Backward
 from calibration.errors import InputError
+from calibration.layers import is_linear
 from calibration.statistics.fisher import Fisher
 from calibration.statistics.gradient_energy import GradientEnergy
 from calibration.statistics.output_gradients import OutputGradients
-from calibration.walk import is_linear
 
 KINDS = frozenset({Fisher, GradientEnergy, OutputGradients})
 

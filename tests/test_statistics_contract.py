@@ -7,6 +7,7 @@ import torch
 from families import tiny_ids, tiny_model
 
 from calibration.backward import Backward
+from calibration.layers import is_linear
 from calibration.skeleton import PartLoader, build_skeleton, decoder_blocks
 from calibration.statistics import load_statistics
 from calibration.statistics.base import GradientStatistic, Observation, ObservedStatistic
@@ -14,7 +15,7 @@ from calibration.statistics.collection import Statistics
 from calibration.store import Store, stored_bytes
 from calibration.stream import Stream
 from calibration.text.data import Tokens
-from calibration.walk import Propagate, SharedInput, is_linear, walk
+from calibration.walk import Propagate, SharedInput, walk
 
 STATISTICS = load_statistics()
 OBSERVED = [name for name, kind in STATISTICS.items() if issubclass(kind, ObservedStatistic)]

@@ -112,7 +112,7 @@ def score_original(original: Original, recipe: Recipe, progress: Progress) -> Or
     model = load_original(original.folder, original.dtype, original.device)
     n_parameters = n_elements(original.folder)
     footprint = _footprint(original, original.folder, model, n_parameters, progress)
-    if original.head is not Head.NEXT_TOKEN:
+    if not original.head.writes_text:
         return OriginalScores(footprint, ())
     return OriginalScores(footprint, _tasks(model, original, recipe, progress))
 
@@ -141,7 +141,7 @@ def compare_with(
     )
     unpack(after)
     text = None if original.windows is None else original.windows.fingerprint()
-    if original.head is not Head.NEXT_TOKEN:
+    if not original.head.writes_text:
         scores = _whole(original.windows, before, after, progress)
         return Comparison(
             before=Scores(None, scores[0], footprints[0]),

@@ -41,7 +41,7 @@ class AdapterExporter(CheckpointExporter, name="adapter"):
 
     traits = Traits(
         uses=frozenset({Use.ON_BASE}),
-        heads=frozenset({Head.NEXT_TOKEN}),
+        heads=frozenset({Head.NEXT_TOKEN, Head.IMAGE_TEXT}),
         corrections=CorrectionStorage.HALF,
         needs_base=True,
         own_folder=True,

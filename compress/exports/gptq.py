@@ -63,7 +63,7 @@ class GptqExporter(CheckpointExporter, name="gptq"):
 
     traits = Traits(
         uses=frozenset({Use.MODEL}),
-        heads=frozenset({Head.NEXT_TOKEN}),
+        heads=frozenset({Head.NEXT_TOKEN, Head.IMAGE_TEXT}),
         corrections=CorrectionStorage.HALF,
         needs_base=False,
         own_folder=False,

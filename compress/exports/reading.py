@@ -15,8 +15,8 @@ from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrai
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from calibration.heads import Head
+from calibration.layers import is_linear
 from calibration.outputs import AUTO_CLASSES, head_of
-from calibration.walk import is_linear
 from compress.bases import Base, CheckpointFolder, kind_of, open_base
 from compress.errors import CheckpointError
 from compress.forms import loading
@@ -135,4 +135,5 @@ def add_corrections(
         device = next(iter(form.state_dict().values())).device
         terms = [form, correction.unpacked(model.dtype).to(device)]
         parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, CompressedLinear(Sum(terms), bias_of(layer)))
+        corrected = CompressedLinear(Sum(terms), bias_of(layer), model.dtype)
+        setattr(model.get_submodule(parent), leaf, corrected)

@@ -210,6 +210,10 @@ class Compressor(Options, ABC):
         """
         return dict.fromkeys(layers, self)
 
+    def leaves(self, layers: Mapping[str, LayerShape]) -> Mapping[str, str]:  # noqa: ARG002  (see above)
+        """Layers that are too small for an option's default, which were not given, each with the reason: they stay."""
+        return {}
+
     def predicted_error(self, layer: LayerShape) -> float | None:  # noqa: ARG002  (see above)
         """The relative output error that the plan expects of a layer; None if it expects nothing."""
         return None

@@ -115,6 +115,10 @@ class Correction(CorrectionOptions, ABC):
         """Surveys of the base, for its own plan."""
         return self.resolved_base.survey(weights, stats)
 
+    def leaves(self, layers: Mapping[str, LayerShape]) -> Mapping[str, str]:
+        """Layers that are too small for the base's defaults."""
+        return self.resolved_base.leaves(layers)
+
     def plan(self, layers: Mapping[str, LayerShape], rest_bytes: int = 0) -> dict[str, Compressor]:
         """The base's plan, with a correction on each layer; a layer that gets none has the base's compressor alone.
 

@@ -88,7 +88,11 @@ class CorrectionOptions(Compressor, ABC):
     """None: GPTQ, or a base checkpoint's layers in its place."""
     rank: int | None = field(
         default=None,
-        metadata={"resolves_to": RANK, "help": "rank of the correction of every layer"},
+        metadata={
+            "resolves_to": RANK,
+            "help": "rank of the correction of every layer; not given: 32, in small layers the "
+            "largest that leaves them smaller than they were",
+        },
     )
     adapter_budget: str | None = field(
         default=None,
@@ -248,6 +252,17 @@ class CorrectionOptions(Compressor, ABC):
     def resolved_rank(self) -> int:
         """The rank: the given one, or the default."""
         return RANK if self.rank is None else self.rank
+
+    @property
+    def settles_rank(self) -> bool:
+        """Whether every layer has the one rank that was given, whatever its size."""
+        return self.rank is not None
+
+    def why_none(self, shape: tuple[int, int]) -> str:
+        """Why a layer has no correction in a plan that gives others one."""
+        if self.adapter_budget is None and not self.settles_rank:
+            return f"no correction: none leaves so small a layer {shape} smaller than it was"
+        return "no correction: its bytes remove more error in other layers"
 
     @property
     def resolved_importance(self) -> Importance:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from compress.errors import RecipeError
 from compress.families.base import Compressor, LayerShape, Survey
 from compress.families.budget import parse_share_or_bytes
-from compress.families.correction_options import CorrectionOptions
+from compress.families.correction_options import FULL_BITS, CorrectionOptions
 from compress.solvers.knapsack import Choice, knapsack
 
 Widths = tuple[int, ...]
@@ -42,11 +42,11 @@ class CorrectionPlanner:
         self._refuse_budget()
         surveyed = all(layer.survey is not None for layer in self.layers.values())
         if not self.method.surveys_residuals or not surveyed:
-            return self._provisional(self._plain_rank(), self.method.widths[0])
+            return self._provisional(self._plain_ranks(), self.method.widths[0])
         budget = self._budget()
         found = self._uniform(budget)
         if self.method.adapter_budget is None:
-            found.append(self._alike(self._plain_rank(), self.method.widths[0]))
+            found.append(self._alike(self._plain_ranks(), self.method.widths[0]))
         if self.method.allocates_by_spectrum:
             # Where bytes are counted in coarse units a uniform plan may be a hair better.
             found.append(self._by_spectrum(budget))
@@ -95,19 +95,38 @@ class CorrectionPlanner:
     def _budget(self) -> int:
         """Bytes of all corrections together: as given, or those of the rank in 16 bits."""
         if self.method.adapter_budget is None:
-            return self._total(self.method.served(self.method.resolved_rank), 16)
+            return sum(
+                self.method.correction_bytes(self.layers[name].shape, rank, FULL_BITS)
+                for name, rank in self._plain_ranks().items()
+            )
         whole = sum(self.base_bytes.values())
         return parse_share_or_bytes(
             self.method.adapter_budget, whole, "adapter_budget", "the base's"
         )
 
-    def _plain_rank(self) -> int:
-        """One rank for every layer: as given, or the largest that a budget pays for."""
-        if self.method.adapter_budget is None:
-            rank = self.method.served(self.method.resolved_rank)
+    def _plain_ranks(self) -> dict[str, int]:
+        """One rank for every layer: as given, or the largest that a budget pays for.
+
+        The default is lower in layers that it would not leave smaller than they were; 0 where every rank is too much.
+        """
+        bits = self.method.widths[0]
+        if self.method.adapter_budget is not None:
+            return dict.fromkeys(self.layers, self._rank_for(self._budget(), bits))
+        rank = self.method.served(self.method.resolved_rank)
+        if self.method.settles_rank:
             self._refuse_thin(rank)
-            return rank
-        return self._rank_for(self._budget(), self.method.widths[0])
+            return dict.fromkeys(self.layers, rank)
+        return {name: self._default_rank(name, rank, bits) for name in self.layers}
+
+    def _default_rank(self, name: str, most: int, bits: int) -> int:
+        shape, room = self.layers[name].shape, self._room(name)
+        ranks = {most, *self.method.ranks_in(min(shape), bits)}
+        fitting = (
+            rank
+            for rank in ranks
+            if rank <= min(most, *shape) and self.method.correction_bytes(shape, rank, bits) < room
+        )
+        return max(fitting, default=0)
 
     def _refuse_thin(self, rank: int) -> None:
         thin = {n: min(layer.shape) for n, layer in self.layers.items() if min(layer.shape) < rank}
@@ -164,23 +183,24 @@ class CorrectionPlanner:
             self.method.correction_bytes(layer.shape, rank, bits) for layer in self.layers.values()
         )
 
-    def _provisional(self, rank: int, bits: int) -> dict[str, CorrectionChoice]:
+    def _provisional(self, ranks: Mapping[str, int], bits: int) -> dict[str, CorrectionChoice]:
         """The same correction for all layers; with ranks by layer, none where it would not leave the layer smaller."""
-        found = self._alike(rank, bits)
+        found = self._alike(ranks, bits)
         if not self.method.allocates_by_spectrum:
             return found
         return {
             name: choice
-            if self.method.correction_bytes(self.layers[name].shape, rank, bits) < self._room(name)
+            if self.method.correction_bytes(self.layers[name].shape, choice.rank, bits)
+            < self._room(name)
             else CorrectionChoice(0, 0, 0, bits)
             for name, choice in found.items()
         }
 
-    def _alike(self, rank: int, bits: int) -> dict[str, CorrectionChoice]:
+    def _alike(self, ranks: Mapping[str, int], bits: int) -> dict[str, CorrectionChoice]:
         return {
-            name: self._choice(layer, rank, bits)
+            name: self._choice(layer, ranks[name], bits)
             if layer.survey
-            else CorrectionChoice(0, 0, rank, bits)
+            else CorrectionChoice(0, 0, ranks[name], bits)
             for name, layer in self.layers.items()
         }
 
@@ -194,7 +214,7 @@ class CorrectionPlanner:
                 if self._fits(rank, bits, budget)
             ]
             if paid:
-                found.append(self._alike(paid[-1], bits))
+                found.append(self._alike(dict.fromkeys(self.layers, paid[-1]), bits))
         return found
 
     def _by_spectrum(self, budget: int) -> dict[str, CorrectionChoice]:

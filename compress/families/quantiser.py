@@ -100,6 +100,17 @@ class Quantiser(Compressor, ABC):
                 )
         return dict.fromkeys(layers, self)
 
+    def leaves(self, layers: Mapping[str, LayerShape]) -> Mapping[str, str]:
+        """Where no group size was given, layers whose inputs no default divides, unless they are all of that kind."""
+        least = GROUP_SIZES[-1]
+        odd = {name: layer.shape[1] for name, layer in layers.items() if layer.shape[1] % least}
+        if self.group_size is not None or len(odd) == len(layers):
+            return {}
+        return {
+            name: f"its {n} inputs are no multiple of {least}, the smallest default group"
+            for name, n in odd.items()
+        }
+
     def for_factors(self) -> Self:
         """The quantiser with a group size for thin factors of any rank, whose last group may be shorter."""
         return replace(self, group_size=self.group_size or FACTOR_GROUP)

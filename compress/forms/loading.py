@@ -176,7 +176,7 @@ def _swap(model: PreTrainedModel, name: str, layer: Mapping[str, Any]) -> Compre
     like: dict[str, Any] = {"dtype": old.weight.dtype, "device": old.weight.device}
     o, i = layer["shape"]
     bias = torch.empty(o, **like) if layer["bias"] else None
-    new = CompressedLinear(empty(layer["form"], (o, i), **like), bias)
+    new = CompressedLinear(empty(layer["form"], (o, i), **like), bias, like["dtype"])
     # GPT-2 and others initialise the weight of a child by its name; let there be one to pass over.
     placeholder: Any = torch.empty(0)
     placeholder._is_hf_initialized = True

@@ -137,9 +137,15 @@ def _refuse_other_architectures(spec: str, config: Any) -> None:
         raise CheckpointError(
             f"{spec}: architectures in its config.json is {config.architectures!r}; it is a list of names of classes"
         )
+    name = ", ".join(config.architectures or []) or config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise CheckpointError(
+            f"{spec}: {name} ({config.model_type}) is an encoder with a decoder, which is not compressed; "
+            "only causal language models, sequence classifiers and encoders alone are"
+        )
     if head_of(config) is None:
         raise CheckpointError(
-            f"{spec}: {', '.join(config.architectures or []) or config.model_type} is neither a causal language model, "
+            f"{spec}: {name} is neither a causal language model, with or without an image encoder, "
             "nor a sequence classifier, nor an encoder alone; only these are compressed"
         )
 

@@ -20,7 +20,7 @@ def is_transposed(layer: nn.Module) -> bool:
 
 def bias_of(layer: nn.Module) -> Tensor | None:
     """The bias (out,), or None."""
-    bias = layer.bias
+    bias = getattr(layer, "bias", None)
     return bias.detach() if isinstance(bias, Tensor) else None
 
 

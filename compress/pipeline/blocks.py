@@ -262,7 +262,7 @@ def _stand_in(job: Job, layer: PlannedLayer, form: Form) -> CompressedLinear:
     """The module that computes with a form in its layer's place."""
     bias = job.subject.bias(layer.name)
     bias = None if bias is None else bias.to(job.device, job.dtype)
-    return CompressedLinear(form.unpacked(job.dtype).to(job.device), bias)
+    return CompressedLinear(form.unpacked(job.dtype).to(job.device), bias, job.dtype)
 
 
 def _relative(lost: float, energy: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,11 +13,11 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
+from calibration.layers import is_linear
 from calibration.skeleton import PartLoader, decoder_blocks
 from calibration.statistics import always_collected
 from calibration.statistics.base import GradientStatistic, ObservedStatistic
 from calibration.store import stored_bytes
-from calibration.walk import is_linear
 from compress.bases import AsDense
 from compress.errors import CheckpointError, RecipeError, inside
 from compress.exports.checkpoint import main_dtype
@@ -27,11 +27,11 @@ from compress.models.checkpoint import Reader
 from compress.models.layers import is_transposed
 from compress.models.names import select
 from compress.planning.layer import PlannedLayer
+from compress.planning.left import left_alone, outside
 from compress.planning.plan import Plan
 from compress.report.report import KeptTensor
 
 SPARE_DISK = 64 << 20
-NO_CORRECTION = "no correction: its bytes remove more error in other layers"
 
 
 def make_plan(
@@ -40,16 +40,18 @@ def make_plan(
     method: Compressor,
     patterns: tuple[tuple[str, ...], tuple[str, ...]],
     surveys: Mapping[str, Survey] = MappingProxyType({}),
+    uncalled: Collection[str] = (),
 ) -> Plan:
     """Plan for the skeleton of a loader and its checkpoint; `patterns` are those to include and to exclude.
 
-    `surveys` is what the method asked for and was found.
+    `surveys` is what the method asked for and was found; `uncalled` are layers whose weight is read without a call.
 
     Raises RecipeError for patterns that match nothing, for layers that would not get smaller, and whatever the method
     refuses; CheckpointError for a tensor whose shape contradicts the configuration.
     """
-    found = chosen_linears(loader, reader, patterns, surveys)
-    shapes = found.shapes
+    found = chosen_linears(loader, reader, patterns, surveys, uncalled)
+    small = method.leaves(found.shapes)
+    shapes = {name: shape for name, shape in found.shapes.items() if name not in small}
     rest = reader.total_bytes - sum(shape.n_bytes for shape in shapes.values())
     with inside("method"):
         layers = tuple(
@@ -60,7 +62,7 @@ def make_plan(
         layers = tuple(
             layer
             if isinstance(layer.compressor, Correction)
-            else replace(layer, note=NO_CORRECTION)
+            else replace(layer, note=method.why_none(layer.shape))
             for layer in layers
         )
     shared_by = {name: method.shared_by(name, shapes[name]) for name in shapes}
@@ -68,7 +70,7 @@ def make_plan(
     layers = with_owners(layers, shared_by)
     left = dict.fromkeys(set(shapes) - {layer.name for layer in layers}, "left dense by the plan")
     replaced = {layer.tensor for layer in layers}
-    reasons = {**found.reasons, **left}
+    reasons = {**found.reasons, **left, **small}
     kept = kept_tensors(reader, loader, found.prefix, replaced, reasons)
     statistics = _statistics_bytes(method, [layer.shape for layer in shapes.values()])
     return Plan(layers, tuple(shapes), kept, found.n_blocks, *statistics, main_dtype(reader))
@@ -94,19 +96,33 @@ def chosen_linears(
     reader: Reader,
     patterns: tuple[tuple[str, ...], tuple[str, ...]] = ((), ()),
     surveys: Mapping[str, Survey] = MappingProxyType({}),
+    uncalled: Collection[str] = (),
 ) -> Linears:
     """The layers that a method can be asked to compress; raises as `make_plan` does for patterns and shapes."""
     refuse_other_shapes(loader, reader)
     prefix, blocks = decoder_blocks(loader.model)
     linears = block_linears(prefix, blocks)
     keys = {name: found[0] for name, found in loader.keys_of().items() if len(found) == 1}
-    reasons = select(linears, *patterns)
+    reasons = _with_left(select(linears, *patterns), left_alone(linears, loader, uncalled))
     tensors = {name: keys[f"{name}.weight"] for name, why in reasons.items() if why is None}
     shapes = {
         name: _shape(linears[name], reader, tensor, surveys.get(name))
         for name, tensor in tensors.items()
     }
     return Linears(prefix, len(blocks), reasons, shapes, tensors)
+
+
+def _with_left(
+    chosen: Mapping[str, str | None], left: Mapping[str, str]
+) -> Mapping[str, str | None]:
+    """Reasons of patterns, and of layers that stay whatever the method. Raises RecipeError if no layer is left."""
+    reasons = {name: why or left.get(name) for name, why in chosen.items()}
+    if reasons and None not in reasons.values():
+        name = next(name for name, why in chosen.items() if why is None)
+        raise RecipeError(
+            f"none of the chosen layers is compressed: {name} {left[name]}", option="include"
+        )
+    return reasons
 
 
 def block_linears(prefix: str, blocks: nn.ModuleList) -> dict[str, nn.Module]:
@@ -228,7 +244,7 @@ def kept_tensors(
         module = name.rpartition(".")[0]
         shape = tuple(reader.shape(key))
         if not name.startswith(f"{prefix}."):
-            reason = "outside the decoder blocks"
+            reason = outside(name, loader)
         elif name.endswith(".bias"):
             reason = "bias"
         elif module in reasons:
@@ -237,7 +253,9 @@ def kept_tensors(
             reason = "stacked experts, which no method compresses yet"
         else:
             reason = (
-                "not a linear layer" if len(shape) < 2 else "not a layer that a method compresses"
+                "not a linear layer"
+                if len(shape) < 2
+                else "of no linear layer: a convolution, a table or a matrix of a scan"
             )
         kept.append(KeptTensor(name=key, shape=shape, reason=reason, n_bytes=reader.nbytes(key)))
     return tuple(kept)

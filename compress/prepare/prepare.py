@@ -30,6 +30,7 @@ from calibration.statistics.base import (
 from calibration.statistics.gram import Gram
 from calibration.store import Store
 from calibration.text.data import Tokens
+from calibration.uncalled import uncalled_layers
 from compress.callbacks import Progress
 from compress.config.recipe import AUTO, Recipe, StatisticsMode
 from compress.errors import RecipeError
@@ -157,7 +158,8 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     loader = open_parts(config, dtype, reader)
     if is_tied and not config.tie_word_embeddings:
         source = source.with_own_head()
-    subject = opened(Original(source, reader, config, loader))
+    uncalled = uncalled_layers(loader.model, loader, device)
+    subject = opened(Original(source, reader, config, loader, uncalled))
     plan = subject.plan(recipe)
     prefix_of(recipe, tokenizer, framing_for(config))
     tokens = calibration_text(recipe, tokenizer, framing_for(config))

@@ -53,7 +53,8 @@ def refuse_unknown_tokens(
 
 def framing_for(config: PretrainedConfig) -> Framing:
     """How a model of this configuration reads text."""
-    return Framing.PACKED if head_of(config) is Head.NEXT_TOKEN else Framing.EXAMPLES
+    head = head_of(config)
+    return Framing.PACKED if head is not None and head.writes_text else Framing.EXAMPLES
 
 
 def settled_for(recipe: Recipe, config: PretrainedConfig) -> Recipe:
@@ -62,7 +63,7 @@ def settled_for(recipe: Recipe, config: PretrainedConfig) -> Recipe:
     Raises RecipeError if a recipe asks for what the model cannot do.
     """
     head = head_of(config)
-    if head is Head.NEXT_TOKEN:
+    if head is not None and head.writes_text:
         return replace(recipe, tasks=DEFAULT_TASKS) if recipe.tasks == (AUTO,) else recipe
     if head is Head.FEATURES and recipe.method.weighs_by_divergence:
         raise RecipeError(

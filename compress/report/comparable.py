@@ -105,12 +105,12 @@ def _reads_text(report: Report) -> bool:
         return False
     # What reads a whole sequence is compared on the text too, and scored like a task.
     return report.scores.after.fidelity is not None or bool(
-        report.head != Head.NEXT_TOKEN and report.scores.after.tasks
+        not Head(report.head).writes_text and report.scores.after.tasks
     )
 
 
 def _has_tasks(report: Report) -> bool:
-    return report.head == Head.NEXT_TOKEN and bool(_tasks(report))
+    return Head(report.head).writes_text and bool(_tasks(report))
 
 
 def _tasks(report: Report) -> tuple[str, ...]:

@@ -16,11 +16,12 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from calibration.layers import is_linear
 from calibration.propagation import Propagate
 from calibration.skeleton import PartLoader, decoder_blocks
 from calibration.statistics.collection import Statistics
 from calibration.text.data import Tokens
-from calibration.walk import Block, is_linear
+from calibration.walk import Block
 from compress.bases import AsDense
 from compress.config.recipe import Recipe
 from compress.errors import RecipeError
@@ -87,7 +88,9 @@ class CorrectedBase(Subject):
         text = f"{self.view.base.description}, sha256 {self.fingerprint[:12]}"
         on_top = replace(method, base=Given(stored_as=text, held=self.held))
         patterns = (recipe.include, recipe.exclude)
-        plan = make_plan(self.original.loader, reader, on_top, patterns, found)
+        plan = make_plan(
+            self.original.loader, reader, on_top, patterns, found, self.original.uncalled
+        )
         if not plan.layers:
             raise RecipeError(
                 f"{self.spec} holds the original's own weights in the layers that are chosen, so there is nothing to "

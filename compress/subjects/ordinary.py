@@ -41,7 +41,14 @@ class OrdinaryModel(Subject):
     def plan(self, recipe: Recipe, found: Mapping[str, Survey] = MappingProxyType({})) -> Plan:
         """The plan of the method. Raises RecipeError too for a layer that an export format cannot hold."""
         patterns = (recipe.include, recipe.exclude)
-        plan = make_plan(self.loader, self.original.reader, recipe.method, patterns, found)
+        plan = make_plan(
+            self.loader,
+            self.original.reader,
+            recipe.method,
+            patterns,
+            found,
+            self.original.uncalled,
+        )
         shapes = {layer.name: layer.shape for layer in plan.layers}
         compressors = {layer.name: layer.compressor for layer in plan.layers}
         for name in recipe.export:

@@ -22,10 +22,10 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
+from calibration.layers import is_linear
 from calibration.skeleton import PartLoader, decoder_blocks
 from calibration.stream import Stream
 from calibration.text.data import Tokens
-from calibration.walk import is_linear
 from compress.errors import CheckpointError
 from compress.families.low_rank import Factors, as_low_rank
 from compress.forms.base import Form

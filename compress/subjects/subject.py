@@ -41,6 +41,8 @@ class Original:
     reader: Reader
     config: PretrainedConfig
     loader: PartLoader
+    uncalled: frozenset[str] = frozenset()
+    """Layers whose weight the model reads without calling them."""
 
 
 @dataclass(frozen=True)

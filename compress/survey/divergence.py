@@ -23,7 +23,7 @@ from compress.callbacks import Progress
 from compress.errors import LayerError
 from compress.forms.base import Form
 from compress.forms.linear import CompressedLinear
-from compress.models.layers import bias_of
+from compress.models.layers import bias_of, weight_oi
 from compress.prepare.prepare import Prepared
 
 N_TOKENS = 1024
@@ -116,7 +116,7 @@ class _InPlace:
         self._layer = block.layers[name]
         parent, _, self._leaf = name.removeprefix(block.name + ".").rpartition(".")
         self._parent: nn.Module = block.module.get_submodule(parent)
-        self._form = CompressedLinear(form, bias_of(self._layer))
+        self._form = CompressedLinear(form, bias_of(self._layer), weight_oi(self._layer).dtype)
 
     def __enter__(self) -> None:
         setattr(self._parent, self._leaf, self._form)

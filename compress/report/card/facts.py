@@ -37,7 +37,7 @@ def facts_of(report: Report, export: ExportReport, root: str) -> CardFacts:
         folder=seen_from(root, export.folder),
         adapter=None if export.adapter is None else seen_from(root, export.adapter),
         auto_class=AUTO_CLASSES[Head(report.head)].__name__,
-        writes_text=report.head == Head.NEXT_TOKEN,
+        writes_text=Head(report.head).writes_text,
         stored=stored_text(report, export),
         layers=layers_text(report),
         forms=forms_text(report),

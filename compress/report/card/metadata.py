@@ -23,6 +23,7 @@ PIPELINES: Mapping[str, str] = {
     Head.NEXT_TOKEN: "text-generation",
     Head.CLASSES: "text-classification",
     Head.FEATURES: "feature-extraction",
+    Head.IMAGE_TEXT: "image-text-to-text",
 }
 
 _METRICS = {
@@ -153,7 +154,7 @@ def _results(report: Report) -> Iterator[EvalResult]:
 
 
 def _of_task(report: Report, score: TaskScore) -> Iterator[EvalResult]:
-    if report.head != Head.NEXT_TOKEN:
+    if not Head(report.head).writes_text:
         if score.task == ACCURACY:
             name = Path(str(report.recipe["eval_text"])).name
             yield _result(report, score, ("text", name, None), "accuracy")
