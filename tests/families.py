@@ -50,11 +50,93 @@ FAMILIES: dict[str, dict[str, object]] = {
     "gptj": {**_CLASSIC, "rotary_dim": 4},
 }
 
+_MAMBA_2 = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 8,
+    "mamba_expand": 2,
+}
+_DELTA_NET = {
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+    "num_hidden_layers": 2,
+}
+_SCAN = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "pad_token_id": 0}
+
+HYBRIDS: dict[str, dict[str, object]] = {
+    "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "bamba": {**_MODERN, **_MAMBA_2, "attn_layer_indices": [1]},
+    "falcon_h1": {**_MODERN, **_MAMBA_2, "head_dim": 8, "mamba_d_ssm": 64},
+    "granitemoehybrid": {
+        **_MODERN,
+        **_MAMBA_2,
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "shared_intermediate_size": 64,
+        "layer_types": ["mamba", "attention", "mamba"],
+    },
+    "jamba": {
+        **_MODERN,
+        "num_hidden_layers": 2,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "num_experts": 1,
+        "num_experts_per_tok": 1,
+        "mamba_dt_rank": 16,
+    },
+    "lfm2": {
+        **_MODERN,
+        "num_hidden_layers": 2,
+        "layer_types": ["conv", "full_attention"],
+        "block_auto_adjust_ff_dim": False,
+    },
+    "mamba": {**_SCAN, "time_step_rank": 16},
+    "mamba2": {**_SCAN, "head_dim": 8, "num_heads": 8, "n_groups": 1, "chunk_size": 8},
+    "qwen3_next": {**_MODERN, **_DELTA_NET, "mlp_only_layers": [0, 1]},
+    "qwen3_5_text": {**_MODERN, **_DELTA_NET},
+    "recurrent_gemma": {
+        **_MODERN,
+        "num_key_value_heads": 1,
+        "lru_width": 32,
+        "attention_window_size": 8,
+    },
+    "zamba": {
+        **_MODERN,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 6,
+        "attn_layer_period": 3,
+        "attn_layer_offset": 2,
+        "mamba_dt_rank": 16,
+        "n_mamba_heads": 2,
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+    },
+    "zamba2": {
+        **_MODERN,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 6,
+        "mamba_d_state": 8,
+        "mamba_headdim": 8,
+        "n_mamba_heads": 8,
+        "mamba_ngroups": 1,
+        "chunk_size": 8,
+        "layers_block_type": ["mamba", "mamba", "hybrid"] * 2,
+        "num_mem_blocks": 1,
+        "adapter_rank": 16,
+    },
+}
+"""Families whose blocks are of several kinds, or called or made otherwise than a Llama's."""
+
 
 def tiny_model(family: str, seed: int = 0, **changes: object) -> PreTrainedModel:
     """A random model of a family, in eval mode, with every bias and norm away from its trivial start."""
     torch.manual_seed(seed)
-    options = {"vocab_size": VOCABULARY, **FAMILIES[family], **changes}
+    options = {"vocab_size": VOCABULARY, **{**FAMILIES, **HYBRIDS}[family], **changes}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options)).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -166,9 +166,13 @@ class GptqExporter(CheckpointExporter, name="gptq"):
             "damp_percent": 0.01,
             "meta": {"quantizer": ["compress-llm:1"]},
         }
+        # gptqmodel and vLLM skip what "-:" rules match; transformers converts what it is told.
+        rules = [f"-:^{re.escape(layer)}$" for layer in sorted(kept)]
+        beside = [part.removeprefix("model.") for part in self._kept_beside()]
+        rules += [f"-:^(?:model\\.)?{re.escape(part)}\\." for part in beside]
+        if rules:
+            config["dynamic"] = {rule: {} for rule in rules}
         if kept:
-            # gptqmodel and vLLM skip what "-:" rules match; transformers converts what it is told.
-            config["dynamic"] = {f"-:^{re.escape(layer)}$": {} for layer in sorted(kept)}
             config["modules_in_block_to_quantize"] = [_targets(self._forms, kept)]
         return config
 
@@ -211,17 +215,40 @@ class GptqExporter(CheckpointExporter, name="gptq"):
 
     def _kept_in_blocks(self) -> list[str]:
         """Matrices of the blocks that stay as they are, and that readers would take for ours."""
-        prefixes = {match["blocks"] for name in self._forms if (match := _BLOCK.fullmatch(name))}
-        names = [
+        return [
+            name
+            for name in self._matrices()
+            if (match := _BLOCK.fullmatch(name)) and match["blocks"] in self._blocks()
+        ]
+
+    def _kept_beside(self) -> list[str]:
+        """Towers and draft heads, which stay as they are: names of what holds matrices beside the blocks."""
+        found = {
+            _part_beside(name, blocks)
+            for name in self._matrices()
+            for blocks in self._blocks()
+            if not any(name.startswith(f"{other}.") for other in self._blocks())
+        }
+        # An embedding or a head is itself what stands beside the blocks, and is never taken for ours.
+        return sorted(found - set(self._matrices()) - {""})
+
+    def _matrices(self) -> list[str]:
+        """Names of the modules whose weight is copied, and a matrix."""
+        return [
             name.removesuffix(".weight")
             for name, shape in self._copied.items()
             if name.endswith(".weight") and len(shape) == 2
         ]
-        return [
-            name
-            for name in names
-            if (match := _BLOCK.fullmatch(name)) and match["blocks"] in prefixes
-        ]
+
+    def _blocks(self) -> set[str]:
+        return {match["blocks"] for name in self._forms if (match := _BLOCK.fullmatch(name))}
+
+
+def _part_beside(name: str, blocks: str) -> str:
+    """The largest part of the model that holds a module and no blocks."""
+    parts, others = name.split("."), blocks.split(".")
+    depth = next((k for k, part in enumerate(parts) if part not in others[k : k + 1]), 0)
+    return ".".join(parts[: depth + 1])
 
 
 class _Facts:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from calibration.heads import Head
 from calibration.layers import is_linear
@@ -97,7 +96,8 @@ def _load_packed(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     config.quantization_config = loading.CompressedQuantizationConfig(table)
     config.name_or_path = str(folder)
     _untie_packed_head(config, base)
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    auto_class = AUTO_CLASSES[head_of(config) or Head.NEXT_TOKEN]
+    model_class = auto_class._model_mapping[type(config)]
     model: PreTrainedModel = model_class.from_pretrained(
         None, config=config, state_dict=state, dtype=dtype
     )
