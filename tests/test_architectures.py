@@ -243,6 +243,35 @@ def test_the_language_model_beside_images_is_compressed_and_the_image_encoder_is
     assert (found - expected).norm() < 0.5 * expected.norm()
 
 
+def test_an_image_encoder_that_is_asked_for_is_compressed_by_its_weights_alone(image_text):
+    asked = ("vision_tower.encoder", "language_model.layers.*.mlp")
+    report = compress.run(recipe(image_text, method=RTN(bits=8), include=asked))
+    beside = [layer for layer in report.layers if "vision_tower" in layer.name]
+    assert {layer.name.rpartition(".")[2] for layer in beside} == {
+        *("q_proj", "k_proj", "v_proj", "out_proj", "fc1")
+    }
+    assert len(beside) == 5 * 5
+    assert {layer.name.rpartition(".")[2] for layer in report.layers if layer not in beside} == {
+        *("gate_proj", "up_proj", "down_proj")
+    }
+    left = [tensor for tensor in report.kept if tensor.name.endswith(".mlp.fc2.weight")]
+    odd = "its 48 inputs are no multiple of 32, the smallest default group"
+    assert [tensor.reason for tensor in left if "encoder" in tensor.name] == [odd] * 5
+    model, original = (
+        AutoModelForImageTextToText.from_pretrained(image_text / each) for each in ("out", "model")
+    )
+    layer = beside[0]
+    found, expected = (each.get_submodule(layer.name).weight for each in (model, original))
+    error = (found - expected).norm() / expected.norm()
+    torch.testing.assert_close(float(error), layer.relative_error, rtol=1e-3, atol=0)
+    assert "without inputs" in layer.note
+
+
+def test_a_method_that_reads_inputs_is_refused_for_an_image_encoder(image_text):
+    with pytest.raises(RecipeError, match=r"eora needs their inputs: .*\(magnitude, rtn, svd"):
+        compress.plan(recipe(image_text, include=("vision_tower",)))
+
+
 def test_blocks_are_those_of_the_language_model_whatever_stands_beside_it(image_text):
     model = AutoModelForImageTextToText.from_pretrained(image_text / "model")
     prefix, blocks = decoder_blocks(model)

@@ -119,6 +119,8 @@ class Compressor(Options, ABC):
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    data_free: ClassVar[bool] = False
+    """Whether it makes as much of a weight without inputs: its forms depend on them little or not at all."""
     refused_choices: ClassVar[tuple[type, ...]] = ()
     """Classes that no option may hold, though its type would allow them."""
 

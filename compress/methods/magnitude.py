@@ -23,6 +23,7 @@ class Magnitude(Pruner, name="magnitude"):
     """Keeps the largest weights of every row: the baseline of pruning."""
 
     paper: ClassVar[str] = "Han et al. 2015, arXiv:1506.02626"
+    data_free: ClassVar[bool] = True
 
     def pruned(
         self,

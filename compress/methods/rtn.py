@@ -13,3 +13,4 @@ class RTN(Rounding, name="rtn"):
     """Rounding to nearest, with scales searched for the least weighted error."""
 
     paper: ClassVar[str] = "(baseline)"
+    data_free: ClassVar[bool] = True

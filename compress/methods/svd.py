@@ -23,6 +23,7 @@ class SVD(Factorisation, name="svd"):
     """Truncated SVD of the weight, inputs ignored: the baseline."""
 
     paper: ClassVar[str] = "Eckart and Young 1936, doi:10.1007/BF02288367"
+    data_free: ClassVar[bool] = True
 
     @property
     def metric_needs(self) -> frozenset[type[Statistic]]:

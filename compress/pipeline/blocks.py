@@ -163,7 +163,7 @@ def _compress_inputs(
     finished = [
         one
         for group in groups_of(inputs, waiting, gradients)
-        for one in _compress_group(job, block, group)
+        for one in compress_group(job, block, group)
     ]
     for shared in inputs:
         shared.stats.forget()
@@ -172,7 +172,7 @@ def _compress_inputs(
     return finished
 
 
-def _compress_group(job: Job, block: Block, group: Group) -> list[Finished]:
+def compress_group(job: Job, block: Block, group: Group) -> list[Finished]:
     """Compress layers that have a compressor together, and put what stands for them into the block."""
     started = time.perf_counter()
     layers = group.layers
@@ -182,7 +182,7 @@ def _compress_group(job: Job, block: Block, group: Group) -> list[Finished]:
         forms = job.subject.forms(names, weights, method, group.stats)
     except LayerError as error:
         if len(layers) > 1:
-            return [one for alone in group.apart() for one in _compress_group(job, block, alone)]
+            return [one for alone in group.apart() for one in compress_group(job, block, alone)]
         return [_left(job, block, layers[0], _forgive(job, error, layers))]
     name_owners([layer.name for layer in layers], forms)
     seconds = (time.perf_counter() - started) / len(layers)

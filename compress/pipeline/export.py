@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from compress.errors import LayerError
 from compress.exports import Exporter, LayerExport
 from compress.exports.verify import write_probe
 from compress.models.layers import refuse_not_finite
+from compress.pipeline.beside import compress_beside
 from compress.pipeline.blocks import Job, compress_blocks
 from compress.pipeline.stopwatch import Stopwatch
 from compress.prepare.prepare import Prepared
@@ -116,7 +118,8 @@ def _export_layers(
     exporters, outcome = sinks
     n_layers = len(prepared.plan.layers)
     progress("compress", 0, n_layers)
-    for done, finished in enumerate(compress_blocks(job, watch), start=1):
+    finishing = chain(compress_blocks(job, watch), compress_beside(job))
+    for done, finished in enumerate(finishing, start=1):
         progress("compress", done, n_layers)
         outcome.layers.append(finished.report)
         outcome.energies.append(finished.energies)

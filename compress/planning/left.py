@@ -24,7 +24,7 @@ def left_alone(
 
     `uncalled`: layers whose weight is read without a call.
     """
-    reasons = {}
+    reasons, keys = {}, loader.keys_of()
     for name, layer in linears.items():
         shape = tuple(weight_oi(layer).shape)
         weight = f"{name}.weight"
@@ -32,6 +32,8 @@ def left_alone(
             reasons[name] = "its weight is read without a call of the layer, so no inputs are seen"
         elif weight in loader.tied or weight in loader.tied.values():
             reasons[name] = "stands in several blocks, which share its weight"
+        elif len(keys.get(weight, ())) != 1:
+            reasons[name] = "made of several tensors of the checkpoint"
         elif name.rpartition(".")[2] in _ROUTERS or "router" in name.split("."):
             reasons[name] = "a router, which no server quantises"
         elif is_small(shape):

@@ -26,6 +26,7 @@ from compress.families.correction import Correction
 from compress.models.checkpoint import Reader
 from compress.models.layers import is_transposed
 from compress.models.names import select
+from compress.planning.beside import NOTE, chosen_beside, refuse_inputs
 from compress.planning.layer import PlannedLayer
 from compress.planning.left import left_alone, outside
 from compress.planning.plan import Plan
@@ -50,6 +51,7 @@ def make_plan(
     refuses; CheckpointError for a tensor whose shape contradicts the configuration.
     """
     found = chosen_linears(loader, reader, patterns, surveys, uncalled)
+    refuse_inputs(found.beside, method)
     small = method.leaves(found.shapes)
     shapes = {name: shape for name, shape in found.shapes.items() if name not in small}
     rest = reader.total_bytes - sum(shape.n_bytes for shape in shapes.values())
@@ -67,6 +69,9 @@ def make_plan(
         )
     shared_by = {name: method.shared_by(name, shapes[name]) for name in shapes}
     refuse_no_gain(layers, shared_by)
+    layers = tuple(
+        replace(layer, note=NOTE) if layer.name in found.beside else layer for layer in layers
+    )
     layers = with_owners(layers, shared_by)
     left = dict.fromkeys(set(shapes) - {layer.name for layer in layers}, "left dense by the plan")
     replaced = {layer.tensor for layer in layers}
@@ -89,6 +94,8 @@ class Linears:
     """The shapes of chosen layers, by name."""
     tensors: dict[str, str]
     """The names of their weights in the checkpoint."""
+    beside: tuple[str, ...] = ()
+    """Names of those that are outside the decoder blocks."""
 
 
 def chosen_linears(
@@ -102,14 +109,21 @@ def chosen_linears(
     refuse_other_shapes(loader, reader)
     prefix, blocks = decoder_blocks(loader.model)
     linears = block_linears(prefix, blocks)
+    beside, patterns = chosen_beside(loader, linears, patterns)
     keys = {name: found[0] for name, found in loader.keys_of().items() if len(found) == 1}
-    reasons = _with_left(select(linears, *patterns), left_alone(linears, loader, uncalled))
+    if beside and not patterns[0]:
+        selected: Mapping[str, str | None] = dict.fromkeys(linears, "not among --include")
+    else:
+        selected = select(linears, *patterns)
+    linears |= beside
+    left = left_alone(linears, loader, uncalled)
+    reasons = _with_left({**selected, **dict.fromkeys(beside)}, left)
     tensors = {name: keys[f"{name}.weight"] for name, why in reasons.items() if why is None}
     shapes = {
         name: _shape(linears[name], reader, tensor, surveys.get(name))
         for name, tensor in tensors.items()
     }
-    return Linears(prefix, len(blocks), reasons, shapes, tensors)
+    return Linears(prefix, len(blocks), reasons, shapes, tensors, tuple(beside))
 
 
 def _with_left(
@@ -243,12 +257,12 @@ def kept_tensors(
         name = loader.memory_names[key]
         module = name.rpartition(".")[0]
         shape = tuple(reader.shape(key))
-        if not name.startswith(f"{prefix}."):
-            reason = outside(name, loader)
-        elif name.endswith(".bias"):
+        if name.endswith(".bias") and (name.startswith(f"{prefix}.") or module in reasons):
             reason = "bias"
         elif module in reasons:
             reason = reasons[module] or "part of a compressed layer"
+        elif not name.startswith(f"{prefix}."):
+            reason = outside(name, loader)
         elif "expert" in name:
             reason = "stacked experts, which no method compresses yet"
         else:
