@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 from compress.config.recipe import Recipe
+from compress.prepare.texts import DEFAULT_TASKS
 from compress.report.environment import describe_environment
 from compress.report.report import Comparison, ExportReport, KeptTensor, LayerReport, Report, Totals
 from eval.scores import Fidelity, Footprint, Sample, Scores, TaskScore, WindowSums
@@ -53,7 +54,7 @@ def scores(perplexity: float, kl: float, accuracy: float) -> Scores:
 
 def make_report() -> Report:
     return Report(
-        recipe=Recipe(model="org/tiny", seed=3).to_mapping(),
+        recipe=Recipe(model="org/tiny", seed=3, tasks=DEFAULT_TASKS).to_mapping(),
         model="org/tiny at 0123abc",
         revision="0123abc",
         licence="apache-2.0",
