@@ -155,7 +155,11 @@ class PartLoader:
             if name not in known:
                 name, _ = rename_source_key(key, [], [], prefix, known)
             names[key] = name
-        return names
+        # Some writers keep the head of two that are tied, and drop the embeddings: it is these, too.
+        have = set(names.values())
+        absent = {name: other for name, other in self.tied.items() if other not in have}
+        self._renamed = {key: absent[name] for key, name in names.items() if name in absent}
+        return names | self._renamed
 
     def _find_untied(self) -> Iterator[str]:
         keys = self.keys_of()
@@ -248,7 +252,8 @@ class PartLoader:
             dtype=self.model.dtype, device_map={"": str(device)}, weight_mapping=self._mapping
         )
         transformers_logging.disable_progress_bar()
-        info, _ = convert_and_load_state_dict_in_model(self.model, wanted, config)
+        tensors = {self._renamed.get(key, key): tensor for key, tensor in wanted.items()}
+        info, _ = convert_and_load_state_dict_in_model(self.model, tensors, config)
         if info.mismatched_keys or info.conversion_errors or info.error_msgs:
             detail = info.mismatched_keys or info.conversion_errors or info.error_msgs
             raise InputError(

@@ -5,15 +5,17 @@ import json
 import pytest
 import torch
 from families import save_tiny, tiny_ids, tiny_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from workspaces import recipe
 
 import compress
 from calibration.errors import InputError
 from calibration.skeleton import PartLoader, build_skeleton, open_parts
+from compress.exports import EXPORTS
 from compress.exports.load import load_export
 from compress.methods.rtn import RTN
+from compress.models.resolve import SourceModel
 
 pytestmark = pytest.mark.usefixtures("quick_verification")
 CPU = torch.device("cpu")
@@ -91,3 +93,27 @@ def test_a_compressed_model_has_the_head_of_its_original(workspace, export):
     assert (a - b).norm() / b.norm() < 0.05
     config = json.loads((workspace / "out" / "config.json").read_text())
     assert config.get("base_config", config)["tie_word_embeddings"] is False
+
+
+def test_the_config_of_a_tower_is_told_too(workspace):
+    path = workspace / "model" / "config.json"
+    text = {"tie_word_embeddings": True, "hidden_size": 8}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"text_config": text}))
+    source = SourceModel("model", workspace / "model", None, (), None).with_own_head()
+    (workspace / "out").mkdir()
+    config = EXPORTS["dense"](workspace / "out", source).base_config()
+    assert config["tie_word_embeddings"] is False
+    assert config["text_config"] == {"tie_word_embeddings": False, "hidden_size": 8}
+
+
+def test_a_tied_checkpoint_that_keeps_the_head_alone_is_compressed(workspace):
+    save_tiny(workspace / "model", num_key_value_heads=4, tie_word_embeddings=True)
+    path = workspace / "model" / "model.safetensors"
+    found = load_file(path)
+    found[HEAD] = found.pop(EMBEDDINGS)
+    save_file(found, path, {"format": "pt"})
+    report = compress.run(recipe(workspace, method=RTN(bits=8, group_size=32), export=("dense",)))
+    assert report.exports[0].relative_difference < 1e-5
+    written = load_file(workspace / "out" / "model.safetensors")
+    assert HEAD not in written
+    assert torch.equal(written[EMBEDDINGS], found[HEAD])

@@ -89,6 +89,9 @@ class CheckpointExporter(Exporter):
         dtype = config.get("dtype") or self.config.get("torch_dtype")
         if self.source.has_own_head:
             config |= {"tie_word_embeddings": False}
+            text = config.get("text_config")
+            if isinstance(text, dict) and "tie_word_embeddings" in text:
+                config["text_config"] = text | {"tie_word_embeddings": False}
         return config | {"dtype": dtype or str(self.dtype).removeprefix("torch.")}
 
     def _refuse_lost(self) -> None:
