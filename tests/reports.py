@@ -9,6 +9,9 @@ from compress.report.environment import describe_environment
 from compress.report.report import Comparison, ExportReport, KeptTensor, LayerReport, Report, Totals
 from eval.scores import Fidelity, Footprint, Sample, Scores, TaskScore, WindowSums
 
+RECIPE = Recipe(model="org/tiny", seed=3, tasks=DEFAULT_TASKS)
+"""As a run settles it: with the tasks that `auto` stands for."""
+
 
 def layer(name: str, error: float | None, note: str = "") -> LayerReport:
     return LayerReport(
@@ -54,7 +57,7 @@ def scores(perplexity: float, kl: float, accuracy: float) -> Scores:
 
 def make_report() -> Report:
     return Report(
-        recipe=Recipe(model="org/tiny", seed=3, tasks=DEFAULT_TASKS).to_mapping(),
+        recipe=RECIPE.to_mapping(),
         model="org/tiny at 0123abc",
         revision="0123abc",
         licence="apache-2.0",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from reports import layer, make_report
+from reports import RECIPE, layer, make_report
 
 from compress.config.recipe import Recipe
 from compress.errors import CheckpointError
@@ -103,7 +103,7 @@ def test_numbers_that_json_does_not_know_are_in_no_report(report: Report) -> Non
 
 def test_the_recipe_in_a_report_makes_the_same_job(report: Report) -> None:
     read = Report.from_json(report.to_json())
-    same = Recipe(model="org/tiny", seed=3).to_mapping()
+    same = RECIPE.to_mapping()
     assert Recipe.from_mapping(read.recipe).to_mapping() == same
 
 
@@ -265,7 +265,7 @@ def test_the_card_shows_the_five_worst_layers_and_what_was_left(report: Report) 
 def test_the_recipe_in_the_card_makes_the_same_model(report: Report) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", model_card(report), flags=re.DOTALL)
     found = Recipe.from_mapping(yaml.safe_load(blocks[-1]))
-    assert found.to_mapping() == Recipe(model="org/tiny", seed=3).to_mapping()
+    assert found.to_mapping() == RECIPE.to_mapping()
 
 
 def test_a_card_without_scores_or_errors_says_so(report: Report) -> None:
