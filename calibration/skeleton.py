@@ -63,29 +63,34 @@ def build_skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedMo
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder blocks, ModuleLists of GradientCheckpointingLayer, of the language model.
+    """Name and list of the decoder blocks of the language model: a ModuleList of GradientCheckpointingLayer.
 
-    Other towers of the model (images, sounds) have lists of their own. Raises InputError if there is none.
+    Of several, the one of the configured length. A model without any has a list of that length (CTRL, GPT-1). Other
+    towers of the model (images, sounds) have lists of their own. Raises InputError if there is none.
     """
-    found = list(_lists_in(model, language_model(model))) or list(_lists_in(model, ""))
-    if not found:
-        raise InputError(
-            f"{type(model).__name__} has no list of decoder blocks "
-            "(a ModuleList of transformers' GradientCheckpointingLayer), so it can't be walked block by block",
-            option="model",
-        )
     wanted = _configured_blocks(model)
-    return max(found, key=lambda entry: (len(entry[1]) == wanted, len(entry[1])))
+    for tower in (language_model(model), ""):
+        found = list(_lists_in(model, tower))
+        checkpointing = [entry for entry in found if _is_checkpointing(entry[1])]
+        sized = [entry for entry in found if len(entry[1]) == wanted]
+        if checkpointing or sized:
+            candidates = checkpointing or sized[:1]
+            return max(candidates, key=lambda entry: (len(entry[1]) == wanted, len(entry[1])))
+    raise InputError(
+        f"{type(model).__name__} has no list of decoder blocks (a ModuleList of transformers' "
+        f"GradientCheckpointingLayer, or one of {wanted}), so it can't be walked block by block",
+        option="model",
+    )
 
 
 def _lists_in(model: nn.Module, tower: str) -> Iterator[tuple[str, nn.ModuleList]]:
     for name, module in model.get_submodule(tower).named_modules(prefix=tower):
-        if (
-            isinstance(module, nn.ModuleList)
-            and len(module)
-            and all(isinstance(entry, GradientCheckpointingLayer) for entry in module)
-        ):
+        if isinstance(module, nn.ModuleList) and len(module):
             yield name, module
+
+
+def _is_checkpointing(entries: nn.ModuleList) -> bool:
+    return all(isinstance(entry, GradientCheckpointingLayer) for entry in entries)
 
 
 def language_model(model: nn.Module) -> str:

@@ -118,7 +118,7 @@ class Stream:
         """What the block makes of any hidden states (b, t, d) with the arguments recorded for a batch."""
         call = self.calls[batch][block]
         output = self.blocks[block](hidden, *call.args, **call.kwargs)
-        out: Tensor = output[0] if isinstance(output, tuple) else output
+        out: Tensor = output[0] if isinstance(output, tuple | list) else output
         return out
 
     def advance(self, block: int) -> None:

@@ -216,6 +216,46 @@ FAMILIES: dict[str, dict[str, Any]] = {
         **{"image_token_id": 300, "video_token_id": 301, "vision_start_token_id": 302},
         **{"vision_end_token_id": 303},
     },
+    "mistral3": {
+        "text_config": {"model_type": "mistral", **_HEADS, "vocab_size": VOCABULARY},
+        "vision_config": {"model_type": "pixtral", **_VISION, "head_dim": 16},
+        "image_token_index": 300,
+    },
+    "paligemma": {
+        "text_config": {"model_type": "gemma", **_HEADS, "vocab_size": VOCABULARY},
+        "vision_config": {"model_type": "siglip_vision_model", **_VISION},
+        **{"image_token_index": 300, "projection_dim": 64},
+    },
+    "qwen3_5": {
+        "text_config": {
+            **{**_HEADS, **_DELTA_NET, "layer_types": LINEAR_ATTENTION, "vocab_size": VOCABULARY},
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]},
+        },
+        "vision_config": {
+            **{"depth": 5, "hidden_size": 64, "intermediate_size": 96, "num_heads": 4},
+            **{"out_hidden_size": 64, "patch_size": 14, "num_position_embeddings": 16},
+        },
+        **{"image_token_id": 300, "video_token_id": 301, "vision_start_token_id": 302},
+        **{"vision_end_token_id": 303},
+    },
+    "qwen3_vl": {
+        "text_config": {
+            **{**_HEADS, "vocab_size": VOCABULARY},
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
+        },
+        "vision_config": {
+            **{"depth": 5, "hidden_size": 64, "intermediate_size": 96, "num_heads": 4},
+            **{"out_hidden_size": 64, "patch_size": 14, "num_position_embeddings": 16},
+            **{"deepstack_visual_indexes": [1, 2]},
+        },
+        **{"image_token_id": 300, "video_token_id": 301, "vision_start_token_id": 302},
+        **{"vision_end_token_id": 303},
+    },
+    "smolvlm": {
+        "text_config": {"model_type": "llama", **MODERN, "vocab_size": VOCABULARY},
+        "vision_config": _VISION,
+        **{"image_token_id": 300, "scale_factor": 1},
+    },
     # Refused
     "bart": {
         **{"d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 128},

@@ -39,6 +39,7 @@ from compress.forms.linear import CompressedLinear
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
+from compress.methods.svd import SVD
 from compress.methods.wanda import Wanda
 from compress.planning.left import is_small
 
@@ -165,6 +166,14 @@ def test_layers_that_no_default_group_divides_are_left_and_a_given_group_is_refu
     assert not GPTQ(group_size=32).leaves(layers)
     with pytest.raises(RecipeError, match="32 does not divide the inputs of b"):
         GPTQ(group_size=32).plan(layers)
+
+
+def test_layers_that_the_default_share_pays_no_rank_for_are_left():
+    layers = {"a": LayerShape((64, 64), 8192), "b": LayerShape((8, 64), 1024)}
+    reason = "0.8 of its bytes, the default, does not pay for rank 8, the smallest"
+    assert dict(SVD().leaves(layers)) == {"b": reason}
+    assert not SVD(keep=0.8).leaves(layers)
+    assert not SVD().leaves({"b": layers["b"]})
 
 
 def test_a_compressed_layer_gives_its_weight_to_a_model_that_reads_it():
@@ -348,7 +357,7 @@ def test_the_table_of_architectures_tells_of_every_family(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(scripts / "architectures"), run_name="__main__")
     assert ended.value.code == 0
-    rows = capsys.readouterr().out.splitlines()[2:]
+    rows = capsys.readouterr().out.partition("\n\n")[0].splitlines()[2:]
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == families
     assert "is an encoder with a decoder" in rows[-1]
     assert all(row.endswith("| 0.0e+00 |") for row in rows[:-1])

@@ -76,6 +76,19 @@ class Factorisation(FactorisationOptions, ABC):
         spectrum = self.measure([weight_oi], stats).spectrum(weight_oi)
         return Survey(spectrum, fisher_cost(self.resolved_importance, stats))
 
+    def leaves(self, layers: Mapping[str, LayerShape]) -> Mapping[str, str]:
+        """Where neither sizes nor ranks were given, layers that the default share pays no rank for, unless all are."""
+        given = (self.keep, self.budget, self.rank, self.rank_multiple, self.ranks or None)
+        if any(option is not None for option in given):
+            return {}
+        share, least = self.resolved_keep, self.resolved_multiple
+        thin = {
+            name: f"{share} of its bytes, the default, does not pay for rank {least}, the smallest"
+            for name, layer in layers.items()
+            if self.stored_as(layer).factor_bytes(layer.shape, least) > share * layer.n_bytes
+        }
+        return {} if len(thin) == len(layers) else thin
+
     def plan(self, layers: Mapping[str, LayerShape], rest_bytes: int = 0) -> dict[str, Compressor]:
         """The method of each layer with its rank and dtype settled; dense layers are left out.
 
