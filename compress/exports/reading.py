@@ -26,7 +26,7 @@ from compress.forms.low_rank import LowRank
 from compress.forms.sum import Sum
 from compress.models.checkpoint import Reader, some
 from compress.models.layers import bias_of, weight_oi
-from compress.models.model_config import read_config
+from compress.models.model_config import make_portable, read_config
 
 Device = torch.device | str
 
@@ -83,7 +83,9 @@ def _load_packed(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     base = open_base(folder)
     config = read_config(folder)
     state = {name: base.reader[name] for name in base.plain}
-    modules = dict(_on_meta(AutoConfig.for_model(**base.config)).named_modules())
+    shape = AutoConfig.for_model(**base.config)
+    make_portable(shape)
+    modules = dict(_on_meta(shape).named_modules())
     table = {}
     for name in base.layers:
         form = base.form(name)

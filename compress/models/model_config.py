@@ -46,13 +46,18 @@ def read_config(folder: Path, named: str | None = None) -> PretrainedConfig:
         raise CheckpointError(
             f"{named or folder}: transformers cannot use its config.json: {error}"
         ) from error
-    for part in _parts(config):
-        if part._attn_implementation not in PORTABLE:
-            part._attn_implementation_internal = None
+    make_portable(config)
     quantisation = getattr(config, "quantization_config", None)
     if isinstance(quantisation, Mapping) and is_leftover(folder, quantisation):
         del config.quantization_config
     return config
+
+
+def make_portable(config: PretrainedConfig) -> None:
+    """Leave the choice of attention to transformers, where the configuration wants one that not every machine has."""
+    for part in _parts(config):
+        if part._attn_implementation not in PORTABLE:
+            part._attn_implementation_internal = None
 
 
 def _parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
