@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -146,7 +146,8 @@ class Stream:
 
 def model_inputs(model: PreTrainedModel, tokens: Tokens) -> dict[str, Any]:
     """Keyword arguments of the model's forward for these tokens."""
-    device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]
+    embeddings = model.get_input_embeddings()
+    device = next(chain(embeddings.parameters(), embeddings.buffers())).device
     inputs: dict[str, Any] = {"input_ids": tokens.input_ids.to(device)}
     if "use_cache" in inspect.signature(model.forward).parameters:
         inputs["use_cache"] = False

@@ -14,6 +14,7 @@ from compress.exports.native import NativeExporter
 from compress.forms.base import Form
 from compress.forms.build import empty
 from compress.forms.dense import Dense
+from compress.forms.int8 import Int8
 from compress.forms.linear import CompressedLinear
 from compress.forms.low_rank import LowRank
 from compress.forms.product import Product
@@ -23,6 +24,7 @@ from compress.forms.shared import Common, Shared
 from compress.forms.short import Short
 from compress.forms.sparse import Along, Layout, Sparse
 from compress.forms.sum import Sum
+from compress.forms.tied import Tied
 
 OWNER = "model.layers.0.self_attn.q_proj.form"
 FLOATS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -77,6 +79,8 @@ EXAMPLES = {
     "sparse": sparse,
     "sparse, columns": lambda o, i: sparse(o, i, Along.COLUMNS),
     "sparse, fours": fours,
+    "int8": lambda o, i: Int8((16 * numbers(o, i)).to(torch.int8), (numbers(o).abs() / 64).half()),
+    "tied": lambda o, i: Tied((o, i), OWNER, CompressedLinear(quantised(o, i), None)),
     "sum": lambda o, i: Sum([quantised(o, i, bits=3), low_rank(o, i, r=1)]),
 }
 """Forms for a weight (o, i), the first word the name of the form."""
@@ -94,6 +98,11 @@ def built_again(form, spec=None):
     again = empty(form.spec() if spec is None else spec, form.shape, torch.float32, "cpu")
     again.load_state_dict(form.state_dict())
     owners = {part.owner: part.form for part in form.parts() if isinstance(part, Shared)}
+    owners |= {
+        part.owner: CompressedLinear(part.form, None)
+        for part in form.parts()
+        if isinstance(part, Tied)
+    }
     for part in again.parts():
         part.link(owners.get)
     return again
@@ -125,6 +134,10 @@ class TestEveryForm:
         assert again.state_dict().keys() == form.state_dict().keys()
         for key, tensor in again.state_dict().items():
             assert tensor.dtype == form.state_dict()[key].dtype
+
+    def test_gives_the_rows_of_its_dense_weight(self, name):
+        index = torch.tensor([3, 0, 3, 11])
+        assert torch.equal(made(name).rows(index), made(name).dense()[index])
 
     def test_is_built_empty_where_there_is_no_memory(self, name):
         form = made(name)
@@ -219,7 +232,7 @@ class InEveryForm:
     """A model whose layers take the examples in turn, and who stores and who reads a shared one."""
 
     def __init__(self):
-        rest = [name for name in EXAMPLES if name not in ("common", "shared")]
+        rest = [name for name in EXAMPLES if name not in ("common", "shared", "tied")]
         self.names, self.used, self.common = itertools.cycle(rest), {}, None
 
     def __call__(self, layer, weight):
@@ -228,6 +241,9 @@ class InEveryForm:
             self.common = form = made("common", o, i)
         elif layer == OWNER.replace("q_proj.form", "k_proj"):
             form = Shared((o, i), OWNER, self.common)
+        elif layer == "model.layers.0.mlp.up_proj":
+            owner = layer.replace("up_proj", "gate_proj")
+            form = Tied((o, i), owner, CompressedLinear(self.used[owner], None))
         else:
             form = made(next(self.names), o, i)
         self.used[layer] = form
@@ -281,6 +297,8 @@ def test_a_checkpoint_brings_the_code_of_its_forms_and_no_other(everything, tmp_
     assert {"loading.py", "registered.py", "base.py", "sum.py", "shared.py"} <= shipped
     plain = export(compressed(tmp_path / "source"), tmp_path / "native", "native")
     assert {path.name for path in plain.glob("*.py")} == shipped - {
+        "int8.py",
+        "tied.py",
         "product.py",
         "shared.py",
         "short.py",

@@ -35,6 +35,8 @@ def recipe(workspace: Path, **changes: object) -> Recipe:
         "seq_len": 32,
         "eval_windows": 0,
         "tasks": (),
+        "embeddings": "as-is",
+        "head": "as-is",
         "method": EoRA(rank=4, base=GPTQ(group_size=32)),
     }
     return Recipe(**{**options, **changes})

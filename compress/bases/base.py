@@ -89,6 +89,11 @@ class Base(ABC):
         """Whether a folder holds a checkpoint of this format: its quantisation has the format's name, by default."""
         return folder.quant_method == cls.format
 
+    @property
+    def tied_heads(self) -> Mapping[str, str]:
+        """Heads that read a packed layer's weight, by name, each with that layer; none in most formats."""
+        return {}
+
     def _model_config(self, folder: CheckpointFolder) -> Mapping[str, Any]:
         return folder.model_config
 

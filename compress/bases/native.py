@@ -12,7 +12,7 @@ from compress.bases.folder import CheckpointFolder
 from compress.errors import CheckpointError
 from compress.forms.base import Form
 from compress.forms.build import empty
-from compress.forms.loading import FORMAT, READ_VERSIONS
+from compress.forms.loading import FORMAT, READ_VERSIONS, owner_of
 
 
 class NativeBase(Base, name="native"):
@@ -51,7 +51,8 @@ class NativeBase(Base, name="native"):
         return {"layers": folder.config["layers"]}
 
     def _find_layers(self) -> tuple[str, ...]:
-        layers: Mapping[str, Any] = self.settings["layers"]
+        tied = self.tied_heads
+        layers = [name for name in self.settings["layers"] if name not in tied]
         for name in layers:
             obstacle = self._empty(name).obstacle_to_correction()
             if obstacle:
@@ -60,6 +61,12 @@ class NativeBase(Base, name="native"):
                     "its --base"
                 )
         return tuple(layers)
+
+    @property
+    def tied_heads(self) -> Mapping[str, str]:
+        """Those whose form is `tied`. A head with a correction of its own is one too, without it."""
+        entries = self.settings["layers"].items()
+        return {name: owner for name, entry in entries if (owner := owner_of(entry["form"]))}
 
     @property
     def grid(self) -> str:

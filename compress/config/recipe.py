@@ -15,6 +15,7 @@ from compress.config.options import build, dump, name_of
 from compress.config.yaml_file import read_yaml
 from compress.errors import RecipeError
 from compress.exports.base import EXPORTS
+from compress.exports.storage import Storage
 from compress.families.base import METHODS, Compressor
 from compress.families.option_types import check_types
 from compress.models.dtype import Dtype
@@ -46,6 +47,8 @@ _ENUMS: Mapping[str, type[StrEnum]] = {
     "propagate": Propagate,
     "statistics": StatisticsMode,
     "on_failure": OnFailure,
+    "embeddings": Storage,
+    "head": Storage,
 }
 
 
@@ -102,6 +105,18 @@ class Recipe:
     exclude: tuple[str, ...] = field(
         default=(),
         metadata=_about("general", "patterns of layer names to leave as they are", "LAYERS"),
+    )
+    embeddings: Storage = field(
+        default=Storage.AUTO,
+        metadata=_about(
+            "general",
+            "bits (8, 6, 5, 4, 3, 2) or dtype of the token embeddings, or as-is; auto: 8 bits in native exports, "
+            "16 in gptq, as they are in dense and on a base checkpoint",
+        ),
+    )
+    head: Storage = field(
+        default=Storage.AUTO,
+        metadata=_about("general", "the same for the output head; auto: as the embeddings if tied"),
     )
     export: tuple[str, ...] = field(
         default=(AUTO,),
@@ -195,6 +210,8 @@ class Recipe:
         """Refuses what cannot work whatever the model is."""
         for name, kind in _ENUMS.items():
             value = getattr(self, name)
+            if kind is Storage and isinstance(value, int):
+                value = str(value)  # YAML has 8 for a number
             if isinstance(value, str) and value in {member.value for member in kind}:
                 object.__setattr__(self, name, kind(value))  # an enum's value serves as well
         check_types(self)
@@ -293,6 +310,12 @@ def _refuse_bases(recipe: Recipe) -> None:
     """What cannot be with a base checkpoint, whatever is in it; and what cannot be without one."""
     if recipe.base_checkpoint is None:
         return
+    for option in ("embeddings", "head"):
+        if getattr(recipe, option) not in (Storage.AUTO, Storage.AS_IS):
+            raise RecipeError(
+                f"{getattr(recipe, option)}, but those of a base checkpoint stay as they are; leave it out",
+                option=option,
+            )
     if not recipe.base_checkpoint.strip():
         raise RecipeError(
             "empty; name a folder or a hub id, or leave it out", option="base_checkpoint"

@@ -31,6 +31,7 @@ from compress.exports.peft import (
     read_adapter,
 )
 from compress.exports.reading import add_corrections, load_bare
+from compress.exports.storage import Outside
 from compress.families.base import Compressor
 from compress.models.checkpoint import Reader
 from eval.footprint import Stored, bytes_on_disk
@@ -52,6 +53,7 @@ class AdapterExporter(CheckpointExporter, name="adapter"):
         relation="adapter",
         weights="corrections, without the base",
         vllm=True,
+        outside=Outside.ABSENT,
     )
 
     def _begin(self) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from calibration.heads import Head
 from compress.errors import PluginError, RecipeError
+from compress.exports.storage import Outside
 from compress.registry import Registry
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class Traits:
     """Its contents in a few words, for a table of several formats: "packed"."""
     vllm: bool
     """Whether vLLM serves it."""
+    outside: Outside
+    """How it stores embeddings, heads and whatever else no method compresses."""
 
 
 class PlannedLayer(Protocol):
@@ -133,13 +136,11 @@ class Planned(Protocol):
     def layers(self) -> Sequence[PlannedLayer]:
         """The layers that are compressed."""
 
-    @property
-    def kept(self) -> Sequence[KeptTensor]:
-        """All other tensors."""
+    def kept_in(self, export: str) -> Sequence[KeptTensor]:
+        """The tensors that a format copies as numbers."""
 
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes of all other tensors."""
+    def rest_bytes(self, export: str) -> int:
+        """Bytes of everything but these layers in a format."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -155,6 +156,8 @@ class LayerExport:
     bias: Tensor | None
     transposed: bool
     """Whether the source stores the weight as (i, o): GPT-2's Conv1D."""
+    in_source: bool = True
+    """Whether the source stores a weight for it; a tied head's is that of the embeddings."""
     correction: Factors | None = None
     """The part of the form that a base checkpoint has not, in a run on top of one; None for its own layers."""
 

@@ -55,7 +55,8 @@ class CheckpointExporter(Exporter):
 
     def add_layer(self, layer: LayerExport) -> None:
         """Write a finished layer. Raises CheckpointError for what the format cannot hold."""
-        self._replaced.add(f"{layer.name}.weight")
+        if layer.in_source:
+            self._replaced.add(f"{layer.name}.weight")
         if layer.bias is not None:
             self._replaced.add(f"{layer.name}.bias")
         self._write_layer(layer)

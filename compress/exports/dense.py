@@ -20,6 +20,7 @@ from compress.exports.checkpoint import (
 )
 from compress.exports.contents import Contents
 from compress.exports.reading import load_bare
+from compress.exports.storage import Outside
 from compress.families.base import Compressor
 from compress.models.checkpoint import Reader, write_json
 
@@ -40,6 +41,7 @@ class DenseExporter(CheckpointExporter, name="dense"):
         relation="quantized",
         weights="dequantised to full precision",
         vllm=True,
+        outside=Outside.WHOLE,
     )
 
     @classmethod
@@ -60,7 +62,7 @@ class DenseExporter(CheckpointExporter, name="dense"):
     def planned_bytes(cls, plan: Planned) -> int:
         """Every weight in the source's dtype."""
         weights = sum(layer.shape[0] * layer.shape[1] for layer in plan.layers)
-        return weights * plan.dtype.itemsize + plan.kept_bytes
+        return weights * plan.dtype.itemsize + plan.rest_bytes(cls.name)
 
     def _write_layer(self, layer: LayerExport) -> None:
         weight = layer.form.dense().contiguous()

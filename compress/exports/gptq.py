@@ -43,6 +43,7 @@ from compress.exports.checkpoint import (
 from compress.exports.contents import Contents, contents_of_base
 from compress.exports.peft import AdapterWriter, corrections_in, read_adapter
 from compress.exports.reading import add_corrections, load_bare
+from compress.exports.storage import Outside
 from compress.families.base import Compressor
 from compress.families.low_rank import Factors
 from compress.families.quantiser import Quantiser
@@ -74,6 +75,7 @@ class GptqExporter(CheckpointExporter, name="gptq"):
         relation="quantized",
         weights="packed",
         vllm=True,
+        outside=Outside.HALF,
     )
 
     def _begin(self) -> None:
@@ -104,7 +106,7 @@ class GptqExporter(CheckpointExporter, name="gptq"):
                 raise ValueError(f"{layer.name}: {layer.compressor.name} does not quantise")
             widened = layer.adapter_bytes - layer.correction_bytes
             layers += layer.native_bytes + widened + base.gptq_extra_bytes(layer.shape)
-        return layers + plan.kept_bytes
+        return layers + plan.rest_bytes(cls.name)
 
     def _write_layer(self, layer: LayerExport) -> None:
         base, correction = _parts(layer)

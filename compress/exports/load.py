@@ -11,6 +11,7 @@ from compress.bases import open_base
 from compress.errors import CheckpointError
 from compress.exports.base import EXPORTS, Exporter
 from compress.exports.reading import Device, load_bare
+from compress.forms.embedding import CompressedEmbedding
 from compress.forms.linear import CompressedLinear
 from eval.footprint import Stored, bytes_on_disk, tensor_bytes
 
@@ -88,5 +89,5 @@ def load_unpacked(
 def unpack(model: PreTrainedModel) -> None:
     """Expand the codes of every compressed layer: the same outputs, faster, and as large as dense."""
     for module in model.modules():
-        if isinstance(module, CompressedLinear):
+        if isinstance(module, CompressedLinear | CompressedEmbedding):
             module.form = module.form.unpacked(model.dtype)

@@ -30,6 +30,7 @@ from compress.exports.checkpoint import LOADING_READS, CheckpointExporter
 from compress.exports.contents import Contents, StoredTensor, other_tensors
 from compress.exports.reading import load_bare
 from compress.exports.shipping import shipped
+from compress.exports.storage import Outside
 from compress.families.base import Compressor
 from compress.forms.base import Form
 from compress.forms.build import empty
@@ -58,6 +59,7 @@ class NativeExporter(CheckpointExporter, name="native"):
         relation="quantized",
         weights="packed",
         vllm=False,
+        outside=Outside.CODES,
     )
 
     @classmethod
@@ -69,7 +71,7 @@ class NativeExporter(CheckpointExporter, name="native"):
     @classmethod
     def planned_bytes(cls, plan: Planned) -> int:
         """The forms as they are."""
-        return sum(layer.native_bytes for layer in plan.layers) + plan.kept_bytes
+        return sum(layer.native_bytes for layer in plan.layers) + plan.rest_bytes(cls.name)
 
     def _begin(self) -> None:
         self._layers: dict[str, dict[str, Any]] = {}

@@ -31,6 +31,9 @@ Spec = Mapping[str, Any]
 """The JSON that describes a form in config.json: `form`, its name, and whatever its `empty` needs."""
 Device = torch.device | str | None
 
+ROWS_AT_ONCE = 1 << 15
+"""Rows of a weight that are expanded together."""
+
 REGISTERED: "dict[str, type[Form]]" = {}
 """The forms whose modules have been imported, by name."""
 
@@ -89,8 +92,15 @@ class Form(nn.Module, ABC):
         return self.kind.replace("_", " ")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., i) -> (..., o), in the dtype of x."""
-        return F.linear(x, self.dense().to(x.dtype))
+        """(..., i) -> (..., o), in the dtype of x. A weight of many rows, a head's, is expanded a part at a time."""
+        if self.shape[0] <= ROWS_AT_ONCE or type(self).rows is Form.rows:
+            return F.linear(x, self.dense().to(x.dtype))
+        parts = torch.arange(self.shape[0], device=x.device).split(ROWS_AT_ONCE)
+        return torch.cat([F.linear(x, self.rows(part).to(x.dtype)) for part in parts], -1)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Rows of the weight, for an `index` (n,): (n, i), fp32."""
+        return self.dense()[index]
 
     def offset(self) -> Tensor | None:
         """A vector that it adds to the outputs besides the weight's product: (o,), fp32. It is not the layer's bias."""

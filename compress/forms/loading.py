@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
@@ -21,12 +21,13 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .base import Form
 from .build import empty
+from .embedding import CompressedEmbedding
 from .linear import CompressedLinear
 
 FORMAT = "compress"
-FORMAT_VERSION = 3
-READ_VERSIONS = (1, 2, 3)
-"""1 had no products of forms, and no offsets; 2 nothing sparse, and nothing shared."""
+FORMAT_VERSION = 4
+READ_VERSIONS = (1, 2, 3, 4)
+"""1 had no products of forms, and no offsets; 2 nothing sparse, and nothing shared; 3 no embeddings."""
 
 logger = logging.get_logger(__name__)
 
@@ -52,7 +53,10 @@ class CompressedConfig(PretrainedConfig):
             )
         register_quantizer()
         base = dict(config_dict["base_config"])
-        base["quantization_config"] = CompressedQuantizationConfig(config_dict["layers"])
+        layers = config_dict["layers"]
+        base["quantization_config"] = CompressedQuantizationConfig(layers)
+        if any(owner_of(layer["form"]) for layer in layers.values()):
+            base["tie_word_embeddings"] = False  # there is no parameter to tie: the form does it
         config_class = type(AutoConfig.for_model(config_dict["base_model_type"]))
         return config_class.from_dict(base, **kwargs)
 
@@ -102,7 +106,7 @@ class CompressedQuantizer(HfQuantizer):
                 parameter.requires_grad = False
         self._model = model
         for module in self._swapped:
-            del vars(module)["weight"]
+            vars(module).pop("weight", None)
         for name, tensor in model.state_dict().items():
             if tensor.is_meta or tensor.dtype != self._dtypes.get(name, tensor.dtype):
                 raise RuntimeError(f"{name} was loaded as {tensor.dtype} on {tensor.device}")
@@ -163,8 +167,15 @@ class _Watch:
             )
 
 
-def _swap(model: PreTrainedModel, name: str, layer: Mapping[str, Any]) -> CompressedLinear:
-    """Put an empty CompressedLinear in the place of a layer, on its device and in its dtype."""
+def owner_of(spec: Mapping[str, Any]) -> str:
+    """The module of the embeddings whose form a head's form, or a term of it, reads; empty if it reads none."""
+    if spec["form"] == "tied":
+        return str(spec["owner"])
+    return next(filter(None, map(owner_of, spec.get("terms", ()))), "")
+
+
+def _swap(model: PreTrainedModel, name: str, layer: Mapping[str, Any]) -> nn.Module:
+    """Put an empty module with the layer's form in its place, on its device and in its dtype."""
     name = _path_in(model, name)
     try:
         old = model.get_submodule(name)
@@ -175,8 +186,13 @@ def _swap(model: PreTrainedModel, name: str, layer: Mapping[str, Any]) -> Compre
     parent, _, leaf = name.rpartition(".")
     like: dict[str, Any] = {"dtype": old.weight.dtype, "device": old.weight.device}
     o, i = layer["shape"]
+    form = empty(layer["form"], (o, i), **like)
+    if isinstance(old, nn.Embedding):
+        embedding = CompressedEmbedding(form, old)
+        setattr(model.get_submodule(parent), leaf, embedding)
+        return embedding
     bias = torch.empty(o, **like) if layer["bias"] else None
-    new = CompressedLinear(empty(layer["form"], (o, i), **like), bias, like["dtype"])
+    new = CompressedLinear(form, bias, like["dtype"])
     # GPT-2 and others initialise the weight of a child by its name; let there be one to pass over.
     placeholder: Any = torch.empty(0)
     placeholder._is_hf_initialized = True

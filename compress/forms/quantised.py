@@ -3,7 +3,7 @@
 Shapes: o = out_features, i = in_features, G = number of groups.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -60,6 +60,16 @@ class Quantised(Form, name="quantised"):
         return cls((o, i), bits, group_size, tensors)
 
     @classmethod
+    def joined(cls, parts: Sequence["Quantised"]) -> "Quantised":
+        """Forms of the same settings with their rows one below the other; symmetric, groups in order."""
+        first, o = parts[0], sum(part.shape[0] for part in parts)
+        tensors = {
+            name: torch.cat([getattr(part, name) for part in parts], 1)
+            for name in ("qweight", "scales")
+        }
+        return Quantised((o, first.shape[1]), first.bits, first.group_size, tensors)
+
+    @classmethod
     def empty(cls, spec: Spec, shape: tuple[int, int], build: Builder) -> Self:  # noqa: D102
         (o, i), bits, group_size = shape, int(spec["bits"]), int(spec["group_size"])
         n_groups = -(-i // group_size)
@@ -103,6 +113,19 @@ class Quantised(Form, name="quantised"):
             groups = self.groups()
             values_io.sub_(zeros[groups]).mul_(scales[groups])
         return values_io.T  # as it lies in memory: transposing it costs more than all of the above
+
+    def rows(self, index: Tensor) -> Tensor:  # noqa: D102
+        groups = self.groups()
+        codes_in = unpack(self.qweight[:, index], self.bits, self.shape[1]).float()
+        zeros_gn = self._zeros_of(index)
+        scales_gn = self.scales[:, index].float()
+        return codes_in.sub_(zeros_gn[groups]).mul_(scales_gn[groups]).T
+
+    def _zeros_of(self, index: Tensor) -> Tensor:
+        """Zero points of these rows: (G, n), fp32."""
+        if self.qzeros is None:
+            return torch.full_like(self.scales[:, index], 1 << (self.bits - 1)).float()
+        return self.zeros()[:, index].float()
 
     def spec(self) -> dict[str, Any]:  # noqa: D102
         return {

@@ -31,6 +31,7 @@ from compress.models.layers import is_transposed, refuse_not_finite, weight_oi
 from compress.pipeline.layer_text import factor_bits, remarks, written
 from compress.pipeline.spectra import cut_of
 from compress.pipeline.stopwatch import Stopwatch
+from compress.pipeline.tables import Placed
 from compress.planning.groups import Group, Inputs, groups_of, inputs_in_turn, name_owners
 from compress.planning.layer import PlannedLayer
 from compress.planning.plan import Plan
@@ -59,7 +60,8 @@ class Job:
     plan: Plan
     loader: PartLoader
     stream: Stream
-    probe: Stream
+    probes: Mapping[Placed, Stream]
+    """A few tokens for each way in which formats store the embeddings."""
     needs: frozenset[type[Statistic]]
     saved: Store | None
     """Statistics of an equal run, to be used."""
@@ -110,7 +112,8 @@ def compress_blocks(job: Job, watch: Stopwatch) -> Iterator[Finished]:
         done = [name for name in planned if name not in block.layers]
         job.subject.install(block, done, job.device)
         for index in block.indices:
-            job.probe.advance(index)
+            for probe in job.probes.values():
+                probe.advance(index)
 
 
 def _statistics(job: Job, block: Block, names: frozenset[str]) -> Iterator[SharedInput]:

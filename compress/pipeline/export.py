@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from calibration.skeleton import decoder_blocks
 from calibration.statistics.base import PairStatistic
@@ -16,6 +17,7 @@ from calibration.store import Store
 from calibration.stream import Stream
 from compress.callbacks import Progress
 from compress.config.recipe import OnFailure
+from compress.embeddings.placing import placed
 from compress.errors import LayerError
 from compress.exports import Exporter, LayerExport
 from compress.exports.verify import write_probe
@@ -23,6 +25,7 @@ from compress.models.layers import refuse_not_finite
 from compress.pipeline.beside import compress_beside
 from compress.pipeline.blocks import Job, compress_blocks
 from compress.pipeline.stopwatch import Stopwatch
+from compress.pipeline.tables import Placed, Tables, as_written, make_tables, write_tables
 from compress.prepare.prepare import Prepared
 from compress.prepare.texts import few_tokens
 from compress.report.report import LayerReport
@@ -41,6 +44,8 @@ class Outcome:
     compressed: set[str] = field(default_factory=set)
     reused: Path | None = None
     """Folder of the statistics that were used again."""
+    embeddings: tuple[LayerReport, ...] = ()
+    """Embeddings and heads that the first format stores otherwise than the source."""
 
 
 def export(
@@ -54,8 +59,10 @@ def export(
     store = prepared.store()
     saved = store if store is not None and store.complete else None
     saving = None if saved is not None else store
-    job = _job(prepared, (saved, saving), watch)
-    outcome = Outcome(reused=saved.folder if saved is not None else None)
+    with watch("embeddings"):
+        tables = make_tables(prepared, list(folders), progress)
+    job = _job(prepared, (saved, saving), tables, watch)
+    outcome = Outcome(reused=saved.folder if saved is not None else None, embeddings=tables.reports)
     try:
         _export_layers(prepared, job, (exporters, outcome), watch, progress)
         if saving is not None:
@@ -67,14 +74,19 @@ def export(
         raise LayerError(f"no layer could be compressed; the first: {outcome.layers[0].failure}")
     with watch("write"):
         _copy_rest(prepared, exporters, outcome.compressed, progress)
+        write_tables(prepared, tables, exporters, progress)
         for exporter in exporters:
             exporter.close()
-        prepared.subject.load_outside(prepared.device)
-        _write_probes(job.probe, exporters, prepared.dtype)
+        _write_probes(prepared, tables, job.probes, exporters)
     return outcome
 
 
-def _job(prepared: Prepared, stores: tuple[Store | None, Store | None], watch: Stopwatch) -> Job:
+def _job(
+    prepared: Prepared,
+    stores: tuple[Store | None, Store | None],
+    tables: Tables,
+    watch: Stopwatch,
+) -> Job:
     """Load what lies outside the blocks and bring the tokens to the first of them; stores: to read, to write."""
     saved, saving = stores
     prefix, blocks = decoder_blocks(prepared.model)
@@ -87,14 +99,14 @@ def _job(prepared: Prepared, stores: tuple[Store | None, Store | None], watch: S
         if PairStatistic.among(prepared.needs):
             stream.keep_original()
         prepared.subject.replace_outside(prepared.device)
-        probe = Stream(prepared.model, blocks, [few_tokens(prepared.tokens)])
+        probes = _probes(prepared, tables)
         # The walk does without: a vocabulary of 256,000 takes more memory than many blocks.
         prepared.loader.unload_outside(f"{prefix}.")
     return Job(
         plan=prepared.plan,
         loader=prepared.loader,
         stream=stream,
-        probe=probe,
+        probes=probes,
         needs=prepared.needs,
         saved=saved,
         saving=saving,
@@ -105,6 +117,18 @@ def _job(prepared: Prepared, stores: tuple[Store | None, Store | None], watch: S
         gradients=partial(gradients_of_block, prepared),
         subject=prepared.subject,
     )
+
+
+def _probes(prepared: Prepared, tables: Tables) -> dict[Placed, Stream]:
+    """A few tokens before the first block, embedded as each format stores the embeddings."""
+    _, blocks = decoder_blocks(prepared.model)
+    probes = {}
+    for name in prepared.plan.exports:
+        found = tables.placed_in(prepared.plan, name)
+        if found not in probes:
+            with placed(prepared.model, tables.of(found)):
+                probes[found] = Stream(prepared.model, blocks, [few_tokens(prepared.tokens)])
+    return probes
 
 
 def _export_layers(
@@ -129,7 +153,7 @@ def _export_layers(
         name = finished.planned.name
         form, correction = prepared.subject.exported(finished.form.cpu())
         bias = prepared.subject.bias(name)
-        layer = LayerExport(name, form, bias, finished.transposed, correction)
+        layer = LayerExport(name, form, bias, finished.transposed, correction=correction)
         with watch("write"):
             for exporter in exporters:
                 exporter.add_layer(layer)
@@ -141,32 +165,47 @@ def _copy_rest(
     """Every tensor of the source, or of the base, that no compressed layer replaces, as the model calls it."""
     loader, packed = prepared.subject.loader, dict(prepared.subject.packed_layers())
     keys = loader.keys_of()
+    tables = {table.tensor for table in prepared.plan.outside.tables}
     for done, (key, name) in enumerate(loader.memory_names.items()):
         progress("copy the rest", done, len(loader.memory_names))
         module, _, leaf = name.rpartition(".")
+        if key in tables:
+            continue
         if module in compressed and leaf in ("weight", "bias"):
             continue
         if module in packed and leaf in ("weight", "bias"):
             if leaf == "weight":
-                layer = packed[module]()
-                for exporter in exporters:
-                    exporter.add_layer(layer)
+                for layer in packed[module]():
+                    for exporter in exporters:
+                        exporter.add_layer(layer)
             continue
         # Tensors that are merged on loading (experts) keep the names that the merging expects.
         target = name if len(keys[name]) == 1 else key
         for exporter in exporters:
-            exporter.add_tensor(target, loader.tensors[key])
+            tensor = as_written(prepared.plan, exporter.name, key, loader.tensors[key])
+            exporter.add_tensor(target, tensor)
     progress("copy the rest", len(loader.memory_names), len(loader.memory_names))
 
 
-def _write_probes(probe: Stream, exporters: Sequence[Exporter], dtype: torch.dtype) -> None:
-    ids = probe.batches[0].input_ids
-    logits = probe.predictions(0)[0].float().cpu()
+def _write_probes(
+    prepared: Prepared,
+    tables: Tables,
+    probes: Mapping[Placed, Stream],
+    exporters: Sequence[Exporter],
+) -> None:
+    """Write the logits that each format's embeddings, the compressed blocks and each format's head make."""
+    prepared.subject.load_outside(prepared.device)
+    for found, probe in probes.items():
+        with placed(prepared.model, tables.of(found)):
+            logits = probe.predictions(0)[0].float().cpu()
+        for exporter in exporters:
+            if tables.placed_in(prepared.plan, exporter.name) == found:
+                _write_logits(probe.batches[0].input_ids, logits, exporter, prepared.dtype)
+
+
+def _write_logits(ids: Tensor, logits: Tensor, exporter: Exporter, dtype: torch.dtype) -> None:
     n = len(logits)  # one for each token, or one for all
     if not bool(torch.isfinite(logits).all()):
         raise LayerError("the compressed model's logits hold NaN or infinity; try --dtype float32")
     positions = torch.linspace(0, n - 1, min(PROBE_POSITIONS, n)).round().long()
-    for exporter in exporters:
-        write_probe(
-            exporter.folder, ids, logits[positions], positions, dtype, rounded=exporter.rounded
-        )
+    write_probe(exporter.folder, ids, logits[positions], positions, dtype, rounded=exporter.rounded)

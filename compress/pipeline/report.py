@@ -12,7 +12,7 @@ from compress.pipeline.stopwatch import Stopwatch
 from compress.prepare.prepare import Prepared
 from compress.prepare.texts import text_notes
 from compress.report.environment import describe_environment
-from compress.report.report import Comparison, ExportReport, LayerReport, Report, Totals
+from compress.report.report import Comparison, ExportReport, KeptTensor, LayerReport, Report, Totals
 
 
 def make_report(
@@ -33,7 +33,8 @@ def make_report(
         environment=describe_environment(str(prepared.device)),
         calibration=dict(prepared.tokens.provenance),
         layers=tuple(outcome.layers),
-        kept=prepared.plan.kept,
+        embeddings=outcome.embeddings,
+        kept=_kept(prepared, outcome),
         exports=tuple(exports),
         totals=_totals(prepared, outcome, exports),
         scores=scores,
@@ -43,6 +44,14 @@ def make_report(
         head=str(head_of(prepared.config) or Head.NEXT_TOKEN),
         notes=_notes(prepared, outcome),
     )
+
+
+def _kept(prepared: Prepared, outcome: Outcome) -> tuple[KeptTensor, ...]:
+    """The tensors that the first format stores as the source does."""
+    told = {layer.name for layer in outcome.embeddings}
+    others = {table.tensor for table in prepared.plan.outside.tables if table.name in told}
+    kept = prepared.plan.kept_in(prepared.plan.exports[0])
+    return tuple(tensor for tensor in kept if tensor.name not in others)
 
 
 def _model_text(prepared: Prepared) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from calibration.statistics import always_collected
 from calibration.statistics.base import GradientStatistic, ObservedStatistic
 from calibration.store import stored_bytes
 from compress.bases import AsDense
+from compress.embeddings.plan import OutsideBlocks
 from compress.errors import CheckpointError, RecipeError, inside
 from compress.exports.checkpoint import main_dtype
 from compress.families.base import Compressor, LayerShape, Survey
@@ -35,17 +36,19 @@ from compress.report.report import KeptTensor
 SPARE_DISK = 64 << 20
 
 
-def make_plan(
+def make_plan(  # noqa: PLR0913  (all but three have defaults)
     loader: PartLoader,
     reader: Reader,
     method: Compressor,
     patterns: tuple[tuple[str, ...], tuple[str, ...]],
     surveys: Mapping[str, Survey] = MappingProxyType({}),
     uncalled: Collection[str] = (),
+    others: Callable[[Linears], OutsideBlocks] = lambda _: OutsideBlocks(),
 ) -> Plan:
     """Plan for the skeleton of a loader and its checkpoint; `patterns` are those to include and to exclude.
 
     `surveys` is what the method asked for and was found; `uncalled` are layers whose weight is read without a call.
+    `others`: what is stored otherwise than in the source, given the layers.
 
     Raises RecipeError for patterns that match nothing, for layers that would not get smaller, and whatever the method
     refuses; CheckpointError for a tensor whose shape contradicts the configuration.
@@ -54,31 +57,27 @@ def make_plan(
     refuse_inputs(found.beside, method)
     small = method.leaves(found.shapes)
     shapes = {name: shape for name, shape in found.shapes.items() if name not in small}
+    stored = others(found)
     rest = reader.total_bytes - sum(shape.n_bytes for shape in shapes.values())
-    with inside("method"):
-        layers = tuple(
-            _planned(name, found.tensors[name], shapes[name], compressor)
-            for name, compressor in method.plan(shapes, rest).items()
-        )
-    if isinstance(method, Correction):
-        layers = tuple(
-            layer
-            if isinstance(layer.compressor, Correction)
-            else replace(layer, note=method.why_none(layer.shape))
-            for layer in layers
-        )
+    rest -= stored.saved_bytes(stored.budgeted)
+    layers = _planned_layers(found, shapes, method, rest)
     shared_by = {name: method.shared_by(name, shapes[name]) for name in shapes}
     refuse_no_gain(layers, shared_by)
-    layers = tuple(
-        replace(layer, note=NOTE) if layer.name in found.beside else layer for layer in layers
-    )
     layers = with_owners(layers, shared_by)
     left = dict.fromkeys(set(shapes) - {layer.name for layer in layers}, "left dense by the plan")
-    replaced = {layer.tensor for layer in layers}
+    replaced = {layer.tensor for layer in layers} | {table.tensor for table in stored.tables}
     reasons = {**found.reasons, **left, **small}
     kept = kept_tensors(reader, loader, found.prefix, replaced, reasons)
     statistics = _statistics_bytes(method, [layer.shape for layer in shapes.values()])
-    return Plan(layers, tuple(shapes), kept, found.n_blocks, *statistics, main_dtype(reader))
+    return Plan(
+        layers,
+        tuple(shapes),
+        kept,
+        found.n_blocks,
+        *statistics,
+        main_dtype(reader),
+        outside=stored,
+    )
 
 
 @dataclass(frozen=True)
@@ -147,6 +146,25 @@ def block_linears(prefix: str, blocks: nn.ModuleList) -> dict[str, nn.Module]:
         for part, layer in block.named_modules()
         if is_linear(layer)
     }
+
+
+def _planned_layers(
+    found: Linears, shapes: Mapping[str, LayerShape], method: Compressor, rest: int
+) -> tuple[PlannedLayer, ...]:
+    """The layers that a method compresses; `rest`: bytes of all else. Raises RecipeError whatever it refuses."""
+    with inside("method"):
+        layers = [
+            _planned(name, found.tensors[name], shapes[name], compressor)
+            for name, compressor in method.plan(shapes, rest).items()
+        ]
+    if isinstance(method, Correction):
+        layers = [
+            layer
+            if isinstance(layer.compressor, Correction)
+            else replace(layer, note=method.why_none(layer.shape))
+            for layer in layers
+        ]
+    return tuple(replace(one, note=NOTE) if one.name in found.beside else one for one in layers)
 
 
 def _statistics_bytes(method: Compressor, shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 
+from compress.embeddings.plan import OutsideBlocks
 from compress.exports.base import EXPORTS
 from compress.families.base import Compressor
 from compress.planning.layer import PlannedLayer
 from compress.planning.text import correction_notes, shared_lines
 from compress.report.report import KeptTensor
+
+OUTSIDE = "outside the decoder blocks"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Plan:
     """Bytes of the original, if the kept tensors are those of a base checkpoint."""
     base_bytes: int | None = None
     """Bytes of that base checkpoint, as stored."""
+    outside: OutsideBlocks = field(default_factory=OutsideBlocks)
+    """Embeddings and heads, which are not among the kept tensors, and kept tensors that are stored narrower."""
 
     @property
     def blocks_at_once(self) -> int:
@@ -45,7 +50,8 @@ class Plan:
         """Bytes of tensor data in the original checkpoint."""
         if self.original_bytes is not None:
             return self.original_bytes
-        return sum(layer.bytes_before for layer in self.layers) + self.kept_bytes
+        tables = sum(table.n_bytes for table in self.outside.tables)
+        return sum(layer.bytes_before for layer in self.layers) + tables + self.kept_bytes
 
     @property
     def bytes_after(self) -> int:
@@ -68,8 +74,29 @@ class Plan:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of the tensors that are copied."""
+        """Bytes of the tensors that are copied, as the source stores them."""
         return sum(tensor.n_bytes for tensor in self.kept)
+
+    def kept_in(self, export: str) -> tuple[KeptTensor, ...]:
+        """The tensors that a format copies as numbers, embeddings without codes included, with their bytes."""
+        saved = self.outside.narrowed if self.outside.narrows(export) else {}
+        kept = [replace(t, n_bytes=t.n_bytes - saved.get(t.name, 0)) for t in self.kept]
+        tables = [
+            KeptTensor(
+                name=table.tensor,
+                shape=table.shape,
+                reason=OUTSIDE,
+                n_bytes=table.bytes_in(export),
+            )
+            for table in self.outside.tables
+            if table.storage(export).bits is None
+        ]
+        return (*kept, *tables)
+
+    def rest_bytes(self, export: str) -> int:
+        """Bytes of everything but the compressed layers in a format."""
+        tables = sum(table.n_bytes for table in self.outside.tables)
+        return self.kept_bytes + tables - self.outside.saved_bytes(export)
 
     def lines(self) -> list[str]:
         """The lines that show the plan in a terminal: layers of a kind together, what is kept and why, totals."""
@@ -130,9 +157,24 @@ class Plan:
             )
         return out
 
-    def _rest(self) -> list[str]:
-        """The lines on kept tensors and totals."""
+    def _tables(self) -> list[str]:
+        """A line for each matrix of the vocabulary and each way in which formats store it."""
         out = []
+        for table in self.outside.tables:
+            v, d = table.shape
+            for storage in dict.fromkeys(table.storage(name) for name in self.exports):
+                names = [name for name in self.exports if table.storage(name) is storage]
+                bits = "" if storage.bits is None else " bits"
+                tied = f", shared with {table.head}" if table.head else ""
+                out.append(
+                    f"{table.role}: {table.name}, {v} x {d}, {table.n_bytes:,} -> {table.bytes_in(names[0]):,} bytes, "
+                    f"{storage}{bits} in {', '.join(names)}{tied}"
+                )
+        return out
+
+    def _rest(self) -> list[str]:
+        """The lines on embeddings, kept tensors and totals."""
+        out = [*self._tables()]
         for reason in dict.fromkeys(tensor.reason for tensor in self.kept):
             members = [tensor for tensor in self.kept if tensor.reason == reason]
             size = sum(tensor.n_bytes for tensor in members)

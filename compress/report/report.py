@@ -162,6 +162,8 @@ class Report:
     calibration: dict[str, Any]
     """Calibration text: paths, hashes, rows, tokens, seed."""
     layers: tuple[LayerReport, ...]
+    embeddings: tuple[LayerReport, ...] = ()
+    """Embeddings and heads that are stored otherwise than in the source; not among the layers, nor in their totals."""
     kept: tuple[KeptTensor, ...]
     exports: tuple[ExportReport, ...]
     totals: Totals

@@ -35,6 +35,7 @@ from compress.families.low_rank import Factors
 from compress.forms.base import Form
 from compress.forms.dense import Dense
 from compress.forms.sum import Sum
+from compress.forms.tied import Tied
 from compress.models.layers import is_transposed
 from compress.planning.layer import PlannedLayer
 from compress.planning.make import make_plan
@@ -161,17 +162,24 @@ class CorrectedBase(Subject):
         """The base's form of a layer."""
         return self.view.form(self._key(f"{name}.weight")).to(device)
 
-    def packed_layers(self) -> Iterator[tuple[str, Callable[[], LayerExport]]]:
-        """The linear layers that the base has packed."""
+    def packed_layers(self) -> Iterator[tuple[str, Callable[[], Sequence[LayerExport]]]]:
+        """The linear layers, and embeddings, that the base has packed."""
         modules = dict(self.loader.model.named_modules())
         for key in self.view:
             name = self.loader.memory_names[key].removesuffix(".weight")
-            if self.view.is_packed(key) and is_linear(modules.get(name, nn.Identity())):
+            module = modules.get(name, nn.Identity())
+            if self.view.is_packed(key) and (is_linear(module) or isinstance(module, nn.Embedding)):
                 yield name, partial(self._as_it_is, name)
 
-    def _as_it_is(self, name: str) -> LayerExport:
+    def _as_it_is(self, name: str) -> list[LayerExport]:
         turned = is_transposed(self.loader.model.get_submodule(name))
-        return LayerExport(name, self.form(name, torch.device("cpu")), self.bias(name), turned)
+        form = self.form(name, torch.device("cpu"))
+        heads = [
+            LayerExport(head, Tied(form.shape, owner), None, transposed=False, in_source=False)
+            for head, owner in self.view.base.tied_heads.items()
+            if owner == name
+        ]
+        return [LayerExport(name, form, self.bias(name), turned), *heads]
 
     def bias(self, name: str) -> Tensor | None:
         """The bias in the base, which may have changed it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
@@ -17,13 +17,14 @@ from calibration.statistics.collection import Statistics
 from calibration.text.data import Tokens
 from calibration.walk import Block
 from compress.config.recipe import Recipe
+from compress.embeddings.plan import OutsideBlocks, narrowed, planned_tables
 from compress.exports import EXPORTS, Exporter, LayerExport
 from compress.families.base import Compressor, Survey
 from compress.families.correction import Correction
 from compress.families.low_rank import Factors
 from compress.forms.base import Form
 from compress.planning.layer import PlannedLayer
-from compress.planning.make import make_plan
+from compress.planning.make import Linears, make_plan
 from compress.planning.plan import Plan
 from compress.report.report import BaseReport
 from compress.subjects.subject import Description, Subject
@@ -48,12 +49,22 @@ class OrdinaryModel(Subject):
             patterns,
             found,
             self.original.uncalled,
+            partial(self._others, recipe),
         )
         shapes = {layer.name: layer.shape for layer in plan.layers}
         compressors = {layer.name: layer.compressor for layer in plan.layers}
         for name in recipe.export:
             EXPORTS[name].check(compressors, shapes)
         return plan
+
+    def _others(self, recipe: Recipe, linears: Linears) -> OutsideBlocks:
+        """Embeddings and heads as the recipe asks, and what else is stored narrower."""
+        reader, asked = self.original.reader, (recipe.embeddings, recipe.head)
+        chosen = frozenset(linears.tensors.values())
+        found = planned_tables(self.loader, reader, asked, recipe.export, recipe.method)
+        tables = tuple(table for table in found if table.tensor not in chosen)
+        taken = chosen | {table.tensor for table in tables}
+        return OutsideBlocks(tables, narrowed(reader, taken), recipe.export[0])
 
     def settled(self, recipe: Recipe, few: Tokens, device: torch.device) -> Self:
         """The model as it is: tokens tell nothing more of it."""
@@ -135,7 +146,7 @@ class OrdinaryModel(Subject):
         """The form, with its correction if it has one."""
         return form, None
 
-    def packed_layers(self) -> Iterator[tuple[str, Callable[[], LayerExport]]]:
+    def packed_layers(self) -> Iterator[tuple[str, Callable[[], Sequence[LayerExport]]]]:
         """No layer is packed."""
         yield from ()
 

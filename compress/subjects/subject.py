@@ -143,8 +143,8 @@ class Subject(ABC):
         """A finished form, and the part of it that the subject has not, where it is a compressed checkpoint."""
 
     @abstractmethod
-    def packed_layers(self) -> Iterator[tuple[str, Callable[[], LayerExport]]]:
-        """Layers that the subject stores in forms by name, each read when it is called for."""
+    def packed_layers(self) -> Iterator[tuple[str, Callable[[], Sequence[LayerExport]]]]:
+        """Layers that the subject stores in forms by name, each read when it is called for, with heads tied to it."""
 
     @abstractmethod
     def report(self) -> BaseReport | None:

@@ -13,6 +13,7 @@ from compress.exports.card import CardFacts, whole_size
 from compress.exports.checkpoint import LOADING_READS, CheckpointExporter
 from compress.exports.contents import Contents, StoredTensor, dtype_name
 from compress.exports.reading import load_bare
+from compress.exports.storage import Outside
 from compress.families.base import Compressor
 from compress.models.checkpoint import Reader, read_json, write_json
 
@@ -35,6 +36,7 @@ class HalfExporter(CheckpointExporter, name="half"):
         relation="quantized",
         weights="halved",
         vllm=False,
+        outside=Outside.WHOLE,
     )
 
     @classmethod
@@ -47,7 +49,9 @@ class HalfExporter(CheckpointExporter, name="half"):
     def planned_bytes(cls, plan: Planned) -> int:
         """Two bytes a weight."""
         layers = sum(2 * layer.shape[0] * layer.shape[1] for layer in plan.layers)
-        return layers + sum(2 * torch.Size(tensor.shape).numel() for tensor in plan.kept)
+        return layers + sum(
+            2 * torch.Size(tensor.shape).numel() for tensor in plan.kept_in(cls.name)
+        )
 
     @property
     def rounded(self) -> torch.dtype:

@@ -51,6 +51,7 @@ def model_card(report: Report, export: ExportReport | None = None) -> str:
         *pictures(report),
         *_layers(report),
         *_calibration(report),
+        *_embeddings(report),
         *_kept(report),
         *_remarks(report),
         *_origin(report),
@@ -180,6 +181,26 @@ def _calibration(report: Report) -> Iterator[str]:
     options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 100}
     text = yaml.safe_dump(report.calibration, default_flow_style=None, **options)
     yield f"```yaml\n{text}```"
+
+
+def _embeddings(report: Report) -> Iterator[str]:
+    if not report.embeddings:
+        return
+    yield "## Embeddings and head"
+    head = [
+        "| | shape | form | size before | size | error |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+    ]
+    rows = [
+        f"| {table.note} | {' x '.join(map(str, table.shape))} | {table.form} | {megabytes(table.bytes_before)} | "
+        f"{megabytes(table.bytes_after)} | {table.relative_error:.4f} |"
+        for table in report.embeddings
+    ]
+    yield "\n".join([*head, *rows])
+    yield (
+        "Errors are relative: of a head's outputs on the calibration text; of embeddings, of the rows looked up "
+        "there."
+    )
 
 
 def _kept(report: Report) -> Iterator[str]:

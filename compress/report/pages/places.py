@@ -56,6 +56,9 @@ def bytes_by_part(report: Report) -> list[tuple[str, int, int]]:
         before, after = layers.get(places[layer.name].projection, (0, 0))
         sizes = before + layer.bytes_before, after + layer.bytes_after
         layers[places[layer.name].projection] = sizes
+    for table in report.embeddings:
+        part = part_of(f"{table.name}.weight", table.note)
+        layers[part] = (table.bytes_before, table.bytes_after)
     kept: dict[str, int] = {}
     for tensor in report.kept:
         part = part_of(tensor.name, tensor.reason)

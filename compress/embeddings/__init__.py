@@ -1,0 +1,1 @@
+"""Embeddings and heads: planned, quantised, and put into a model."""

@@ -1,0 +1,156 @@
+"""Embeddings and heads in a run: their forms in each format, what a report says of them, and how they are written.
+
+Shapes: v = rows of the vocabulary, d = hidden size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from calibration.statistics.gram import Gram
+from compress.callbacks import Progress
+from compress.embeddings.plan import OutsideBlocks, PlannedTable, Role, dtype_of
+from compress.embeddings.quantise import TableForms, relative_error, table_forms
+from compress.exports import Exporter, LayerExport
+from compress.exports.storage import Storage
+from compress.planning.plan import Plan
+from compress.prepare.prepare import Prepared
+from compress.report.report import LayerReport
+from compress.survey.head_inputs import head_gram
+
+Placed = tuple[tuple[PlannedTable, Storage], ...]
+"""What a format stores otherwise than the source, and how."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The forms of embeddings and heads in every storage that a run's formats ask for."""
+
+    forms: Mapping[tuple[PlannedTable, Storage], TableForms] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    reports: tuple[LayerReport, ...] = ()
+    """As the first format stores them."""
+
+    def placed_in(self, plan: Plan, export: str) -> Placed:
+        """What a format stores otherwise than the source."""
+        found = [(table, table.storage(export)) for table in plan.outside.tables]
+        return tuple(entry for entry in found if entry[1] is not Storage.AS_IS)
+
+    def of(self, placed: Placed) -> dict[PlannedTable, TableForms]:
+        """The forms of these storages."""
+        return {table: self.forms[table, storage] for table, storage in placed}
+
+
+def make_tables(prepared: Prepared, exports: Sequence[str], progress: Progress) -> Tables:
+    """Forms of all tables, on the CPU. Raises LayerError, and InputError for text that cannot be walked."""
+    plan = prepared.plan
+    forms: dict[tuple[PlannedTable, Storage], TableForms] = {}
+    reports = []
+    for table in plan.outside.tables:
+        storages = list(dict.fromkeys(table.storage(name) for name in exports))
+        gram = _gram(prepared, table, storages, progress)
+        weight_vd = prepared.loader.tensors[table.tensor].to(prepared.device)
+        for storage in storages:
+            if storage is Storage.AS_IS:
+                continue
+            started = time.perf_counter()
+            found = table_forms(table, storage, weight_vd, gram)
+            seconds = time.perf_counter() - started
+            if storage is table.storage(exports[0]):
+                counts_v = _counts(prepared, table)
+                error = relative_error(weight_vd, found.form, _of_head(table, gram), counts_v)
+                reports.append(_report(table, exports[0], found, (error, seconds)))
+            forms[table, storage] = _on_cpu(found)
+    return Tables(forms, tuple(reports))
+
+
+def _on_cpu(found: TableForms) -> TableForms:
+    correction = None if found.correction is None else found.correction.cpu()
+    return TableForms(found.form.cpu(), correction)
+
+
+def _gram(
+    prepared: Prepared, table: PlannedTable, storages: Sequence[Storage], progress: Progress
+) -> Gram | None:
+    """The Gram of the head's inputs, where codes are made for a head."""
+    if table.role is Role.EMBEDDINGS or all(storage.bits is None for storage in storages):
+        return None
+    return head_gram(prepared, table.head or table.name, progress)
+
+
+def _of_head(table: PlannedTable, gram: Gram | None) -> Gram | None:
+    """The Gram in which errors of a head of its own are measured."""
+    return gram if table.role is Role.HEAD else None
+
+
+def _counts(prepared: Prepared, table: PlannedTable) -> Tensor:
+    """How often each token occurs in the calibration text: (v,), fp64."""
+    tokens = prepared.tokens
+    mask = tokens.attention_mask
+    ids = tokens.input_ids if mask is None else tokens.input_ids[mask.bool()]
+    counts_v = torch.bincount(ids.flatten(), minlength=table.shape[0])[: table.shape[0]]
+    return counts_v.double().to(prepared.device)
+
+
+def _report(
+    table: PlannedTable, export: str, found: TableForms, measured: tuple[float, float]
+) -> LayerReport:
+    error, seconds = measured
+    n_bytes = table.bytes_in(export)
+    parts = [found.form] if found.correction is None else [found.form, found.correction]
+    return LayerReport(
+        name=table.name,
+        shape=table.shape,
+        method="rtn" if table.role is Role.EMBEDDINGS else "gptq",
+        form=" + ".join(part.describe() for part in parts),
+        bytes_before=table.n_bytes,
+        bytes_after=n_bytes,
+        bits_per_weight=8 * n_bytes / (table.shape[0] * table.shape[1]),
+        relative_error=error,
+        seconds=seconds,
+        note=f"{table.role}: {table.name} and {table.head}" if table.head else str(table.role),
+    )
+
+
+def write_tables(
+    prepared: Prepared, tables: Tables, exporters: Sequence[Exporter], progress: Progress
+) -> None:
+    """Write every embedding and head into every format, as it stores them."""
+    n_tables = len(prepared.plan.outside.tables)
+    for done, table in enumerate(prepared.plan.outside.tables):
+        progress("write embeddings", done, n_tables)
+        for exporter in exporters:
+            _write(prepared, table, tables, exporter)
+    if n_tables:
+        progress("write embeddings", n_tables, n_tables)
+
+
+def _write(prepared: Prepared, table: PlannedTable, tables: Tables, exporter: Exporter) -> None:
+    storage = table.storage(exporter.name)
+    if storage.bits is None:
+        weight_vd = prepared.loader.tensors[table.tensor]
+        as_is = storage is Storage.AS_IS
+        exporter.add_tensor(
+            f"{table.name}.weight", weight_vd if as_is else weight_vd.to(dtype_of(storage))
+        )
+        return
+    found = tables.forms[table, storage]
+    bias = prepared.subject.bias(table.name)
+    exporter.add_layer(LayerExport(table.name, found.form, bias, transposed=False))
+    if table.head:
+        head, bias = found.head(table.name), prepared.subject.bias(table.head)
+        exporter.add_layer(LayerExport(table.head, head, bias, transposed=False, in_source=False))
+
+
+def as_written(plan: Plan, export: str, key: str, tensor: Tensor) -> Tensor:
+    """A tensor that is copied, in the dtype that a format stores it in."""
+    if key in plan.outside.narrowed and OutsideBlocks.narrows(export):
+        return tensor.to(torch.bfloat16)
+    return tensor
