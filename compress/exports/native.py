@@ -34,7 +34,7 @@ from compress.exports.storage import Outside
 from compress.families.base import Compressor
 from compress.forms.base import Form
 from compress.forms.build import empty
-from compress.forms.loading import FORMAT, FORMAT_VERSION
+from compress.forms.loading import FORMAT, FORMAT_VERSION, owner_of
 from compress.models.checkpoint import Reader, read_json, write_json
 
 REFUSAL = (
@@ -95,7 +95,8 @@ class NativeExporter(CheckpointExporter, name="native"):
     def _write_config(self) -> None:
         base = self.base_config()
         base.pop("auto_map", None)
-        if "lm_head" in self._layers:
+        head = self._layers.get("lm_head")
+        if head is not None and not owner_of(head["form"]):
             base["tie_word_embeddings"] = False  # it has a form of its own
         files = shipped(self._kinds)
         for name, text in files.items():

@@ -8,7 +8,7 @@ A native checkpoint brings this file along, with those that it imports and those
 `trust_remote_code=True` loads it where the toolkit is absent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -53,10 +53,7 @@ class CompressedConfig(PretrainedConfig):
             )
         register_quantizer()
         base = dict(config_dict["base_config"])
-        layers = config_dict["layers"]
-        base["quantization_config"] = CompressedQuantizationConfig(layers)
-        if any(owner_of(layer["form"]) for layer in layers.values()):
-            base["tie_word_embeddings"] = False  # there is no parameter to tie: the form does it
+        base["quantization_config"] = CompressedQuantizationConfig(config_dict["layers"])
         config_class = type(AutoConfig.for_model(config_dict["base_model_type"]))
         return config_class.from_dict(base, **kwargs)
 
@@ -96,6 +93,7 @@ class CompressedQuantizer(HfQuantizer):
         layers = self.quantization_config.layers
         self._swapped = [_swap(model, name, layer) for name, layer in layers.items()]
         _link(model)
+        _untie(model, [name for name, layer in layers.items() if owner_of(layer["form"])])
         self._dtypes = {name: tensor.dtype for name, tensor in _stored(model).items()}
         self._watch = _Watch(model)
 
@@ -219,6 +217,14 @@ def _link(model: PreTrainedModel) -> None:
     for module in modules.values():
         if isinstance(module, Form):
             module.link(lambda path: modules.get(_path_in(model, path)))
+
+
+def _untie(model: PreTrainedModel, heads: Collection[str]) -> None:
+    """Let transformers tie no parameter of these heads, which have none: their forms read the embeddings'."""
+    weights = {f"{_path_in(model, name)}.weight" for name in heads}
+    for attribute in ("all_tied_weights_keys", "_tied_weights_keys"):
+        tied = dict(getattr(model, attribute, None) or {})
+        setattr(model, attribute, {k: v for k, v in tied.items() if k not in weights})
 
 
 def register_quantizer() -> None:

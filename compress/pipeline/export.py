@@ -166,10 +166,11 @@ def _copy_rest(
     loader, packed = prepared.subject.loader, dict(prepared.subject.packed_layers())
     keys = loader.keys_of()
     tables = {table.tensor for table in prepared.plan.outside.tables}
+    biases = {f"{table.head or table.name}.bias" for table in prepared.plan.outside.tables}
     for done, (key, name) in enumerate(loader.memory_names.items()):
         progress("copy the rest", done, len(loader.memory_names))
         module, _, leaf = name.rpartition(".")
-        if key in tables:
+        if key in tables or name in biases:
             continue
         if module in compressed and leaf in ("weight", "bias"):
             continue

@@ -134,18 +134,21 @@ def write_tables(
 
 def _write(prepared: Prepared, table: PlannedTable, tables: Tables, exporter: Exporter) -> None:
     storage = table.storage(exporter.name)
+    bias = prepared.subject.bias(table.head or table.name)
     if storage.bits is None:
         weight_vd = prepared.loader.tensors[table.tensor]
         as_is = storage is Storage.AS_IS
         exporter.add_tensor(
             f"{table.name}.weight", weight_vd if as_is else weight_vd.to(dtype_of(storage))
         )
+        if bias is not None:
+            exporter.add_tensor(f"{table.head or table.name}.bias", bias)
         return
     found = tables.forms[table, storage]
-    bias = prepared.subject.bias(table.name)
-    exporter.add_layer(LayerExport(table.name, found.form, bias, transposed=False))
+    own = None if table.head else bias
+    exporter.add_layer(LayerExport(table.name, found.form, own, transposed=False))
     if table.head:
-        head, bias = found.head(table.name), prepared.subject.bias(table.head)
+        head = found.head(table.name)
         exporter.add_layer(LayerExport(table.head, head, bias, transposed=False, in_source=False))
 
 

@@ -63,7 +63,9 @@ class OrdinaryModel(Subject):
         chosen = frozenset(linears.tensors.values())
         found = planned_tables(self.loader, reader, asked, recipe.export, recipe.method)
         tables = tuple(table for table in found if table.tensor not in chosen)
-        taken = chosen | {table.tensor for table in tables}
+        keys = self.loader.keys_of()
+        biases = [key for t in tables for key in keys.get(f"{t.head or t.name}.bias", ())]
+        taken = chosen | {table.tensor for table in tables} | set(biases)
         return OutsideBlocks(tables, narrowed(reader, taken), recipe.export[0])
 
     def settled(self, recipe: Recipe, few: Tokens, device: torch.device) -> Self:
