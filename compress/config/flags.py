@@ -175,7 +175,7 @@ def add_options(parser: argparse.ArgumentParser, options: Sequence[Option]) -> N
     for title, members in groups.items():
         group = parser.add_argument_group(title)
         for option in members:
-            arguments: dict[str, Any] = {"nargs": "+"} if is_list(option) else {}
+            arguments: dict[str, Any] = {"nargs": "*"} if is_list(option) else {}
             group.add_argument(
                 shortest(option, options),
                 dest=".".join(option.path),
