@@ -322,7 +322,7 @@ def test_a_format_that_leaves_something_out_is_refused_when_it_is_defined() -> N
 
 
 def test_no_constant_of_a_format_has_a_default() -> None:
-    with pytest.raises(TypeError, match="12 required keyword-only arguments"):
+    with pytest.raises(TypeError, match="13 required keyword-only arguments"):
         Traits()  # type: ignore[call-arg]
 
 

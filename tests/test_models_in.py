@@ -189,7 +189,7 @@ BAD_CONFIGS = {
     "BertForMaskedLM is neither": BertConfig(architectures=["BertForMaskedLM"]).to_dict(),
     "BertLMHeadModel is neither": BertConfig(architectures=["BertLMHeadModel"]).to_dict(),
     "bert is neither a causal": BertConfig().to_dict() | {"architectures": None},
-    "t5 is neither a causal": {"model_type": "t5", "architectures": None},
+    "is an encoder with a decoder": {"model_type": "t5", "architectures": None},
     "dtype 'int8', which no dense": {"dtype": "int8"},
     "transformers cannot use its config.json": {"num_attention_heads": "many"},
 }
