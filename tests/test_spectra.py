@@ -103,6 +103,7 @@ def test_a_stage_is_charged_with_what_was_held_in_it_or_in_stages_inside_it(tmp_
 STAGES = """
 import json
 import torch
+from compress.pipeline.stopwatch import Stopwatch
 
 watch = Stopwatch()
 with watch("before"):
