@@ -11,13 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from eval.errors import EvalError
 from eval.scores import Footprint, no_progress
@@ -234,13 +234,29 @@ def _prefill_and_decode(
     if not model.can_generate():
         model(input_ids=ids)
         return _now(model) - start, 0.0
-    output: Any = model(input_ids=ids, use_cache=True, **last)
+    states = _states_of_our_own(model)
+    output: Any = model(input_ids=ids, use_cache=True, **last, **states)
     token = output.logits[:, -1:].argmax(-1)
     prefilled = _now(model)
     for _ in range(new_tokens):
-        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+        states |= {name: output[name] for name in _STATES if output.get(name) is not None}
+        output = model(input_ids=token, use_cache=True, **states)
         token = output.logits[:, -1:].argmax(-1)
     return prefilled - start, _now(model) - prefilled
+
+
+_STATES = ("past_key_values", "cache_params", "state")
+"""What models call the keys and values, or the recurrent states, that they go on from."""
+
+
+def _states_of_our_own(model: PreTrainedModel) -> dict[str, Any]:
+    """A cache for a model that fills one and does not return it (RecurrentGemma); others make one themselves."""
+    returned = inspect.signature(model.forward).return_annotation
+    named = {entry.name for entry in fields(returned)} if is_dataclass(returned) else set(_STATES)
+    accepted = inspect.signature(model.forward).parameters
+    if named.isdisjoint(_STATES) and "past_key_values" in accepted:
+        return {"past_key_values": DynamicCache(config=model.config)}
+    return {}
 
 
 def _takes_logits_to_keep(model: PreTrainedModel) -> bool:

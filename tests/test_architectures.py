@@ -42,6 +42,7 @@ from compress.methods.rtn import RTN
 from compress.methods.svd import SVD
 from compress.methods.wanda import Wanda
 from compress.planning.left import is_small
+from eval.footprint import Timing, measure_speed
 
 pytestmark = pytest.mark.usefixtures("quick_verification")
 
@@ -54,6 +55,23 @@ def test_the_walk_through_a_hybrid_equals_the_plain_forward(family):
         pass
     with torch.no_grad():
         assert torch.equal(stream.predictions(0), model(ids, use_cache=False).logits)
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_decoding_is_timed_from_the_states_that_the_prompt_has_left(family):
+    model, calls = tiny_model(family), []
+
+    def keep(_, __, kwargs, output):
+        calls.append((kwargs["input_ids"], output.logits[:, -1]))
+
+    hook = model.register_forward_hook(keep, with_kwargs=True)
+    measure_speed(model, Timing(prompt_tokens=8, new_tokens=3, repeats=1))
+    hook.remove()
+    ids = torch.cat([ids for ids, _ in calls[-4:]], dim=1)
+    assert ids.shape == (1, 11)
+    with torch.no_grad():
+        expected = model(ids, use_cache=False).logits[:, -1]
+    torch.testing.assert_close(calls[-1][1], expected, rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize("method", [EoRA(), Wanda()], ids=["eora", "wanda"])
