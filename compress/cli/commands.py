@@ -16,8 +16,8 @@ from compress.report.metrics import Shown, shown_in
 
 SWEEP_NAME = "sweep.yaml"
 METHOD_HELP = (
-    "Flags may be shortened to any unique suffix: --bits for --method.base.bits. Which options a method has, tells "
-    "compress {} --method NAME --help."
+    "Flags may be shortened to any unique suffix: --bits for --method.base.bits. "
+    "compress {} --method NAME --help lists the options of a method."
 )
 _RECIPE_FILE = Argument(
     name="recipe", metavar=RECIPE_NAME, nargs="?", about="a recipe, which flags then override"
@@ -75,7 +75,9 @@ _ALL = (
                 default="kl",
                 about="what the best point is best in (default: kl)",
             ),
-            Argument(name="--plan", const=True, about="plan and refuse; do nothing"),
+            Argument(
+                name="--plan", const=True, about="check everything and print the plan; run nothing"
+            ),
         ),
         options=tuple(it.name for it in fields(Recipe) if it.name not in ("method", "out")),
         recipe=_of_sweep,

@@ -124,7 +124,7 @@ def _overview() -> str:
             "",
             *_columns(
                 {
-                    "--version": "Tell the version.",
+                    "--version": "Print the version.",
                     "--install-completion [SHELL]": "Complete commands and flags in bash, zsh or fish.",
                     "--show-completion [SHELL]": "Print the script that does so.",
                     "--traceback": "Show where an error came from.",

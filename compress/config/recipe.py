@@ -77,14 +77,14 @@ class Recipe:
         default=None,
         metadata=_about(
             "general",
-            "folder to write, which must not exist; none: MODEL-METHOD-Nbit right here",
+            "folder to write, which must not exist; none: MODEL-METHOD-Nbit in the current folder",
             "DIR",
         ),
     )
     method: Compressor = field(
         default_factory=lambda: METHODS["eora"](),
         metadata=_about(
-            "method", "how layers are compressed (default: eora; `compress methods` tells of each)"
+            "method", "how layers are compressed (default: eora; `compress methods` lists all)"
         ),
     )
     base_checkpoint: str | None = field(

@@ -29,7 +29,9 @@ class Quantiser(Compressor, ABC):
 
     bits: int = field(
         default=4,
-        metadata={"help": "bits of a weight's code: 2, 3, 4, 8; 5 and 6 in native exports"},
+        metadata={
+            "help": "bits of a weight's code: 2, 3, 4, 5, 6, 8; gptq exports hold no 5 and 6"
+        },
     )
     group_size: int | None = field(
         default=None,
