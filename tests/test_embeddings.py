@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from families import save_tiny
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 from workspaces import recipe
 
 import compress
@@ -24,6 +25,7 @@ from compress.forms.embedding import CompressedEmbedding
 from compress.forms.int8 import Int8
 from compress.forms.quantised import Quantised
 from compress.forms.tied import Tied
+from compress.methods.eora import EoRA
 from compress.methods.rtn import RTN
 from compress.models.checkpoint import Reader
 from compress.solvers.linalg import output_energy
@@ -91,6 +93,22 @@ def test_values_beyond_float16_are_refused():
     weight_vd = matrix(8, 4) * 1e6
     with pytest.raises(LayerError, match="do not fit float16; use bfloat16"):
         table_forms(table((8, 4), Role.HEAD), Storage.FLOAT16, weight_vd, None)
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        (
+            1e9,
+            r"model\.embed_tokens: values as large as .* do not fit 8 bits.*--embeddings bfloat16",
+        ),
+        (float("nan"), r"model\.embed_tokens holds NaN or infinity"),
+    ],
+)
+def test_values_beyond_the_scales_are_refused_by_name(factor, words):
+    weight_vd = matrix(8, 4) * factor
+    with pytest.raises(LayerError, match=words):
+        table_forms(table((8, 4), Role.EMBEDDINGS), Storage.BITS_8, weight_vd, None)
 
 
 class Scaled(nn.Embedding):
@@ -240,6 +258,50 @@ def test_a_native_export_with_packed_embeddings_can_be_corrected(workspace):
     assert torch.equal(a.codes, b.codes)
     config = json.loads((workspace / "corrected/native/config.json").read_text())
     assert EMBEDDINGS in config["layers"]
+
+
+@pytest.mark.usefixtures("quick_verification")
+def test_a_tied_head_with_a_correction_stays_when_its_checkpoint_is_corrected_twice(workspace):
+    save_tiny(workspace / "model", num_key_value_heads=4, tie_word_embeddings=True)
+    job = replace(recipe(workspace), embeddings=Storage.BITS_4, head=Storage.BITS_4)
+    compress.run(job)
+    auto = {"embeddings": Storage.AUTO, "head": Storage.AUTO, "method": EoRA(rank=2)}
+    folders = [workspace / name for name in ("out", "once", "twice")]
+    for base, out in pairwise(folders):
+        corrected = recipe(
+            workspace, out=out, base_checkpoint=str(base), export=("native",), **auto
+        )
+        planned = compress.plan(corrected).plan
+        compress.run(corrected)
+        assert Reader(out).total_bytes == planned.bytes_after
+    first, *others = [load_export(folder).get_output_embeddings().form for folder in folders]
+    for form in others:
+        assert isinstance(form.terms[0], Tied)
+        assert torch.equal(form.dense(), first.dense())
+
+
+@pytest.mark.usefixtures("quick_verification")
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_base_model_loads_without_the_head_that_is_packed(workspace, tied):
+    save_tiny(workspace / "model", num_key_value_heads=4, tie_word_embeddings=tied)
+    job = replace(recipe(workspace), embeddings=Storage.BITS_4, head=Storage.BITS_4)
+    compress.run(job)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    found = AutoModel.from_pretrained(workspace / "out")(ids).last_hidden_state
+    assert torch.equal(found, load_export(workspace / "out").model(ids).last_hidden_state)
+
+
+@pytest.mark.usefixtures("quick_verification")
+def test_biases_of_compressed_layers_take_the_bytes_that_were_planned(workspace):
+    save_tiny(workspace / "model", "qwen2", num_key_value_heads=4)
+    path = workspace / "model" / "model.safetensors"
+    state = load_file(path)
+    zeros = {k: torch.zeros_like(v) for k, v in state.items() if k.endswith(".bias")}
+    save_file({**state, **zeros}, path, {"format": "pt"})
+    planned = compress.plan(packed(workspace)).plan
+    compress.run(packed(workspace))
+    assert len(zeros) == 9
+    assert Reader(workspace / "out").total_bytes == planned.bytes_after
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from compress.bases.base import Base, Loading
 from compress.bases.folder import CheckpointFolder
@@ -13,6 +14,7 @@ from compress.errors import CheckpointError
 from compress.forms.base import Form
 from compress.forms.build import empty
 from compress.forms.loading import FORMAT, READ_VERSIONS, owner_of
+from compress.forms.tied import Tied
 
 
 class NativeBase(Base, name="native"):
@@ -64,9 +66,13 @@ class NativeBase(Base, name="native"):
 
     @property
     def tied_heads(self) -> Mapping[str, str]:
-        """Those whose form is `tied`. A head with a correction of its own is one too, without it."""
+        """Those whose form is the embeddings' and nothing else; with a correction of its own, a head is a layer."""
         entries = self.settings["layers"].items()
-        return {name: owner for name, entry in entries if (owner := owner_of(entry["form"]))}
+        return {
+            name: owner_of(entry["form"])
+            for name, entry in entries
+            if entry["form"]["form"] == Tied.kind
+        }
 
     @property
     def grid(self) -> str:
@@ -101,7 +107,17 @@ class NativeBase(Base, name="native"):
                 )
             state[key] = self.reader[stored]
         form.load_state_dict(state, assign=True)
+        for part in form.parts():
+            part.link(self._holder)
         return form
+
+    def _holder(self, name: str) -> nn.Module | None:
+        """A module that has the form of a layer, as embeddings have; None for a name that is none's."""
+        if name not in self.layers:
+            return None
+        holder = nn.Module()
+        holder.add_module("form", self.form(name))
+        return holder
 
     def _empty(self, name: str) -> Form:
         spec = self.settings["layers"][name]["form"]

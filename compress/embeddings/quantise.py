@@ -11,6 +11,7 @@ Shapes: v = rows of the vocabulary, d = hidden size, n = rows that are worked on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -59,8 +60,9 @@ def table_forms(
 ) -> TableForms:
     """The forms of a weight in a storage, which is not `as-is`; `gram`: of the head's inputs, where there is a head.
 
-    Raises LayerError for values that float16 does not hold.
+    Raises LayerError for values that the storage does not hold.
     """
+    _refuse_extremes(table, storage, weight_vd)
     if storage.bits is None:
         stored = weight_vd.to(dtype_of(storage))
         if not bool(torch.isfinite(stored).all()):
@@ -77,6 +79,20 @@ def table_forms(
     if table.role is Role.TIED or found is None:
         return TableForms(form, found)
     return TableForms(Sum([form, found]))
+
+
+def _refuse_extremes(table: PlannedTable, storage: Storage, weight_vd: Tensor) -> None:
+    """Raises LayerError for NaN and infinity, and for values whose scale is beyond fp16."""
+    largest = float(weight_vd.abs().amax())
+    if not math.isfinite(largest):
+        raise LayerError(f"{table.name} holds NaN or infinity; download the checkpoint again")
+    scale = largest / (1 << (storage.bits - 1)) if storage.bits else 0.0
+    if scale > torch.finfo(torch.float16).max:
+        option = "head" if table.role is Role.HEAD else "embeddings"
+        raise LayerError(
+            f"{table.name}: values as large as {largest:.3g} do not fit {storage} bits, whose scales are fp16; use "
+            f"--{option} bfloat16"
+        )
 
 
 def _metric(table: PlannedTable, gram: Gram | None, weight_vd: Tensor) -> Statistics:

@@ -90,12 +90,14 @@ class CompressedQuantizer(HfQuantizer):
     quantization_config: CompressedQuantizationConfig
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
-        layers = self.quantization_config.layers
+        given = self.quantization_config.layers
+        beyond = _beyond(model, given)
+        layers = {name: layer for name, layer in given.items() if name not in beyond}
         self._swapped = [_swap(model, name, layer) for name, layer in layers.items()]
         _link(model)
         _untie(model, [name for name, layer in layers.items() if owner_of(layer["form"])])
         self._dtypes = {name: tensor.dtype for name, tensor in _stored(model).items()}
-        self._watch = _Watch(model)
+        self._watch = _Watch(model, given)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         self._watch.finish()
@@ -140,14 +142,15 @@ class CompressedQuantizer(HfQuantizer):
 class _Watch:
     """Makes incomplete or foreign weights an error: transformers only reports them."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model, self._seen = model, False
+    def __init__(self, model: PreTrainedModel, layers: Collection[str]) -> None:
+        self._model, self._layers, self._seen = model, layers, False
         self._adjust = model._adjust_missing_and_unexpected_keys
         vars(model)["_adjust_missing_and_unexpected_keys"] = self._check
 
     def _check(self, info: Any) -> None:
         self._adjust(info)
         self._seen = True
+        info.unexpected_keys -= _beyond(self._model, self._layers, info.unexpected_keys)
         for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "conversion_errors"):
             found = getattr(info, what)
             if found:
@@ -209,6 +212,16 @@ def _path_in(model: PreTrainedModel, name: str) -> str:
     if any(path == name for path, _ in model.named_modules()):
         return name
     return name.removeprefix(f"{model.base_model_prefix}.")
+
+
+def _beyond(
+    model: PreTrainedModel, layers: Collection[str], names: Collection[str] | None = None
+) -> set[str]:
+    """Those of the names, all layers by default, that belong to a head, where the model is the base without it."""
+    prefix = f"{model.base_model_prefix}."
+    if model.base_model is not model or not any(name.startswith(prefix) for name in layers):
+        return set()
+    return {name for name in (layers if names is None else names) if not name.startswith(prefix)}
 
 
 def _link(model: PreTrainedModel) -> None:

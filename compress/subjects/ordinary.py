@@ -64,7 +64,9 @@ class OrdinaryModel(Subject):
         found = planned_tables(self.loader, reader, asked, recipe.export, recipe.method)
         tables = tuple(table for table in found if table.tensor not in chosen)
         keys = self.loader.keys_of()
-        biases = [key for t in tables for key in keys.get(f"{t.head or t.name}.bias", ())]
+        # Layers write their biases in the dtype that these have.
+        layers = (*linears.tensors, *(t.head or t.name for t in tables))
+        biases = [key for layer in layers for key in keys.get(f"{layer}.bias", ())]
         taken = chosen | {table.tensor for table in tables} | set(biases)
         return OutsideBlocks(tables, narrowed(reader, taken), recipe.export[0])
 
