@@ -22,9 +22,10 @@ from compress.families.quantiser import GROUP_SIZES, WHOLE_ROW
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.models.checkpoint import Reader
-from compress.models.layers import is_transposed
 
 SCALE_BYTES = 2
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+"""Dtypes of matrices that are compressed."""
 
 
 class Role(enum.StrEnum):
@@ -182,7 +183,7 @@ def _tables(loader: PartLoader, reader: Reader) -> list[PlannedTable]:
         found.append(PlannedTable(name, tensors[0], (v, d), size, dtype, role, Storage.AUTO, tied))
 
     has_own = head is not None and f"{modules[id(head)]}.weight" in keys
-    is_linear = isinstance(head, nn.Linear) and not is_transposed(head)
+    is_linear = isinstance(head, nn.Linear)
     if isinstance(embeddings, nn.Embedding):
         tied = modules[id(head)] if is_linear and head is not None and not has_own else ""
         if head is None or has_own or tied:
@@ -190,9 +191,6 @@ def _tables(loader: PartLoader, reader: Reader) -> list[PlannedTable]:
     if has_own and is_linear and head is not None:
         add(head, Role.HEAD)
     return found
-
-
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def dtype_of(storage: Storage) -> torch.dtype:
