@@ -93,7 +93,9 @@ def _write_metadata(writer, config, fields):
         kinds = {int: writer.add_uint16, float: writer.add_float32, str: writer.add_string}
         kinds |= {list: writer.add_array}
         add = writer.add_uint32 if type(value) is int and value >> 16 else kinds[type(value)]
-        add(key.replace("__", "."), value)
+        key = key.replace("__", ".")
+        writer.kv_data[0].pop(key, None)  # older writers refuse a second value
+        add(key, value)
 
 
 def _gguf_name(name):

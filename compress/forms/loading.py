@@ -107,9 +107,12 @@ class CompressedQuantizer(HfQuantizer):
         self._model = model
         for module in self._swapped:
             vars(module).pop("weight", None)
-        for name, tensor in model.state_dict().items():
-            if tensor.is_meta or tensor.dtype != self._dtypes.get(name, tensor.dtype):
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            wanted = self._dtypes.get(name, tensor.dtype)
+            if tensor.is_meta or tensor.is_floating_point() != wanted.is_floating_point:
                 raise RuntimeError(f"{name} was loaded as {tensor.dtype} on {tensor.device}")
+            # transformers 5.20 leaves what it renames, a base model's without the head, in the file's dtype.
+            tensor.data = tensor.data.to(wanted)
 
     def is_serializable(self) -> bool:
         """Whether save_pretrained may write the model: only as a state to resume training from.
