@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint
+import os
+import sys
+from functools import cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 
 from calibration.errors import PluginError
 
@@ -11,6 +14,24 @@ _FAULTS = (
     *(MemoryError, NameError, OSError, ReferenceError, RuntimeError, SyntaxError, TypeError, ValueError, SystemExit),
 )  # fmt: skip
 """All that a module which is imported may end with by its own fault."""
+
+
+def points(group: str) -> EntryPoints:
+    """The entry points of a group that the distributions on `sys.path` announce, read again when its folders change."""
+    return _all(tuple((place, _changed(place)) for place in sys.path)).select(group=group)
+
+
+@cache
+def _all(_: tuple[tuple[str, int], ...]) -> EntryPoints:
+    """Cached by folders and times of their last changes: it reads a file of every distribution there is."""
+    return entry_points()
+
+
+def _changed(place: str) -> int:
+    try:
+        return os.stat(place or ".").st_mtime_ns
+    except OSError:  # a zip file that is gone, a folder not made yet
+        return 0
 
 
 def load(point: EntryPoint) -> None:

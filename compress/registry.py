@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
@@ -107,7 +107,7 @@ class Registry(Mapping[str, type[T]]):
     def _sources(self) -> Mapping[str, str | EntryPoint]:
         """The module or entry point of every member that is not only in a running program."""
         found: dict[str, str | EntryPoint] = dict(members_of(self.package))
-        for point in entry_points(group=self.package):
+        for point in outside.points(self.package):
             if point.name in found:
                 raise self._clash(point.name, _told(found[point.name]), _told(point))
             found[point.name] = point

@@ -7,9 +7,8 @@ entry points of the group `compress.statistics`, whose values are modules.
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 
-from calibration.entry_points import load, told
+from calibration.entry_points import load, points, told
 from calibration.errors import PluginError
 from calibration.statistics.base import OURS, STATISTICS, Collected, Statistic
 
@@ -23,7 +22,7 @@ def load_statistics() -> Mapping[str, type[Statistic]]:
     """
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    for entry in entry_points(group=ENTRY_POINTS):
+    for entry in points(ENTRY_POINTS):
         load(entry)
         if entry.name not in STATISTICS or STATISTICS[entry.name].__module__.startswith(OURS):
             raise PluginError(
