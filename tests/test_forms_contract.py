@@ -137,7 +137,7 @@ class TestEveryForm:
 
     def test_gives_the_rows_of_its_dense_weight(self, name):
         index = torch.tensor([3, 0, 3, 11])
-        assert torch.equal(made(name).rows(index), made(name).dense()[index])
+        torch.testing.assert_close(made(name).rows(index), made(name).dense()[index])
 
     def test_is_built_empty_where_there_is_no_memory(self, name):
         form = made(name)
@@ -304,3 +304,15 @@ def test_a_checkpoint_brings_the_code_of_its_forms_and_no_other(everything, tmp_
         "short.py",
         "sparse.py",
     }
+
+
+@pytest.mark.parametrize("name", ["quantised", "int8", "low_rank", "sum"])
+def test_rows_are_looked_up_without_the_whole_weight(name, monkeypatch):
+    def refuse(_):
+        raise AssertionError("the weight was expanded")
+
+    form, index = made(name), torch.tensor([5, 1])
+    expected = form.dense()[index]
+    for part in form.parts():
+        monkeypatch.setattr(type(part), "dense", refuse)
+    torch.testing.assert_close(form.rows(index), expected)

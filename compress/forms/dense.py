@@ -26,6 +26,9 @@ class Dense(Form, name="dense"):
     def dense(self) -> Tensor:  # noqa: D102
         return self.weight.detach().float()
 
+    def rows(self, index: Tensor) -> Tensor:  # noqa: D102
+        return self.weight.detach()[index].float()
+
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return F.linear(x, self.weight.to(x.dtype))
 

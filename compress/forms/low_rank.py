@@ -55,6 +55,9 @@ class LowRank(Form, name="low_rank"):
     def dense(self) -> Tensor:  # noqa: D102
         return self.up.weight.detach().float() @ self.down.weight.detach().float()
 
+    def rows(self, index: Tensor) -> Tensor:  # noqa: D102
+        return self.up.weight.detach()[index].float() @ self.down.weight.detach().float()
+
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         y: Tensor = self.up(self.down(x))
         return y

@@ -43,6 +43,9 @@ class Product(Form, name="product"):
     def dense(self) -> Tensor:  # noqa: D102
         return self.up.dense() @ self.down.dense()
 
+    def rows(self, index: Tensor) -> Tensor:  # noqa: D102
+        return self.up.rows(index) @ self.down.dense()
+
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         y: Tensor = self.up(self.down(x))
         return y if self.shift is None else y + self.shift.to(x.dtype)

@@ -32,6 +32,12 @@ class Sum(Form, name="sum"):
             total = total + term.dense()
         return total
 
+    def rows(self, index: Tensor) -> Tensor:  # noqa: D102
+        total = self._forms()[0].rows(index)
+        for term in self._forms()[1:]:
+            total = total + term.rows(index)
+        return total
+
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         total: Tensor = self.terms[0](x)
         for term in list(self.terms)[1:]:
