@@ -95,20 +95,57 @@ def test_values_beyond_float16_are_refused():
         table_forms(table((8, 4), Role.HEAD), Storage.FLOAT16, weight_vd, None)
 
 
-@pytest.mark.parametrize(
-    ("factor", "words"),
-    [
-        (
-            1e9,
-            r"model\.embed_tokens: values as large as .* do not fit 8 bits.*--embeddings bfloat16",
-        ),
-        (float("nan"), r"model\.embed_tokens holds NaN or infinity"),
-    ],
-)
-def test_values_beyond_the_scales_are_refused_by_name(factor, words):
-    weight_vd = matrix(8, 4) * factor
-    with pytest.raises(LayerError, match=words):
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_no_numbers_are_refused_by_name(value):
+    weight_vd = matrix(8, 4).fill_(value)
+    with pytest.raises(LayerError, match=r"model\.embed_tokens holds NaN or infinity"):
         table_forms(table((8, 4), Role.EMBEDDINGS), Storage.BITS_8, weight_vd, None)
+
+
+def row_errors(form, weight_vd):
+    return (form.dense() - weight_vd).norm(dim=1) / weight_vd.norm(dim=1)
+
+
+@pytest.mark.parametrize("role", [Role.EMBEDDINGS, Role.TIED, Role.HEAD])
+@pytest.mark.parametrize(("bits", "limit"), [("8", 0.012), ("4", 0.16)])
+def test_rows_of_any_size_are_as_precise_as_the_bits_allow(bits, limit, role):
+    sizes = [1.0, 1e-6, 1e-7, 1e-8, 1e-9, 1e-12, 1e9]
+    weight_vd = matrix(48, 64) * torch.tensor(sizes + [1.0] * 41)[:, None]
+    weight_vd[10] = 0
+    gram = None if role is Role.EMBEDDINGS else Gram.of(matrix(256, 64, seed=3), 1)
+    found = table_forms(table((48, 64), role), Storage(bits), weight_vd, gram).form
+    errors = row_errors(found, weight_vd)
+    assert not found.dense()[10].any()
+    assert float(errors[errors.isfinite()].max()) < limit
+    assert found.scales.dtype is torch.bfloat16
+
+
+def test_scales_stay_fp16_where_it_reaches_every_row():
+    weight_vd = matrix(48, 64) * torch.logspace(-2, 2, 48)[:, None]
+    for bits in ("8", "4"):
+        form = table_forms(table((48, 64), Role.EMBEDDINGS), Storage(bits), weight_vd, None).form
+        assert form.scales.dtype is torch.float16
+        assert "scales" not in form.spec()
+
+
+@pytest.mark.usefixtures("quick_verification")
+@pytest.mark.parametrize("bits", ["8", "4"])
+def test_an_export_with_rows_far_smaller_than_others_has_the_bytes_that_were_planned(
+    workspace, bits
+):
+    path = workspace / "model" / "model.safetensors"
+    state = load_file(path)
+    weight_vd = state[f"{EMBEDDINGS}.weight"]
+    weight_vd[5:9] *= torch.logspace(-6, -9, 4)[:, None]
+    save_file(state, path, {"format": "pt"})
+    job = packed(workspace, embeddings=Storage(bits))
+    planned = compress.plan(job).plan
+    compress.run(job)
+    assert Reader(workspace / "out").total_bytes == planned.bytes_after
+    form = load_export(workspace / "out").get_input_embeddings().form
+    assert form.scales.dtype is torch.bfloat16
+    errors = row_errors(form, weight_vd)
+    assert float(errors[5:9].max()) < 1.5 * float(errors[9:].max())
 
 
 class Scaled(nn.Embedding):

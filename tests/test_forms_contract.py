@@ -46,6 +46,13 @@ def quantised(o, i, bits=4, size=16, kind="symmetric"):
     return Quantised.from_codes(codes, scales, zeros, bits=bits, group_size=size)
 
 
+def wide(o, i):
+    """Codes whose scales are bfloat16."""
+    form = quantised(o, i, bits=6)
+    tensors = {"qweight": form.qweight, "scales": form.scales.bfloat16()}
+    return Quantised(form.shape, form.bits, form.group_size, tensors)
+
+
 def low_rank(o, i, r=3):
     return LowRank.from_factors(numbers(o, r) / 8, numbers(r, i, seed=1) / 8)
 
@@ -75,11 +82,15 @@ EXAMPLES = {
     "product, a dictionary": lambda o, i: Product(low_rank(o, 8), sparse(8, i, Along.COLUMNS)),
     "quantised": quantised,
     "quantised, asymmetric": lambda o, i: quantised(o, i, kind="asymmetric"),
+    "quantised, wide scales": wide,
     "short": lambda o, i: Short.from_values(numbers(o, i) / 8, 12),
     "sparse": sparse,
     "sparse, columns": lambda o, i: sparse(o, i, Along.COLUMNS),
     "sparse, fours": fours,
     "int8": lambda o, i: Int8((16 * numbers(o, i)).to(torch.int8), (numbers(o).abs() / 64).half()),
+    "int8, wide scales": lambda o, i: Int8(
+        (16 * numbers(o, i)).to(torch.int8), (numbers(o).abs() / 64).bfloat16()
+    ),
     "tied": lambda o, i: Tied((o, i), OWNER, CompressedLinear(quantised(o, i), None)),
     "sum": lambda o, i: Sum([quantised(o, i, bits=3), low_rank(o, i, r=1)]),
 }

@@ -11,8 +11,7 @@ Shapes: v = rows of the vocabulary, d = hidden size, n = rows that are worked on
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +35,10 @@ from compress.methods.rtn import RTN
 
 ROWS_AT_ONCE = 1 << 14
 MIDDLE = 128
+EXPONENTS = (-125, 127)
+"""Those of powers of two that fp32 holds, as do their inverses."""
+HALF_A_DIGIT = 2.0**-11
+"""The largest relative error of a number that is rounded to fp16 and within its range."""
 LOOKUP_SHARE = 0.5
 """The share of the looked-up use in the metric of tied weights: half, for the two uses count alike."""
 
@@ -56,20 +59,27 @@ class TableForms:
 
 
 def table_forms(
-    table: PlannedTable, storage: Storage, weight_vd: Tensor, gram: Gram | None
+    table: PlannedTable,
+    storage: Storage,
+    weight_vd: Tensor,
+    gram: Gram | None,
+    lookup_share: float = LOOKUP_SHARE,
 ) -> TableForms:
     """The forms of a weight in a storage, which is not `as-is`; `gram`: of the head's inputs, where there is a head.
 
+    `lookup_share`: the share of the looked-up use in the metric of a tied weight.
+
     Raises LayerError for values that the storage does not hold.
     """
-    _refuse_extremes(table, storage, weight_vd)
+    if not bool(torch.isfinite(weight_vd).all()):
+        raise LayerError(f"{table.name} holds NaN or infinity; download the checkpoint again")
     if storage.bits is None:
         stored = weight_vd.to(dtype_of(storage))
         if not bool(torch.isfinite(stored).all()):
             raise LayerError(f"{table.name}: its values do not fit {storage}; use bfloat16")
         return TableForms(Dense(stored))
-    stats = _metric(table, gram, weight_vd)
-    form = _joined(list(_quantised(table, storage.bits, weight_vd, stats)))
+    stats = _metric(table, gram, weight_vd, lookup_share)
+    form = _quantised(table, storage.bits, weight_vd, stats)
     correction = table.correction_in(storage)
     if correction is None or gram is None:
         return TableForms(form)
@@ -81,21 +91,9 @@ def table_forms(
     return TableForms(Sum([form, found]))
 
 
-def _refuse_extremes(table: PlannedTable, storage: Storage, weight_vd: Tensor) -> None:
-    """Raises LayerError for NaN and infinity, and for values whose scale is beyond fp16."""
-    largest = float(weight_vd.abs().amax())
-    if not math.isfinite(largest):
-        raise LayerError(f"{table.name} holds NaN or infinity; download the checkpoint again")
-    scale = largest / (1 << (storage.bits - 1)) if storage.bits else 0.0
-    if scale > torch.finfo(torch.float16).max:
-        option = "head" if table.role is Role.HEAD else "embeddings"
-        raise LayerError(
-            f"{table.name}: values as large as {largest:.3g} do not fit {storage} bits, whose scales are fp16; use "
-            f"--{option} bfloat16"
-        )
-
-
-def _metric(table: PlannedTable, gram: Gram | None, weight_vd: Tensor) -> Statistics:
+def _metric(
+    table: PlannedTable, gram: Gram | None, weight_vd: Tensor, lookup_share: float
+) -> Statistics:
     """Statistics whose Gram weighs errors as the uses of the weight do: looking up weighs all columns alike."""
     d = table.shape[1]
     if gram is None:
@@ -103,30 +101,48 @@ def _metric(table: PlannedTable, gram: Gram | None, weight_vd: Tensor) -> Statis
         return Statistics.observed(Observation(rows, 1), frozenset({Gram}))
     if table.role is Role.HEAD:
         return Statistics({Gram: gram})
-    both_dd = gram.sum_ii * ((1 - LOOKUP_SHARE) / gram.sum_ii.diagonal().mean())
-    both_dd.diagonal().add_(LOOKUP_SHARE)
+    both_dd = gram.sum_ii * ((1 - lookup_share) / gram.sum_ii.diagonal().mean())
+    both_dd.diagonal().add_(lookup_share)
     return Statistics({Gram: Gram(n_tokens=1, n_sequences=1, sum_ii=both_dd)})
 
 
-def _quantised(
-    table: PlannedTable, bits: int, weight_vd: Tensor, stats: Statistics
+def _quantised(table: PlannedTable, bits: int, weight_vd: Tensor, stats: Statistics) -> Form:
+    """Codes and scales of all rows.
+
+    Rows of a table may be as different in size as 1 and 1e-9, and fp16 holds no scale below 6e-8. Each row is brought
+    to the size of 1 by a power of two, which changes none of its digits; then its scales are brought back.
+    """
+    exponents_v = torch.frexp(weight_vd.float().abs().amax(1)).exponent.clamp(*EXPONENTS)
+    parts = list(_parts(table, bits, (weight_vd, exponents_v), stats))
+    scales_gv = torch.cat([part.scales for part in parts], 1).float()
+    scales_gv = _stored(torch.ldexp(scales_gv, exponents_v))
+    if bits != 8:
+        joined = Quantised.joined(parts)
+        joined.scales = scales_gv
+        return joined
+    codes = torch.cat([(part.codes().T - MIDDLE).to(torch.int8) for part in parts])
+    return Int8(codes.contiguous(), scales_gv[0].contiguous())
+
+
+def _parts(
+    table: PlannedTable, bits: int, rows: tuple[Tensor, Tensor], stats: Statistics
 ) -> Iterator[Quantised]:
-    """The rows' forms, some rows at a time: their errors never meet, and the copies of a few are small."""
+    """Some rows' forms at a time, brought to the size of 1: their errors never meet, and copies of a few are small."""
     gptq = table.quantiser(bits)
     method: GPTQ | RTN = gptq
     if table.role is Role.EMBEDDINGS:
         method = RTN(bits=bits, group_size=gptq.group_size)
-    for rows in weight_vd.split(ROWS_AT_ONCE):
-        form = method.compress([rows.float()], stats)[0]
+    for weight, exponents in zip(*(each.split(ROWS_AT_ONCE) for each in rows), strict=True):
+        form = method.compress([torch.ldexp(weight.float(), -exponents[:, None])], stats)[0]
         assert isinstance(form, Quantised)
         yield form
 
 
-def _joined(parts: Sequence[Quantised]) -> Form:
-    if parts[0].bits != 8:
-        return Quantised.joined(parts)
-    codes = torch.cat([(part.codes().T - MIDDLE).to(torch.int8) for part in parts])
-    return Int8(codes.contiguous(), torch.cat([part.scales[0] for part in parts]))
+def _stored(scales: Tensor) -> Tensor:
+    """Scales in fp16 where that rounds them no more than it rounds 1, else all in bf16, which has the range of fp32."""
+    rounded = scales.to(torch.float16)
+    fits = ((rounded.float() - scales).abs() <= scales.abs() * HALF_A_DIGIT).all()
+    return rounded if bool(fits) else scales.to(torch.bfloat16)
 
 
 def relative_error(

@@ -34,6 +34,13 @@ Device = torch.device | str | None
 ROWS_AT_ONCE = 1 << 15
 """Rows of a weight that are expanded together."""
 
+SCALES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+"""Dtypes of scales by their name in a spec. Where fp16 has not the range, all of a weight's are bfloat16."""
+
 REGISTERED: "dict[str, type[Form]]" = {}
 """The forms whose modules have been imported, by name."""
 
@@ -133,6 +140,12 @@ def place_of(form: type[Form]) -> str:
     return f"{form.__module__}.{form.__qualname__}"
 
 
+def scales_spec(scales: Tensor) -> dict[str, str]:
+    """The entry of a spec for the dtype of scales: none for fp16."""
+    name = str(scales.dtype).removeprefix("torch.")
+    return {} if name == "float16" else {"scales": name}
+
+
 @dataclass(frozen=True)
 class Builder:
     """Makes forms with uninitialised tensors, ready to be loaded."""
@@ -156,6 +169,10 @@ class Builder:
     def floats(self, *shape: int) -> Tensor:
         """An uninitialised tensor of the builder's dtype."""
         return self.tensor(*shape, dtype=self.dtype)
+
+    def scales(self, spec: Spec, *shape: int) -> Tensor:
+        """An uninitialised tensor of scales: fp16 unless the spec names another dtype."""
+        return self.tensor(*shape, dtype=SCALES[spec.get("scales", "float16")])
 
     def tensor(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor of a dtype that is the form's own choice."""

@@ -8,12 +8,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .base import Builder, Form, Spec
+from .base import Builder, Form, Spec, scales_spec
 from .dense import Dense
 
 
 class Int8(Form, name="int8"):
-    """W[o, i] = scales[o] * codes[o, i], codes in -128..127. Tensors: codes (o, i) int8, scales (o,) fp16."""
+    """W[o, i] = scales[o] * codes[o, i], codes in -128..127. Tensors: codes (o, i) int8, scales (o,) fp16 or bf16."""
 
     codes: Tensor
     scales: Tensor
@@ -24,9 +24,9 @@ class Int8(Form, name="int8"):
         self.register_buffer("scales", scales_o)
 
     @classmethod
-    def empty(cls, spec: Spec, shape: tuple[int, int], build: Builder) -> Self:  # noqa: ARG003, D102
+    def empty(cls, spec: Spec, shape: tuple[int, int], build: Builder) -> Self:  # noqa: D102
         codes = build.tensor(*shape, dtype=torch.int8)
-        return cls(codes, build.tensor(shape[0], dtype=torch.float16))
+        return cls(codes, build.scales(spec, shape[0]))
 
     def dense(self) -> Tensor:  # noqa: D102
         return self.codes.float().mul_(self.scales.float()[:, None])
@@ -35,7 +35,7 @@ class Int8(Form, name="int8"):
         return self.codes[index].float().mul_(self.scales[index].float()[:, None])
 
     def spec(self) -> dict[str, Any]:  # noqa: D102
-        return {"form": self.kind}
+        return {"form": self.kind, **scales_spec(self.scales)}
 
     def unpacked(self, dtype: torch.dtype) -> Form:  # noqa: D102
         return Dense(self.dense().to(dtype))

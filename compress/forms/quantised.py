@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .base import Builder, Form, Spec
+from .base import Builder, Form, Spec, scales_spec
 from .dense import Dense
 from .packing import pack, unpack, words_for
 
@@ -19,7 +19,7 @@ class Quantised(Form, name="quantised"):
 
     Symmetric: no zeros are stored, they are all 2**(bits - 1); a scale may then be negative, which puts the longer
     side of the grid, -2**(bits - 1), where the weights need it. Without `g_idx`, input i is in group i // group_size
-    (the last group may be shorter). Tensors: qweight (ceil(i / 32) * bits, o) int32, scales (G, o) fp16,
+    (the last group may be shorter). Tensors: qweight (ceil(i / 32) * bits, o) int32, scales (G, o) fp16 or bf16,
     qzeros (G, ceil(o / 32) * bits) int32, g_idx (i,) int32.
     """
 
@@ -77,7 +77,7 @@ class Quantised(Form, name="quantised"):
         if not spec["symmetric"]:
             sizes["qzeros"] = (n_groups, words_for(o, bits))
         tensors = {name: build.tensor(*size, dtype=torch.int32) for name, size in sizes.items()}
-        tensors["scales"] = build.tensor(n_groups, o, dtype=torch.float16)
+        tensors["scales"] = build.scales(spec, n_groups, o)
         if not spec["ordered"]:
             tensors["g_idx"] = build.tensor(i, dtype=torch.int32)
         return cls(shape, bits, group_size, tensors)
@@ -134,6 +134,7 @@ class Quantised(Form, name="quantised"):
             "group_size": self.group_size,
             "symmetric": self.symmetric,
             "ordered": self.g_idx is None,
+            **scales_spec(self.scales),
         }
 
     def unpacked(self, dtype: torch.dtype) -> Form:  # noqa: D102
