@@ -16,6 +16,7 @@ from workspaces import recipe
 import compress
 from calibration.statistics.collection import Statistics
 from calibration.statistics.gram import Gram
+from compress.callbacks import no_progress
 from compress.embeddings.plan import PlannedTable, Role
 from compress.embeddings.quantise import relative_error, table_forms
 from compress.errors import LayerError, RecipeError
@@ -28,6 +29,7 @@ from compress.forms.tied import Tied
 from compress.methods.eora import EoRA
 from compress.methods.rtn import RTN
 from compress.models.checkpoint import Reader
+from compress.prepare.prepare import prepare
 from compress.solvers.linalg import output_energy
 
 EMBEDDINGS = "model.embed_tokens"
@@ -98,7 +100,7 @@ def test_values_beyond_float16_are_refused():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_no_numbers_are_refused_by_name(value):
     weight_vd = matrix(8, 4).fill_(value)
-    with pytest.raises(LayerError, match=r"model\.embed_tokens holds NaN or infinity"):
+    with pytest.raises(LayerError, match=r"model\.embed_tokens: it holds NaN or infinity"):
         table_forms(table((8, 4), Role.EMBEDDINGS), Storage.BITS_8, weight_vd, None)
 
 
@@ -206,6 +208,9 @@ def test_a_tied_head_has_a_correction_that_the_embeddings_go_without(workspace):
     model = load_export(workspace / "out")
     weight = AutoModelForCausalLM.from_pretrained(workspace / "model").lm_head.weight.detach()
     embeddings = model.get_input_embeddings().form.dense()
+    read = prepare(job, no_progress).tokens.input_ids.flatten()
+    rows = (embeddings[read] - weight[read]).norm() / weight[read].norm()
+    assert report.embeddings[0].relative_error == pytest.approx(float(rows), rel=1e-5)
     head = model.get_output_embeddings().form.dense()
     assert torch.linalg.matrix_rank((head - embeddings).double(), rtol=1e-3) == 4
     assert (weight - head).norm() < (weight - embeddings).norm()

@@ -193,14 +193,19 @@ def _embeddings(report: Report) -> Iterator[str]:
     ]
     rows = [
         f"| {table.note} | {' x '.join(map(str, table.shape))} | {table.form} | {megabytes(table.bytes_before)} | "
-        f"{megabytes(table.bytes_after)} | {table.relative_error:.4f} |"
+        f"{megabytes(table.bytes_after)} | {_error(table)} |"
         for table in report.embeddings
     ]
     yield "\n".join([*head, *rows])
     yield (
-        "Errors are relative: of a head's outputs on the calibration text; of embeddings, of the rows looked up "
-        "there."
+        "Errors are relative. Of a head in few bits that shares no weight: of its outputs on the calibration text, "
+        "with its correction. All others: of the rows, each weighted by how often its token occurs there, without the "
+        "correction that a shared weight has as a head."
     )
+
+
+def _error(table: LayerReport) -> str:
+    return "" if table.relative_error is None else f"{table.relative_error:.4f}"
 
 
 def _kept(report: Report) -> Iterator[str]:
