@@ -32,6 +32,7 @@ from compress.forms.sum import Sum
 from compress.forms.tied import Tied
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
+from compress.solvers.linalg import refuse_dead
 
 ROWS_AT_ONCE = 1 << 14
 MIDDLE = 128
@@ -69,14 +70,27 @@ def table_forms(
 
     `lookup_share`: the share of the looked-up use in the metric of a tied weight.
 
-    Raises LayerError for values that the storage does not hold.
+    Raises LayerError with the table's name for values that the storage does not hold, and for a head without inputs.
     """
+    try:
+        return _forms(table, storage, weight_vd, gram, lookup_share)
+    except LayerError as error:
+        raise LayerError(f"{table.name}: {error}") from error
+
+
+def _forms(
+    table: PlannedTable,
+    storage: Storage,
+    weight_vd: Tensor,
+    gram: Gram | None,
+    lookup_share: float,
+) -> TableForms:
     if not bool(torch.isfinite(weight_vd).all()):
-        raise LayerError(f"{table.name} holds NaN or infinity; download the checkpoint again")
+        raise LayerError("it holds NaN or infinity; download the checkpoint again")
     if storage.bits is None:
         stored = weight_vd.to(dtype_of(storage))
         if not bool(torch.isfinite(stored).all()):
-            raise LayerError(f"{table.name}: its values do not fit {storage}; use bfloat16")
+            raise LayerError(f"its values do not fit {storage}; use bfloat16")
         return TableForms(Dense(stored))
     stats = _metric(table, gram, weight_vd, lookup_share)
     form = _quantised(table, storage.bits, weight_vd, stats)
@@ -101,6 +115,7 @@ def _metric(
         return Statistics.observed(Observation(rows, 1), frozenset({Gram}))
     if table.role is Role.HEAD:
         return Statistics({Gram: gram})
+    refuse_dead(gram.sum_ii.diagonal(), f"input channel of {table.head}")
     both_dd = gram.sum_ii * ((1 - lookup_share) / gram.sum_ii.diagonal().mean())
     both_dd.diagonal().add_(lookup_share)
     return Statistics({Gram: Gram(n_tokens=1, n_sequences=1, sum_ii=both_dd)})

@@ -45,7 +45,9 @@ class Outcome:
     reused: Path | None = None
     """Folder of the statistics that were used again."""
     embeddings: tuple[LayerReport, ...] = ()
-    """Embeddings and heads that the first format stores otherwise than the source."""
+    """Embeddings and heads that the first format stores otherwise than the source, or was to."""
+    notes: tuple[str, ...] = ()
+    """Embeddings and heads that were left as they were after an error."""
 
 
 def export(
@@ -62,7 +64,8 @@ def export(
     with watch("embeddings"):
         tables = make_tables(prepared, list(folders), progress)
     job = _job(prepared, (saved, saving), tables, watch)
-    outcome = Outcome(reused=saved.folder if saved is not None else None, embeddings=tables.reports)
+    reused = saved.folder if saved is not None else None
+    outcome = Outcome(reused=reused, embeddings=tables.reports, notes=tables.notes)
     try:
         _export_layers(prepared, job, (exporters, outcome), watch, progress)
         if saving is not None:

@@ -76,7 +76,12 @@ def _totals(prepared: Prepared, outcome: Outcome, exports: Sequence[ExportReport
 
 
 def _notes(prepared: Prepared, outcome: Outcome) -> tuple[str, ...]:
-    notes = [*prepared.source.notes, *prepared.plan.notes, *prepared.subject.notes]
+    notes = [
+        *prepared.source.notes,
+        *prepared.plan.notes,
+        *prepared.subject.notes,
+        *outcome.notes,
+    ]
     if outcome.reused is not None:
         notes.append(
             "statistics of an equal earlier run (same model, text and settings) were used again"
