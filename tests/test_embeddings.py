@@ -270,6 +270,22 @@ def test_what_cannot_be_stored_is_refused_before_work(workspace, changes, option
     assert error.value.option == option
 
 
+@pytest.mark.parametrize("option", ["include", "exclude"])
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("lm_head", "'lm_head' matches lm_head, .*: --head says how it is stored"),
+        ("*embed*", r"matches model\.embed_tokens, .*: --embeddings says how it is stored"),
+    ],
+)
+def test_patterns_that_choose_them_are_refused_with_the_options_that_do(
+    workspace, option, pattern, words
+):
+    with pytest.raises(RecipeError, match=words) as error:
+        compress.plan(packed(workspace, **{option: (pattern,)}))
+    assert error.value.option == option
+
+
 def test_a_recipe_takes_bits_as_a_number_and_refuses_others_by_name():
     found = compress.Recipe.from_mapping({"embeddings": 4, "head": "as-is"})
     assert (found.embeddings, found.head) == (Storage.BITS_4, Storage.AS_IS)

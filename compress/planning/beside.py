@@ -55,6 +55,26 @@ def chosen_beside(
     return chosen, (about_blocks[0], about_blocks[1])
 
 
+def refuse_tables(loader: PartLoader, linears: Collection[str], patterns: Patterns) -> None:
+    """Raises RecipeError for a pattern that is about the embeddings or the head alone: options of their own say it."""
+    model = loader.model
+    names = {id(module): name for name, module in model.named_modules()}
+    tables = (
+        ("head", model.get_output_embeddings()),
+        ("embeddings", model.get_input_embeddings()),
+    )
+    for option, given in zip(("include", "exclude"), patterns, strict=True):
+        for pattern in given:
+            for table, module in tables:
+                name = names.get(id(module), "")
+                if name and matches(name, pattern) and not _any(linears, pattern):
+                    raise RecipeError(
+                        f"{pattern!r} matches {name}, which is not chosen by name: --{table} says how it is stored, in "
+                        "bits (8, 4, ...), a dtype, or as-is",
+                        option=option,
+                    )
+
+
 def _any(names: Collection[str], pattern: str) -> bool:
     return any(matches(name, pattern) for name in names)
 

@@ -27,7 +27,7 @@ from compress.families.correction import Correction
 from compress.models.checkpoint import Reader
 from compress.models.layers import is_transposed
 from compress.models.names import select
-from compress.planning.beside import NOTE, chosen_beside, refuse_inputs
+from compress.planning.beside import NOTE, chosen_beside, refuse_inputs, refuse_tables
 from compress.planning.layer import PlannedLayer
 from compress.planning.left import left_alone, outside
 from compress.planning.plan import Plan
@@ -109,6 +109,7 @@ def chosen_linears(
     prefix, blocks = decoder_blocks(loader.model)
     linears = block_linears(prefix, blocks)
     beside, patterns = chosen_beside(loader, linears, patterns)
+    refuse_tables(loader, linears, patterns)
     keys = {name: found[0] for name, found in loader.keys_of().items() if len(found) == 1}
     if beside and not patterns[0]:
         selected: Mapping[str, str | None] = dict.fromkeys(linears, "not among --include")
