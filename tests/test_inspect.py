@@ -30,7 +30,7 @@ def inspected(folder) -> Inspection:
     return inspect(str(folder), progress=no_progress)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe", "mamba"])
 def test_every_tensor_of_a_model_is_told_once(family, workspace):
     shutil.rmtree(workspace / "model")
     save_tiny(workspace / "model", family)

@@ -1,12 +1,16 @@
-"""What is in a checkpoint, compressed or not: layers, shapes, dtypes, bytes. Headers tell, and no model is loaded."""
+"""What is in a checkpoint, compressed or not: layers, shapes, dtypes, bytes. Headers tell, and no tensor is read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from calibration.skeleton import PartLoader, open_parts
+from calibration.uncalled import uncalled_layers
 from compress.bases import open_base
 from compress.callbacks import Progress
 from compress.errors import CheckpointError
@@ -76,6 +80,24 @@ class Ordinary:
     reader: Reader
     loader: PartLoader
     linears: Linears
+    uncalled: frozenset[str]
+    """Layers whose weight is read without a call, which no method compresses."""
+
+
+class _Zeros(Mapping[str, Tensor]):
+    """Zeros in the place of a checkpoint's tensors: which layers a model calls does not depend on their values."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.zeros(tuple(self._reader.shape(name)), dtype=self._reader.dtype(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._reader)
+
+    def __len__(self) -> int:
+        return len(self._reader)
 
 
 def inspect(spec: str, *, progress: Progress) -> Inspection:
@@ -109,7 +131,9 @@ def _refuse_several(folder: Path) -> None:
 def _ordinary(folder: Path) -> Inspection:
     reader, config = Reader(folder), read_config(folder)
     loader = open_parts(config, settle_dtype(Dtype.AUTO, config), reader)
-    linears = chosen_linears(loader, reader)
+    blank = PartLoader(loader.model, _Zeros(reader))
+    uncalled = uncalled_layers(loader.model, blank, torch.device("cpu"))
+    linears = chosen_linears(loader, reader, uncalled=uncalled)
     layers = [
         InspectedTensor(
             name=name,
@@ -129,7 +153,7 @@ def _ordinary(folder: Path) -> Inspection:
         producer=None,
         n_blocks=linears.n_blocks,
         tensors=(*layers, *others),
-        ordinary=Ordinary(reader, loader, linears),
+        ordinary=Ordinary(reader, loader, linears, uncalled),
     )
 
 

@@ -77,7 +77,7 @@ def _said(text: str, base: object) -> str:
 
 def _planned(model: Ordinary, method: Compressor) -> tuple[int | None, int | None, str]:
     try:
-        plan = make_plan(model.loader, model.reader, method, ((), ()))
+        plan = make_plan(model.loader, model.reader, method, ((), ()), uncalled=model.uncalled)
     except RecipeError as error:
         return None, None, str(error)
     return sum(layer.bytes_after for layer in plan.layers), plan.bytes_after, ""
