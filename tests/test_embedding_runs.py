@@ -11,8 +11,11 @@ from compress.errors import LayerError
 from compress.exports.load import load_export
 from compress.exports.storage import Storage
 from compress.forms.int8 import Int8
+from compress.forms.tied import Tied
 from compress.models.checkpoint import Reader
 from compress.pipeline import tables as pipeline_tables
+
+HEAD = "lm_head.weight"
 
 
 @pytest.mark.usefixtures("quick_verification")
@@ -65,5 +68,53 @@ def test_a_head_whose_inputs_fail_stays_if_failures_are_to_be_kept(workspace, mo
     assert told == {EMBEDDINGS: None, "lm_head": "lm_head: its inputs hold NaN"}
     model = load_export(workspace / "out")
     assert isinstance(model.get_input_embeddings().form, Int8)
-    weight = load_file(workspace / "model" / "model.safetensors")["lm_head.weight"]
+    weight = load_file(workspace / "model" / "model.safetensors")[HEAD]
     assert torch.equal(model.lm_head.weight, weight)
+
+
+def tied_and_stored_twice(workspace):
+    save_tiny(workspace / "model", num_key_value_heads=4, tie_word_embeddings=True)
+    changed(workspace, lambda state: state.update({HEAD: state[f"{EMBEDDINGS}.weight"].clone()}))
+
+
+@pytest.mark.usefixtures("quick_verification")
+@pytest.mark.parametrize("bits", ["8", "4"])
+def test_a_tied_head_that_the_source_stores_too_is_stored_once(workspace, bits):
+    tied_and_stored_twice(workspace)
+    job = packed(workspace, embeddings=Storage(bits))
+    planned = compress.plan(job).plan
+    assert planned.bytes_before == Reader(workspace / "model").total_bytes
+    report = compress.run(job)
+    assert [entry.note for entry in report.embeddings] == [
+        f"embeddings and head: {EMBEDDINGS} and lm_head"
+    ]
+    written = Reader(workspace / "out")
+    assert written.total_bytes == planned.bytes_after
+    assert not any(key.startswith("lm_head") for key in written)
+    model = load_export(workspace / "out")
+    assert isinstance(model.lm_head.form, Tied)
+    assert model.lm_head.form.form.n_bytes() == report.embeddings[0].bytes_after
+
+
+@pytest.mark.usefixtures("quick_verification")
+def test_formats_store_such_a_head_once_if_they_cast_it_and_else_as_the_source_does(workspace):
+    tied_and_stored_twice(workspace)
+    names = ("native", "gptq", "dense")
+    job = packed(workspace, export=names)
+    planned = compress.plan(job).plan
+    compress.run(job)
+    for name in names:
+        reader = Reader(workspace / "out" / name)
+        assert reader.total_bytes == planned.export_bytes(name)
+        assert (HEAD in reader) is (name == "dense")
+    assert {kept.name for kept in planned.kept_in("dense")} >= {f"{EMBEDDINGS}.weight", HEAD}
+
+
+@pytest.mark.usefixtures("quick_verification")
+def test_such_a_head_that_fails_stays_as_the_source_stores_it(workspace):
+    tied_and_stored_twice(workspace)
+    for key in (f"{EMBEDDINGS}.weight", HEAD):
+        changed(workspace, lambda state, key=key: state[key][3].fill_(1e6))
+    compress.run(packed(workspace, embeddings=Storage.FLOAT16, on_failure="keep"))
+    written = Reader(workspace / "out")
+    assert torch.equal(written[HEAD], written[f"{EMBEDDINGS}.weight"])

@@ -47,14 +47,22 @@ class PlannedTable:
     shape: tuple[int, int]
     """(v, d)."""
     n_bytes: int
+    """Bytes in the checkpoint, of copies too."""
     dtype: torch.dtype
     role: Role
     asked: Storage
     """The value of the option, which each format settles."""
     head: str = ""
     """The module of the head that shares the weight; empty if none does."""
+    copies: tuple[str, ...] = ()
+    """Names in the checkpoint of equal tensors, as of a tied head that is stored too: only `as-is` keeps these."""
     correction: EoRA | None = None
     """The correction of a head in fewer than 8 bits, if the run's method makes any."""
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names in the checkpoint of its weight and of copies of it."""
+        return self.tensor, *self.copies
 
     def storage(self, export: str) -> Storage:
         """How a format stores it."""
@@ -177,12 +185,17 @@ def _tables(loader: PartLoader, reader: Reader) -> list[PlannedTable]:
         tensors = keys.get(f"{name}.weight", [])
         if len(tensors) != 1 or reader.dtype(tensors[0]) not in FLOATS:
             return
-        shape = reader.shape(tensors[0])
-        size, dtype = reader.nbytes(tensors[0]), reader.dtype(tensors[0])
+        shape, dtype = reader.shape(tensors[0]), reader.dtype(tensors[0])
+        copies = tuple(keys.get(f"{tied}.weight", ()))
+        size = sum(reader.nbytes(tensor) for tensor in (*tensors, *copies))
         v, d = int(shape[0]), int(shape[1])
-        found.append(PlannedTable(name, tensors[0], (v, d), size, dtype, role, Storage.AUTO, tied))
+        found.append(
+            PlannedTable(name, tensors[0], (v, d), size, dtype, role, Storage.AUTO, tied, copies)
+        )
 
-    has_own = head is not None and f"{modules[id(head)]}.weight" in keys
+    weight = "" if head is None else f"{modules[id(head)]}.weight"
+    # One that is tied and stored all the same is equal: `open_parts` has looked.
+    has_own = weight in keys and weight not in loader.tied
     is_linear = isinstance(head, nn.Linear)
     if isinstance(embeddings, nn.Embedding):
         tied = modules[id(head)] if is_linear and head is not None and not has_own else ""

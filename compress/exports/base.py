@@ -239,6 +239,9 @@ class Exporter(ABC):
     def add_tensor(self, name: str, tensor: Tensor) -> None:
         """Write a tensor of the source that no layer replaces."""
 
+    def leave_out(self, name: str) -> None:  # noqa: B027  (a format that copies nothing has nothing to note)
+        """Note a tensor of the source that is not written, for it is equal to another that the model ties it to."""
+
     @abstractmethod
     def close(self) -> None:
         """Write what goes with the weights, and give everything its final name.

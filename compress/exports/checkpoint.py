@@ -66,6 +66,10 @@ class CheckpointExporter(Exporter):
         self._copied[name] = tuple(tensor.shape)
         self.writer.add(name, tensor)
 
+    def leave_out(self, name: str) -> None:
+        """Note a tensor of the source that is not written, for it is equal to another that the model ties it to."""
+        self._replaced.add(name)
+
     def close(self) -> None:
         """Write what goes with the weights, and give everything its final name.
 

@@ -168,7 +168,7 @@ def _copy_rest(
     """Every tensor of the source, or of the base, that no compressed layer replaces, as the model calls it."""
     loader, packed = prepared.subject.loader, dict(prepared.subject.packed_layers())
     keys = loader.keys_of()
-    tables = {table.tensor for table in prepared.plan.outside.tables}
+    tables = {key for table in prepared.plan.outside.tables for key in table.tensors}
     biases = {f"{table.head or table.name}.bias" for table in prepared.plan.outside.tables}
     for done, (key, name) in enumerate(loader.memory_names.items()):
         progress("copy the rest", done, len(loader.memory_names))

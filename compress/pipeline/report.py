@@ -49,7 +49,8 @@ def make_report(
 def _kept(prepared: Prepared, outcome: Outcome) -> tuple[KeptTensor, ...]:
     """The tensors that the first format stores as the source does."""
     told = {layer.name for layer in outcome.embeddings}
-    others = {table.tensor for table in prepared.plan.outside.tables if table.name in told}
+    tables = [table for table in prepared.plan.outside.tables if table.name in told]
+    others = {key for table in tables for key in table.tensors}
     kept = prepared.plan.kept_in(prepared.plan.exports[0])
     return tuple(tensor for tensor in kept if tensor.name not in others)
 

@@ -219,11 +219,15 @@ def _write(prepared: Prepared, table: PlannedTable, tables: Tables, exporter: Ex
     storage = tables.storage(table, exporter.name)
     bias = prepared.subject.bias(table.head or table.name)
     if storage.bits is None:
-        weight_vd = prepared.loader.tensors[table.tensor]
-        as_is = storage is Storage.AS_IS
+        weight_vd, as_is = prepared.loader.tensors[table.tensor], storage is Storage.AS_IS
         exporter.add_tensor(
             f"{table.name}.weight", weight_vd if as_is else weight_vd.to(dtype_of(storage))
         )
+        for copy in table.copies:
+            if as_is:
+                exporter.add_tensor(f"{table.head}.weight", prepared.loader.tensors[copy])
+            else:
+                exporter.leave_out(f"{table.head}.weight")
         if bias is not None:
             exporter.add_tensor(f"{table.head or table.name}.bias", bias)
         return
@@ -232,7 +236,10 @@ def _write(prepared: Prepared, table: PlannedTable, tables: Tables, exporter: Ex
     exporter.add_layer(LayerExport(table.name, found.form, own, transposed=False))
     if table.head:
         head = found.head(table.name)
-        exporter.add_layer(LayerExport(table.head, head, bias, transposed=False, in_source=False))
+        is_copied = bool(table.copies)
+        exporter.add_layer(
+            LayerExport(table.head, head, bias, transposed=False, in_source=is_copied)
+        )
 
 
 def as_written(plan: Plan, export: str, key: str, tensor: Tensor) -> Tensor:

@@ -65,7 +65,9 @@ def make_plan(  # noqa: PLR0913  (all but three have defaults)
     refuse_no_gain(layers, shared_by)
     layers = with_owners(layers, shared_by)
     left = dict.fromkeys(set(shapes) - {layer.name for layer in layers}, "left dense by the plan")
-    replaced = {layer.tensor for layer in layers} | {table.tensor for table in stored.tables}
+    replaced = {layer.tensor for layer in layers} | {
+        key for table in stored.tables for key in table.tensors
+    }
     reasons = {**found.reasons, **left, **small}
     kept = kept_tensors(reader, loader, found.prefix, replaced, reasons)
     statistics = _statistics_bytes(method, [layer.shape for layer in shapes.values()])

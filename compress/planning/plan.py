@@ -9,6 +9,7 @@ import torch
 
 from compress.embeddings.plan import OutsideBlocks
 from compress.exports.base import EXPORTS
+from compress.exports.storage import Storage
 from compress.families.base import Compressor
 from compress.planning.layer import PlannedLayer
 from compress.planning.text import correction_notes, shared_lines
@@ -81,17 +82,16 @@ class Plan:
         """The tensors that a format copies as numbers, embeddings without codes included, with their bytes."""
         saved = self.outside.narrowed if self.outside.narrows(export) else {}
         kept = [replace(t, n_bytes=t.n_bytes - saved.get(t.name, 0)) for t in self.kept]
-        tables = [
-            KeptTensor(
-                name=table.tensor,
-                shape=table.shape,
-                reason=OUTSIDE,
-                n_bytes=table.bytes_in(export),
-            )
-            for table in self.outside.tables
-            if table.storage(export).bits is None
-        ]
-        return (*kept, *tables)
+        for table in self.outside.tables:
+            storage = table.storage(export)
+            if storage.bits is not None:
+                continue
+            names = table.tensors if storage is Storage.AS_IS else (table.tensor,)
+            size = table.bytes_in(export) // len(names)
+            kept += [
+                KeptTensor(name=n, shape=table.shape, reason=OUTSIDE, n_bytes=size) for n in names
+            ]
+        return tuple(kept)
 
     def rest_bytes(self, export: str) -> int:
         """Bytes of everything but the compressed layers in a format."""

@@ -62,12 +62,12 @@ class OrdinaryModel(Subject):
         reader, asked = self.original.reader, (recipe.embeddings, recipe.head)
         chosen = frozenset(linears.tensors.values())
         found = planned_tables(self.loader, reader, asked, recipe.export, recipe.method)
-        tables = tuple(table for table in found if table.tensor not in chosen)
+        tables = tuple(table for table in found if chosen.isdisjoint(table.tensors))
         keys = self.loader.keys_of()
         # Layers write their biases in the dtype that these have.
         layers = (*linears.tensors, *(t.head or t.name for t in tables))
         biases = [key for layer in layers for key in keys.get(f"{layer}.bias", ())]
-        taken = chosen | {table.tensor for table in tables} | set(biases)
+        taken = chosen | {key for table in tables for key in table.tensors} | set(biases)
         return OutsideBlocks(tables, narrowed(reader, taken), recipe.export[0])
 
     def settled(self, recipe: Recipe, few: Tokens, device: torch.device) -> Self:
