@@ -139,7 +139,8 @@ class Recipe:
     on_failure: OnFailure = field(
         default=OnFailure.RAISE,
         metadata=_about(
-            "general", "a layer that fails: raise stops the run, keep leaves it and records it"
+            "general",
+            "a layer, embeddings or a head that fail: raise stops the run, keep leaves them and records it",
         ),
     )
     calibration: tuple[str, ...] = field(
