@@ -32,7 +32,6 @@ from compress.forms.sum import Sum
 from compress.forms.tied import Tied
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
-from compress.solvers.linalg import refuse_dead
 
 ROWS_AT_ONCE = 1 << 14
 MIDDLE = 128
@@ -113,9 +112,12 @@ def _metric(
     if gram is None:
         rows = torch.eye(d, device=weight_vd.device)
         return Statistics.observed(Observation(rows, 1), frozenset({Gram}))
+    if not bool(gram.sum_ii.diagonal().any()):
+        raise LayerError(
+            f"every input of {table.head or table.name} is zero on the calibration text; use other text, or --head as-is"
+        )
     if table.role is Role.HEAD:
         return Statistics({Gram: gram})
-    refuse_dead(gram.sum_ii.diagonal(), f"input channel of {table.head}")
     both_dd = gram.sum_ii * ((1 - lookup_share) / gram.sum_ii.diagonal().mean())
     both_dd.diagonal().add_(lookup_share)
     return Statistics({Gram: Gram(n_tokens=1, n_sequences=1, sum_ii=both_dd)})
