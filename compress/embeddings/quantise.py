@@ -114,7 +114,8 @@ def _metric(
         return Statistics.observed(Observation(rows, 1), frozenset({Gram}))
     if not bool(gram.sum_ii.diagonal().any()):
         raise LayerError(
-            f"every input of {table.head or table.name} is zero on the calibration text; use other text, or --head as-is"
+            f"every input of {table.head or table.name} is zero on the calibration text; use other text, or --head "
+            "as-is"
         )
     if table.role is Role.HEAD:
         return Statistics({Gram: gram})
