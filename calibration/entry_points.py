@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from pathlib import Path
 
 from calibration.errors import PluginError
 
@@ -18,18 +19,24 @@ _FAULTS = (
 
 def points(group: str) -> EntryPoints:
     """The entry points of a group that the distributions on `sys.path` announce, read again when its folders change."""
-    return _all(tuple((place, _changed(place)) for place in sys.path)).select(group=group)
+    return _of(group, tuple((place, _changed(place)) for place in sys.path))
 
 
 @cache
-def _all(_: tuple[tuple[str, int], ...]) -> EntryPoints:
+def _of(group: str, places: tuple[tuple[str, int], ...]) -> EntryPoints:
+    """Cached as `_choose` is: choosing a group looks at each entry point there is."""
+    return _choose(places)(group=group)
+
+
+@cache
+def _choose(_: tuple[tuple[str, int], ...]) -> Callable[..., EntryPoints]:
     """Cached by folders and times of their last changes: it reads a file of every distribution there is."""
-    return entry_points()
+    return entry_points().select
 
 
 def _changed(place: str) -> int:
     try:
-        return os.stat(place or ".").st_mtime_ns
+        return Path(place).stat().st_mtime_ns
     except OSError:  # a zip file that is gone, a folder not made yet
         return 0
 

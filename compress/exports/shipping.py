@@ -12,8 +12,9 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from compress.errors import CheckpointError
@@ -129,22 +130,27 @@ def _file_of(module: str) -> Path:
         ) from error
 
 
-def _imports(source: str, module: str) -> Iterator[_Import]:
+def _imports(source: str, module: str) -> Sequence[_Import]:
     """Every import of a file, wherever it stands."""
-    ours = module.startswith(f"{PACKAGE}.")
-    lines = source.splitlines()
+    return _parsed(source, PACKAGE if module.startswith(f"{PACKAGE}.") else "")
+
+
+@cache
+def _parsed(source: str, package: str) -> Sequence[_Import]:
+    """Its imports as a module of `package`. Cached by the text itself: every export parses the same files."""
+    lines, found = source.splitlines(), []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield _Import(node.lineno, alias.name, shippable=False)
+                found.append(_Import(node.lineno, alias.name, shippable=False))
         elif isinstance(node, ast.ImportFrom):
             name = node.module or ""
             if node.level:
-                name = (
-                    f"{PACKAGE}.{name}" if ours and node.level == 1 else f"{'.' * node.level}{name}"
-                )
+                ours = package and node.level == 1
+                name = f"{package}.{name}" if ours else f"{'.' * node.level}{name}"
             elif name == PACKAGE:
                 name = f"{PACKAGE}.{node.names[0].name}"
             begins = re.match(r"\s*from\s+[\w.]+\s+import\b", lines[node.lineno - 1])
             whole = bool(begins) and (node.module or "") != PACKAGE
-            yield _Import(node.lineno, name, shippable=whole)
+            found.append(_Import(node.lineno, name, shippable=whole))
+    return tuple(found)
