@@ -19,8 +19,8 @@ def workspace(tmp_path, monkeypatch):
 
 @pytest.fixture
 def quick_verification(request, monkeypatch):
-    """Verification does the same in this process and nothing is drawn, except in slow tests: both take seconds."""
-    if not request.node.get_closest_marker("slow"):
+    """Verify in this process, draw nothing and write little, except in tests marked `as_run`: it takes seconds."""
+    if not request.node.get_closest_marker("as_run"):
         from workspaces import quicken
 
         quicken(monkeypatch)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 from problems import inputs, statistics, weight
+from slowness import slow_but
 from test_on_base import base, dense_base, logits, on_base
 from test_rescaling import awq_base
 from workspaces import recipe
@@ -116,7 +117,7 @@ def test_a_correction_in_floats_holds_the_values_of_its_codes():
     torch.testing.assert_close(floats.dense(), path.dense(), rtol=1e-2, atol=1e-5)
 
 
-@pytest.mark.parametrize("bits", ["8", "4", "3"])
+@pytest.mark.parametrize("bits", slow_but(["8", "4", "3"], kept="4"))
 def test_adapters_of_few_bits_on_a_checkpoint_load_in_peft_and_weigh_what_was_planned(
     workspace, bits
 ):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PeftModel
+from slowness import slow_but
 from test_on_base import DOWN, base, dense_base, logits, on_base
 from workspaces import recipe
 
@@ -152,7 +153,7 @@ def test_ranks_for_vllm_are_those_that_it_serves():
     assert {rank_and_bits(method)[0] for method in plan.values()} <= {0, *VLLM_RANKS}
 
 
-@pytest.mark.parametrize("budget", [9_000, 30_000])
+@pytest.mark.parametrize("budget", slow_but([9_000, 30_000], kept=9_000))
 def test_a_run_on_a_base_spends_its_budget_where_it_buys_most(workspace, budget):
     base(workspace)
     job = on_base(workspace, method=EoRA(adapter_budget=f"{budget}"), export=("adapter", "native"))
@@ -182,6 +183,7 @@ def test_a_run_on_a_base_spends_its_budget_where_it_buys_most(workspace, budget)
     assert (len(paths) == 21) == (budget == 30_000)
 
 
+@pytest.mark.slow
 def test_a_run_that_compresses_too_spends_a_budget_beside_a_gptq_checkpoint(workspace):
     method = EoRA(adapter_budget="9kB", base=GPTQ(bits=3, group_size=32))
     job = recipe(workspace, method=method, export=("gptq", "native"))
@@ -206,7 +208,9 @@ def test_other_importances_make_plans_too(workspace, importance):
     assert len(plan.layers) == 21
 
 
-@pytest.mark.parametrize("size", [{"rank": 4}, {"adapter_budget": "9kB"}])
+@pytest.mark.parametrize(
+    "size", slow_but([{"rank": 4}, {"adapter_budget": "9kB"}], kept={"rank": 4})
+)
 def test_a_fisher_on_the_output_side_runs_on_a_base(workspace, size):
     base(workspace)
     job = on_base(workspace, method=EoRA(**size, output_side="fisher"))

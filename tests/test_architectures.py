@@ -374,6 +374,7 @@ def test_an_encoder_with_a_decoder_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.as_run
 def test_the_table_of_architectures_tells_of_every_family(monkeypatch, capsys):
     scripts = Path(__file__).parent.parent / "scripts"
     monkeypatch.syspath_prepend(str(scripts))

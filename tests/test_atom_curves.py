@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from problems import inputs, relative_output_error, statistics, weight
+from slowness import slow_but
 from workspaces import recipe
 
 import compress
@@ -152,7 +153,7 @@ def test_what_an_error_costs_moves_atoms():
 
 
 @pytest.mark.usefixtures("quick_verification")
-@pytest.mark.parametrize("importance", ["none", "relative", "fisher", "kl"])
+@pytest.mark.parametrize("importance", slow_but(["none", "relative", "fisher", "kl"], kept="kl"))
 def test_a_run_with_a_plan_by_errors_spends_its_bytes_and_predicts_an_upper_bound(
     workspace, importance
 ):

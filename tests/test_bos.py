@@ -141,6 +141,7 @@ def test_a_plan_prints_the_first_tokens_of_its_windows(beginning):
     assert any(line.endswith("begins 't' 'h' 'e' ' ' 'q' 'u'") for line in lines)
 
 
+@pytest.mark.slow
 def test_statistics_of_windows_that_begin_otherwise_are_not_used_again(beginning):
     def run(name, bos):
         report = compress.run(quick(beginning, bos=bos, out=beginning / name))

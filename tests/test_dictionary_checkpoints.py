@@ -56,6 +56,7 @@ def test_expanding_the_codes_changes_no_output(done):
 
 
 @pytest.mark.slow
+@pytest.mark.as_run
 def test_a_checkpoint_loads_in_a_process_without_the_toolkit(workspace):
     job = recipe(workspace, method=METHODS["shared"])
     compress.run(job)

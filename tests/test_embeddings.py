@@ -8,6 +8,7 @@ import pytest
 import torch
 from families import save_tiny
 from safetensors.torch import load_file, save_file
+from slowness import slow_but
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM
@@ -172,7 +173,7 @@ def test_the_module_does_what_the_one_in_whose_place_it_is_does():
 
 
 @pytest.mark.usefixtures("quick_verification")
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", slow_but([True, False], kept=True))
 @pytest.mark.parametrize("bits", ["8", "4"])
 def test_a_run_writes_what_it_planned_and_the_export_computes_with_the_codes(workspace, bits, tied):
     save_tiny(workspace / "model", num_key_value_heads=4, tie_word_embeddings=tied)
@@ -233,6 +234,7 @@ def test_every_format_stores_them_as_it_can_and_reproduces_its_own_logits(worksp
         assert reader.total_bytes == planned.export_bytes(name), name
 
 
+@pytest.mark.usefixtures("quick_verification")
 def test_tensors_whose_values_are_bf16_numbers_are_stored_so_and_others_are_not(workspace):
     path = workspace / "model" / "model.safetensors"
     state = load_file(path)
@@ -318,6 +320,7 @@ def test_a_native_export_with_packed_embeddings_can_be_corrected(workspace):
     assert EMBEDDINGS in config["layers"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_verification")
 def test_a_tied_head_with_a_correction_stays_when_its_checkpoint_is_corrected_twice(workspace):
     save_tiny(workspace / "model", num_key_value_heads=4, tie_word_embeddings=True)
@@ -339,7 +342,7 @@ def test_a_tied_head_with_a_correction_stays_when_its_checkpoint_is_corrected_tw
 
 
 @pytest.mark.usefixtures("quick_verification")
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", slow_but([True, False], kept=True))
 def test_the_base_model_loads_without_the_head_that_is_packed(workspace, tied):
     save_tiny(workspace / "model", num_key_value_heads=4, tie_word_embeddings=tied)
     job = replace(recipe(workspace), embeddings=Storage.BITS_4, head=Storage.BITS_4)

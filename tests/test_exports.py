@@ -83,6 +83,7 @@ def test_a_native_export_loads_after_the_import_in_a_fresh_process(made, tmp_pat
     assert torch.equal(found, made.logits())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["compress.forms.loading"])
 def test_importing_the_loading_module_alone_is_enough(tmp_path, module):
     made = compressed(tmp_path / "source")

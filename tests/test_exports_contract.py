@@ -354,4 +354,10 @@ def test_the_commands_know_a_format_of_another_distribution(
     assert main(["inspect", str(out)]) == 0
     assert "half, written by half-export" in capsys.readouterr().out
     assert main(["report", str(out)]) == 0
-    assert verify(out).loader == HALF  # in a fresh process
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_verification")
+def test_a_fresh_process_verifies_a_format_of_another_distribution(workspace: Path) -> None:
+    compress.run(recipe(workspace, export=(HALF,)))
+    assert verify(workspace / "out").loader == HALF

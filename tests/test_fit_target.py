@@ -7,6 +7,7 @@ import pytest
 import torch
 from families import tiny_ids, tiny_model
 from problems import inputs, weight
+from slowness import slow_if
 from test_walk import CPU, walker
 from workspaces import recipe
 
@@ -147,11 +148,14 @@ def test_the_walk_keeps_the_originals_correction_beside_the_compressed_one(famil
 @pytest.mark.usefixtures("quick_verification")
 @pytest.mark.parametrize(
     "kind",
-    [
-        partial(SVDLLM, keep=0.5, rank_multiple=1),
-        partial(LoRD, keep=0.5, rank_multiple=1),
-        partial(EoRA, base=BASE, rank=4),
-    ],
+    slow_if(
+        lambda kind: kind.func is not EoRA,
+        [
+            partial(SVDLLM, keep=0.5, rank_multiple=1),
+            partial(LoRD, keep=0.5, rank_multiple=1),
+            partial(EoRA, base=BASE, rank=4),
+        ],
+    ),
 )
 def test_a_run_fitted_to_the_original_writes_another_model(workspace, kind):
     plain, original = (

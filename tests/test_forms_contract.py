@@ -290,6 +290,7 @@ def test_a_checkpoint_of_all_forms_loads_with_the_toolkit(everything):
         assert torch.equal(loaded(input_ids=IDS).logits[0], model.logits())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_all_forms_loads_without_the_toolkit(everything, tmp_path):
     model, folder = everything
     ids = ",".join(map(str, IDS[0].tolist()))

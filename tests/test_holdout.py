@@ -6,6 +6,7 @@ import pytest
 import torch
 from families import tiny_ids, tiny_model
 from problems import inputs, weight
+from slowness import slow_but
 from test_on_base import DOWN, base, logits, on_base
 from test_walk import CPU, walker
 from workspaces import recipe
@@ -166,7 +167,7 @@ def test_dropped_corrections_of_a_method_leave_its_forms(workspace, monkeypatch)
     assert all(export.relative_difference < 1e-4 for export in report.exports)
 
 
-@pytest.mark.parametrize("propagate", ["none", "block", "sublayer"])
+@pytest.mark.parametrize("propagate", slow_but(["none", "block", "sublayer"], kept="block"))
 def test_a_run_with_a_holdout_keeps_what_helps(workspace, propagate):
     base(workspace)
     method = EoRA(rank=4, holdout="1/8")
@@ -178,6 +179,7 @@ def test_a_run_with_a_holdout_keeps_what_helps(workspace, propagate):
     assert all(layer.relative_error <= layer.base_error for layer in report.layers)
 
 
+@pytest.mark.slow
 def test_a_guard_goes_with_a_budget(workspace):
     base(workspace)
     method = EoRA(adapter_budget="20kB", holdout="1/8", adapter_bits="auto")

@@ -162,6 +162,7 @@ def test_spectra_of_codes_are_refused(tmp_path, capsys):
     assert "is compressed (native); spectra are of ordinary weights" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_page_of_a_model_shows_what_the_terminal_does(workspace, tmp_path, capsys):
     out = tmp_path / "model.html"
     assert main(["inspect", str(workspace / "model"), "--spectra", "--html", str(out)]) == 0

@@ -50,6 +50,7 @@ ORDERS = {
 QUICK = ("transformers first", "the toolkit first")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ORDERS],

@@ -74,6 +74,7 @@ def test_a_run_computes_without_flash_attention_and_keeps_the_wish(workspace):
     )
 
 
+@pytest.mark.slow
 def test_a_quantisation_left_over_in_the_config_is_ignored_and_not_exported(workspace):
     edit(workspace / "model", quantization_config=BNB)
     report = compress.run(

@@ -1,5 +1,6 @@
 """EoRA on top of compressed checkpoints: what comes out, and what is refused before any work."""
 
+import itertools
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from families import save_tiny
 from foreign import change, change_config, gptq_layer, grid, packed_config, packed_layer, write
 from peft import PeftModel
 from safetensors.torch import load_file
+from slowness import slow_but, slow_if
 from transformers import AutoModelForCausalLM
 from workspaces import recipe
 
@@ -93,7 +95,7 @@ def dense_base(workspace):
     return model
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", slow_but(MAKERS, kept="gptq"))
 def test_a_correction_on_every_layer_lowers_its_error_and_loads_in_peft(workspace, kind):
     before = {path: path.read_bytes() for path in base(workspace, kind).iterdir()}
     report = compress.run(on_base(workspace, export=("adapter", "native")))
@@ -112,6 +114,7 @@ def test_a_correction_on_every_layer_lowers_its_error_and_loads_in_peft(workspac
     assert not list(out.glob("adapter/model*"))
 
 
+@pytest.mark.slow
 def test_texts_of_their_own_make_adapters_of_their_own_on_one_base(workspace):
     """Each is the better one on the text that it was made from, in as many bytes."""
     folder = base(workspace)
@@ -150,6 +153,7 @@ def test_texts_of_their_own_make_adapters_of_their_own_on_one_base(workspace):
         assert min(errors, key=lambda k: errors[k]) == name
 
 
+@pytest.mark.slow
 def test_the_adapter_alone_is_the_default_and_a_fresh_process_reproduces_it(workspace):
     base(workspace)
     report = compress.run(on_base(workspace))
@@ -171,7 +175,7 @@ def test_every_correction_is_the_best_one_for_its_layer(workspace):
     torch.testing.assert_close(made, own, rtol=0, atol=2e-3 * float(own.abs().max()))
 
 
-@pytest.mark.parametrize("propagate", ["none", "block", "sublayer"])
+@pytest.mark.parametrize("propagate", slow_but(["none", "block", "sublayer"], kept="block"))
 def test_layers_without_a_correction_stay_as_the_base_has_them(workspace, propagate):
     base(workspace)
     changes = {"include": ("k_proj",), "propagate": propagate, "export": ("adapter", "native")}
@@ -187,6 +191,7 @@ def test_layers_without_a_correction_stay_as_the_base_has_them(workspace, propag
     assert config["target_modules"] == ["k_proj"]
 
 
+@pytest.mark.slow
 def test_each_option_of_propagation_gives_another_adapter(workspace):
     base(workspace)
     found = []
@@ -198,6 +203,7 @@ def test_each_option_of_propagation_gives_another_adapter(workspace):
     assert not torch.equal(found[1], found[2])
 
 
+@pytest.mark.slow
 def test_anchored_corrections_differ_where_blocks_before_have_changed_the_inputs(workspace):
     base(workspace, "pruned")
     plain, anchored = {}, {}
@@ -225,7 +231,7 @@ def test_saved_statistics_serve_the_same_base_and_no_other(workspace):
     assert not any("used again" in note for note in other.notes)
 
 
-@pytest.mark.parametrize("kind", ["gptq", "awq", "packed", "pruned"])
+@pytest.mark.parametrize("kind", slow_but(["gptq", "awq", "packed", "pruned"], kept="gptq"))
 def test_planned_bytes_are_those_on_disk_and_the_base_is_counted(workspace, kind):
     base(workspace, kind)
     job = on_base(workspace, export=("adapter", "native"), include=("mlp", "q_proj"))
@@ -264,6 +270,7 @@ def test_report_and_card_say_what_the_base_is(workspace):
     assert '(model, "THIS_FOLDER")' in (workspace / "out" / "adapter" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_recipe_in_the_output_does_the_same_job_again(workspace):
     base(workspace)
     compress.run(on_base(workspace))
@@ -294,7 +301,7 @@ def test_a_gptq_export_is_a_base_without_the_adapter_beside_it(workspace):
     assert all(layer.form == "3-bit g32 + rank 4" for layer in report.layers)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", slow_but([True, False], kept=True))
 def test_a_packed_head_is_the_bases_own(workspace, tied):
     new_model(workspace, "llama", num_key_value_heads=4, tie_word_embeddings=tied)
     source = workspace / "model"
@@ -317,7 +324,7 @@ def test_a_packed_head_is_the_bases_own(workspace, tied):
     assert torch.equal(native.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
 
 
-@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize("said", slow_but([True, False], kept=False))
 def test_a_head_that_the_base_has_untied_is_its_own(workspace, said):
     new_model(workspace, "llama", num_key_value_heads=4, tie_word_embeddings=True)
     folder = base(workspace)
@@ -370,8 +377,15 @@ def test_the_command_line_takes_a_base_and_refuses_two(workspace, capsys):
     assert "base_checkpoint: method.base is given too, and both say" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma3_text", "opt", "qwen3_moe"])
-@pytest.mark.parametrize("kind", ["native", "pruned"])
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    slow_if(
+        lambda *given: given not in {("native", "qwen3_moe"), ("pruned", "gpt2")},
+        itertools.product(
+            ["native", "pruned"], ["gpt2", "qwen2", "gemma3_text", "opt", "qwen3_moe"]
+        ),
+    ),
+)
 def test_other_architectures_have_bases_too(workspace, family, kind):
     new_model(workspace, family)
     if kind == "native":
@@ -386,6 +400,7 @@ def test_other_architectures_have_bases_too(workspace, family, kind):
     assert all(export.relative_difference < 1e-4 for export in report.exports)
 
 
+@pytest.mark.slow
 def test_packed_experts_are_the_bases_own(workspace):
     new_model(workspace, "qwen3_moe", num_key_value_heads=4)
     config, layer = MAKERS["gptq"]
@@ -420,6 +435,7 @@ def test_what_auto_gptq_writes_is_a_base(workspace):
     assert all(export.relative_difference < 1e-5 for export in report.exports)
 
 
+@pytest.mark.slow
 def test_a_gptq_checkpoint_of_gpt2_is_a_base(workspace):
     new_model(workspace, "gpt2")
     method = RTN(bits=4, group_size=32)
@@ -602,6 +618,7 @@ def test_biases_that_the_base_has_changed_stay_and_are_told(workspace):
 
 
 @pytest.mark.slow
+@pytest.mark.as_run
 def test_an_adapter_does_not_verify_on_another_base(workspace):
     folder = base(workspace)
     compress.run(on_base(workspace))
@@ -614,6 +631,7 @@ def test_an_adapter_does_not_verify_on_another_base(workspace):
 
 
 @pytest.mark.slow
+@pytest.mark.as_run
 @pytest.mark.parametrize(
     "name",
     [

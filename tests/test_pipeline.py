@@ -7,6 +7,7 @@ import pytest
 import torch
 from families import save_tiny
 from safetensors.torch import load_file, save_file
+from slowness import slow_but
 from workspaces import recipe
 
 import compress
@@ -67,7 +68,7 @@ def test_the_recipe_in_the_output_does_the_same_job_again(workspace):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("propagate", ["none", "block", "sublayer"])
+@pytest.mark.parametrize("propagate", slow_but(["none", "block", "sublayer"], kept="block"))
 def test_saved_statistics_are_used_again_and_give_the_same_checkpoint(workspace, propagate):
     first = compress.run(recipe(workspace, propagate=propagate))
     second = compress.run(recipe(workspace, propagate=propagate, out=workspace / "second"))
@@ -84,6 +85,7 @@ def test_statistics_of_the_original_serve_another_method(workspace):
     assert any("used again" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_what_calibrate_saves_never_reaches_a_run_through_compressed_blocks(workspace):
     compress.calibrate(recipe(workspace))
     compress.run(recipe(workspace))
@@ -92,6 +94,7 @@ def test_what_calibrate_saves_never_reaches_a_run_through_compressed_blocks(work
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_each_option_of_propagation_gives_another_checkpoint(workspace):
     weights = []
     for propagate in ("none", "block", "sublayer"):
@@ -105,7 +108,9 @@ def test_each_option_of_propagation_gives_another_checkpoint(workspace):
     assert not torch.equal(weights[1][last], weights[2][last])
 
 
-@pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma3_text", "qwen3_moe", "opt"])
+@pytest.mark.parametrize(
+    "family", slow_but(["gpt2", "qwen2", "gemma3_text", "qwen3_moe", "opt"], kept="gpt2")
+)
 def test_other_architectures_go_through(family, workspace):
     shutil.rmtree(workspace / "model")
     save_tiny(workspace / "model", family)
@@ -129,6 +134,7 @@ def test_a_sharded_bf16_model_with_an_untied_head_goes_through(workspace):
 
 
 @pytest.mark.slow
+@pytest.mark.as_run
 @pytest.mark.parametrize("formats", [("gptq",), ("dense",), ("native", "gptq", "dense")])
 def test_every_export_is_verified_in_a_fresh_process(workspace, formats):
     report = compress.run(

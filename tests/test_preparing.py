@@ -152,6 +152,7 @@ def test_a_method_that_saves_nothing_is_refused(workspace, method):
 
 
 @pytest.mark.slow
+@pytest.mark.as_run
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize(

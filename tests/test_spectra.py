@@ -88,6 +88,7 @@ def test_what_costs_nothing_has_no_spectrum() -> None:
     assert spectrum_of(torch.zeros(4, 6), torch.eye(6)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="marks only rise")
 def test_a_stage_is_charged_with_what_was_held_in_it_or_in_stages_inside_it(tmp_path) -> None:
     # A process of its own: one that has held more before has room that it need not ask for.

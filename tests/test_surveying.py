@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from slowness import slow_if
 from transformers import AutoModelForCausalLM
 from workspaces import recipe
 
@@ -62,7 +63,10 @@ PLANNED = [
 # Either way the plan is the original's: methods take turns.
 @pytest.mark.parametrize(
     ("method", "propagate"),
-    list(zip(PLANNED, itertools.cycle(["none", "block"]), strict=False)),
+    slow_if(
+        lambda method, _: method not in (PLANNED[1], PLANNED[4]),
+        zip(PLANNED, itertools.cycle(["none", "block"]), strict=False),
+    ),
     ids=lambda value: getattr(value, "name", value),
 )
 def test_a_run_writes_the_bytes_of_its_plan_within_the_budget(workspace, method, propagate):
@@ -213,6 +217,7 @@ def test_an_option_that_a_plan_would_not_look_at_is_refused(options, message):
         SVDLLM(**options)
 
 
+@pytest.mark.slow
 def test_the_plan_counts_all_statistics_that_a_run_writes(workspace, tmp_path):
     method = FWSVD(**SMALL, metric="kronecker", allocation=Allocation.SPECTRUM, importance="none")
     job = recipe(workspace, method=method)

@@ -84,6 +84,7 @@ def test_a_swept_point_is_the_run_of_its_recipe(workspace):
     ]
 
 
+@pytest.mark.slow
 def test_points_evaluated_differently_each_have_an_original(workspace, scored):
     few, many = ({"method": RTN, "batch_size": size} for size in (2, 4))
     values = {"recipe": base(workspace, eval_windows=2), "points": [few, many]}
@@ -100,6 +101,7 @@ def test_what_is_done_is_not_done_again_and_a_sweep_may_grow(workspace):
     assert swept(planned(workspace, points(workspace, RTN, EORA))) == []
 
 
+@pytest.mark.slow
 def test_planned_bytes_are_those_of_the_run(workspace):
     found = points(workspace, RTN, EORA)
     before = planned(workspace, found)
@@ -226,6 +228,7 @@ def test_the_runs_are_compared_in_their_order(workspace):
     assert comparison.differences == ()
 
 
+@pytest.mark.slow
 def test_points_that_ask_for_different_evaluations_are_compared_and_told(workspace):
     entries = [{"method": RTN, "eval_windows": n} for n in (2, 3)]
     found = points_of({"recipe": base(workspace), "points": entries}, workspace / "sweep")

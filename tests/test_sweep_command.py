@@ -46,6 +46,7 @@ def sweep(workspace: Path) -> Path:
 
 @pytest.mark.usefixtures("quick_verification")
 @pytest.mark.slow
+@pytest.mark.as_run
 def test_a_sweep_ends_in_a_table_and_a_page(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +129,7 @@ def started(sweep: Path, out: Path, cache: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.as_run
 @pytest.mark.timeout(3000)  # three sweeps, with a fresh process for everything
 def test_a_sweep_that_is_killed_in_a_point_goes_on_and_ends_in_the_same_report(
     sweep: Path, tmp_path: Path

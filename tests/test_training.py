@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from slowness import slow_but
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 from workspaces import recipe
 
@@ -59,7 +60,9 @@ def test_training_changes_the_factors_alone_and_lowers_the_loss(workspace, metho
     assert all(".up." in name or ".down." in name for name in factors)
 
 
-@pytest.mark.parametrize("method", LOW_RANK, ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    "method", slow_but(LOW_RANK, kept=LOW_RANK[-1]), ids=lambda method: method.name
+)
 def test_a_trained_model_is_written_verified_and_loads_again(workspace, method):
     source, out = exported(workspace, method), workspace / "tuned"
     model = loaded(source)
@@ -137,7 +140,9 @@ def arguments_in(workspace, **changes):
     )
 
 
-@pytest.mark.parametrize("method", LOW_RANK, ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    "method", slow_but(LOW_RANK, kept=LOW_RANK[-1]), ids=lambda method: method.name
+)
 def test_the_trainer_of_transformers_trains_the_factors(workspace, method):
     source = exported(workspace, method)
     model = loaded(source)
@@ -153,6 +158,7 @@ def test_the_trainer_of_transformers_trains_the_factors(workspace, method):
     assert check(workspace / "tuned", "cpu").passed
 
 
+@pytest.mark.slow
 def test_training_resumes_from_the_trainers_own_checkpoint_which_is_no_model(workspace):
     source = exported(workspace, LOW_RANK[2])
     model = loaded(source)
@@ -172,6 +178,7 @@ def test_training_resumes_from_the_trainers_own_checkpoint_which_is_no_model(wor
 
 
 @pytest.mark.slow
+@pytest.mark.as_run
 @pytest.mark.hub
 def test_the_low_rank_components_of_the_demo_are_trained_on_text_and_its_other_layers_stay(
     tmp_path,

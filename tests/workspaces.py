@@ -1,9 +1,11 @@
 """A folder as a user has it: a tiny model, a text, and a quick recipe for them."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 from families import save_tiny
+from lm_eval.tasks import TaskManager
 
 from compress.config.recipe import Recipe
 from compress.evaluation import compare as evaluating
@@ -12,7 +14,8 @@ from compress.exports.verify import Verification, check
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.pipeline import main as pipeline
-from eval.footprint import PeakMemory
+from eval import catalog, samples
+from eval.footprint import PeakMemory, Timing, measure
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs away from 42 hungry bears. " * 60
 
@@ -43,7 +46,13 @@ def recipe(workspace: Path, **changes: object) -> Recipe:
 
 
 def quicken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Verify in this process, and draw nothing."""
+    """Verify in this process, draw nothing, time and write few tokens, and know no tasks but our own.
+
+    lm-eval reads its own in ten seconds.
+    """
+
+    def own_tasks(include_path: list[Path], **_: object) -> TaskManager:
+        return TaskManager(include_path=include_path, include_defaults=False)
 
     def in_this_process(folder: Path, device: str = "cpu") -> Verification:
         result = check(folder, device)
@@ -54,9 +63,13 @@ def quicken(monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / "pictures").mkdir()
         return []
 
+    monkeypatch.setattr(catalog, "TaskManager", own_tasks)
     monkeypatch.setattr(pipeline, "verify", in_this_process)
     monkeypatch.setattr(NativeExporter, "verify_alone", lambda _: None)
     monkeypatch.setattr(pipeline, "run_page", lambda _: "<html></html>")
     monkeypatch.setattr(pipeline, "write_pictures", no_pictures)
+    monkeypatch.setattr(samples, "NEW_TOKENS", 4)
+    brief = Timing(prompt_tokens=16, new_tokens=2, repeats=1)
+    monkeypatch.setattr(evaluating, "measure", partial(measure, timing=brief))
     memory = PeakMemory(baseline_bytes=1, peak_bytes=2, device_bytes=None)
     monkeypatch.setattr(evaluating, "peak_memory", lambda *_, **__: memory)
