@@ -16,6 +16,7 @@ Cost: two forward passes, and one by the blocks' inputs back. Every batch must b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from calibration.errors import InputError
+from calibration.experts.module import experts_in, rows_of
+from calibration.experts.pooling import filled_gradients
 from calibration.heads import Head
 from calibration.layers import is_linear
 from calibration.memory import trim
@@ -134,7 +137,9 @@ class Backward:
                 if is_linear(layer) and (full := f"{name}.{part}") in names
             }
             ways = self._inputs[index], gradients
-            yield index, _through(self._stream, index, layers, kinds, ways)
+            found = _through(self._stream, index, layers, kinds, ways)
+            experts = {f"{name}.{part}": these for part, these in experts_in(module)}
+            yield index, filled_gradients(found, experts, names)
             self._loader.unload(module)
             trim()
 
@@ -175,38 +180,48 @@ def _through(
         finally:
             for hook in hooks:
                 hook.remove()
-        sources = [hidden, *(written for _, _, written in watch.calls)]
+        sources = [hidden, *(call.written for call in watch.calls)]
         found = torch.autograd.grad(
             out, sources, gradients[batch].to(out.device), allow_unused=True
         )
         gradients[batch] = found[0]
-        for (name, read, _), gradient in zip(watch.calls, found[1:], strict=True):
-            if gradient is None:
-                continue
-            _add(sums, name, kinds, _rows(name, read, gradient, tokens.attention_mask))
+        for call, gradient in zip(watch.calls, found[1:], strict=True):
+            if gradient is not None:
+                _add(sums, call.name, kinds, _rows(call, gradient, tokens.attention_mask))
     return sums
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a layer read and wrote; of which tokens, where a router has chosen them."""
+
+    name: str
+    read: Tensor
+    written: Tensor
+    rows: Tensor | None
 
 
 class _Watch:
     """What each layer reads and writes, call by call."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[str, Tensor, Tensor]] = []
+        self.calls: list[_Call] = []
 
     def hook(self, name: str):  # type: ignore[no-untyped-def]
         """A forward hook. It hands a copy on: the model may change that in place."""
 
-        def keep(_: nn.Module, args: tuple[Tensor, ...], written: Tensor) -> Tensor:
-            self.calls.append((name, args[0].detach(), written))
+        def keep(layer: nn.Module, args: tuple[Tensor, ...], written: Tensor) -> Tensor:
+            self.calls.append(_Call(name, args[0].detach(), written, rows_of(layer)))
             return written.clone()
 
         return keep
 
 
-def _rows(name: str, read: Tensor, gradient: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _rows(call: _Call, gradient: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """What a layer read, (t, i), and the gradient by what it wrote, (t, o), padding dropped."""
-    x_ti, _ = tokens_of(read, mask, name)
-    g_to, _ = tokens_of(gradient, mask, name)
+    name, read, rows = call.name, call.read, call.rows
+    x_ti = tokens_of(read, mask, name, rows)
+    g_to = tokens_of(gradient, mask, name, rows)
     if not bool(torch.isfinite(g_to).all()):
         raise InputError(
             f"layer {name}: the gradient of the loss by its outputs holds NaN or infinity; try --dtype float32"

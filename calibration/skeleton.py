@@ -2,12 +2,12 @@
 
 The skeleton has the architecture's own modules with parameters on `meta` and real buffers (rotary tables, masks), so
 the model's own forward can run as soon as the parts it touches are loaded. transformers' own loader places the
-tensors, so renamed keys, missing prefixes (GPT-2) and merged experts (Mixtral, Qwen3-MoE) need no code for a family.
+tensors, so renamed keys and missing prefixes (GPT-2) need no code for a family. Experts are unstacked (see
+`calibration.experts.module`), and placed here: each is a module of its own whatever the checkpoint and the model do.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,12 +27,14 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from calibration.errors import InputError
+from calibration.experts.module import experts_in, unstack
+from calibration.experts.names import Slice, Sliced, own_name, slices_of, stacked_names
 from calibration.heads import Head
 from calibration.outputs import AUTO_CLASSES, head_of
 
 
 def build_skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The architecture of `config` with its head: parameters on meta, buffers real, in eval mode.
+    """The architecture of `config` with its head: parameters on meta, buffers real, in eval mode, experts unstacked.
 
     Raises InputError for a config of values that no such model has: a negative size, an activation of no name.
     """
@@ -59,6 +61,7 @@ def build_skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedMo
         False  # a cache would be among what blocks are called with, and grow at every call
     )
     model.eval()
+    unstack(model)
     return model
 
 
@@ -137,29 +140,55 @@ class PartLoader:
 
         Raises InputError if a weight is missing, or if the model has no place for a tensor.
         """
-        self.model, self.tensors = model, tensors
+        self.model, self.experts = model, dict(experts_in(model))
         self._mapping: list[Any] = list(get_model_conversion_mapping(model) or ())
         self.tied: Mapping[str, str] = dict(getattr(model, "all_tied_weights_keys", None) or {})
         """Parameters that the configuration ties to others, with those: a head to embeddings, a block in two places."""
         self.known = frozenset(model.state_dict())
         """Names of the model's own tensors: a checkpoint may hold others, such as draft heads."""
-        self.memory_names = self._resolve_names()
+        self.slices: dict[str, Slice] = {}
+        """Of stacked experts in the checkpoint, by the names that their layers' tensors have in the model."""
+        self.memory_names = self._resolve_names(tensors)
+        self.whole = tensors
+        """The checkpoint's tensors as it stores them."""
+        self.tensors = Sliced(tensors, self.slices) if self.slices else tensors
+        """The checkpoint's tensors by its names for them; of stacked experts, the slices."""
         self._refuse_missing()
         self._refuse_unplaced()
+        self._keys: dict[str, list[str]] = {}
+        for key, name in self.memory_names.items():
+            self._keys.setdefault(name, []).append(key)
         self.untied = frozenset(self._find_untied())
         """Parameters among these that the checkpoint stores with values of their own."""
 
-    def _resolve_names(self) -> dict[str, str]:
+    def _resolve_names(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         """For each tensor of the checkpoint, the name of the (first) parameter it becomes part of."""
         renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
-        known, prefix = self.model.state_dict(), self.model.base_model_prefix
-        names = {}
-        for key in self.tensors:
-            name, _ = rename_source_key(key, renamings, converters, prefix, known)
+        own, prefix = self.model.state_dict(), self.model.base_model_prefix
+        stacks = stacked_names(self.experts)
+        known: dict[str, Any] = own | dict.fromkeys(stacks, True)
+        names: dict[str, str] = {}
+        for key in tensors:
+            name, pattern = rename_source_key(key, renamings, converters, prefix, known)
             if name not in known:
-                name, _ = rename_source_key(key, [], [], prefix, known)
-            names[key] = name
+                name, pattern = rename_source_key(key, [], [], prefix, known)
+            if name not in stacks:
+                names[key] = name
+                continue
+            path, leaf = stacks[name]
+            layout = self.experts[path].layout
+            if pattern is None:
+                slices = slices_of(path, layout, key, leaf)
+                self.slices |= slices
+                names |= {unstacked: unstacked for unstacked in slices}
+            else:
+                place = next(
+                    c.source_patterns.index(pattern)
+                    for c in converters
+                    if pattern in c.source_patterns
+                )
+                names[key] = own_name(path, layout, key, place, leaf)
         # Some writers keep the head of two that are tied, and drop the embeddings: it is these, too.
         have = set(names.values())
         absent = {name: other for name, other in self.tied.items() if other not in have}
@@ -253,6 +282,9 @@ class PartLoader:
             setattr(self.model.get_submodule(parent), leaf, parameter)
 
     def _place(self, wanted: dict[str, Tensor], device: torch.device) -> None:
+        wanted = self._place_experts(wanted, device)
+        if isinstance(self.tensors, Sliced):
+            self.tensors.forget()
         config = LoadStateDictConfig(
             dtype=self.model.dtype, device_map={"": str(device)}, weight_mapping=self._mapping
         )
@@ -265,6 +297,24 @@ class PartLoader:
                 f"weights that do not fit the architecture of config.json: {detail}",
                 option="model",
             )
+
+    def _place_experts(self, wanted: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+        """Place the tensors of unstacked experts, and return the others."""
+        paths, others = tuple(f"{path}." for path in self.experts), {}
+        for key, tensor in wanted.items():
+            name = self.memory_names[key]
+            if not name.startswith(paths):
+                others[key] = tensor
+                continue
+            shape = tuple(self.model.get_parameter(name).shape)
+            if tuple(tensor.shape) != shape:
+                raise InputError(
+                    f"{key}: its shape in the checkpoint is {tuple(tensor.shape)}, but config.json makes it {shape}",
+                    option="model",
+                )
+            placed = tensor.to(device, self.model.dtype)
+            self._set(name, nn.Parameter(placed, requires_grad=False))
+        return others
 
     def unload(self, module: nn.Module) -> None:
         """Put a module's parameters back on meta; its buffers stay (they are not in the checkpoint)."""
@@ -284,10 +334,7 @@ class PartLoader:
 
     def keys_of(self) -> dict[str, list[str]]:
         """Checkpoint keys by the parameter they become."""
-        keys = defaultdict(list)
-        for key, name in self.memory_names.items():
-            keys[name].append(key)
-        return dict(keys)
+        return self._keys
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -24,12 +24,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from calibration.errors import InputError
+from calibration.experts.pooling import Routed
 from calibration.statistics import load_statistics
 from calibration.statistics.base import SYMMETRIC, Statistic
 from calibration.statistics.collection import Statistics
 from calibration.walk import SharedInput
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 PARTIAL, LOCK = ".partial", "writer.lock"
 
@@ -73,7 +74,9 @@ class Store:
             metadata = file.metadata()
             return [
                 SharedInput(
-                    tuple(entry["names"]), _decode(file.get_tensor, f"{k}", entry).to(device)
+                    tuple(entry["names"]),
+                    _decode(file.get_tensor, f"{k}", entry).to(device),
+                    Routed(**entry["routed"]) if entry["routed"] else None,
                 )
                 for k, entry in enumerate(json.loads(metadata["groups"]))
             ]
@@ -170,7 +173,8 @@ def _encode(tensors: dict[str, Tensor], key: str, shared: SharedInput) -> dict[s
         for name, tensor in statistic.tensors().items():
             value = _packed(tensor, f"{kind.name}.{name}") if name in SYMMETRIC else tensor
             tensors[f"{key}.{kind.name}.{name}"] = value.cpu().contiguous()
-    return {"names": list(shared.names), "statistics": kinds}
+    routed = None if shared.routed is None else vars(shared.routed)
+    return {"names": list(shared.names), "statistics": kinds, "routed": routed}
 
 
 def _decode(read: Any, key: str, entry: Mapping[str, Any]) -> Statistics:

@@ -19,6 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from calibration.errors import InputError
+from calibration.experts.module import Experts, experts_in, rows_of
+from calibration.experts.pooling import Routed, filled
+from calibration.experts.routing import Routing
 from calibration.held_out import kept_aside
 from calibration.layers import is_linear
 from calibration.memory import trim
@@ -41,6 +44,8 @@ class SharedInput:
 
     names: tuple[str, ...]
     stats: Statistics
+    routed: Routed | None = None
+    """How much of the text they are of, if a router chose it."""
 
 
 @dataclass
@@ -56,6 +61,8 @@ class Block:
     layers: dict[str, nn.Module] = field(default_factory=dict)
     """Its Linear and Conv1D layers by full name."""
     n_blocks: int = 1
+    routing: Routing = Routing.ROUTED
+    """The tokens from which statistics of experts are collected."""
     moves_on: bool = False
     """Whether observing sends the tokens on, through the block as it was loaded (nothing then propagates)."""
     advanced: bool = False
@@ -72,13 +79,17 @@ class Block:
         """Run the tokens through the block as it is, and return the statistics of these layers' inputs.
 
         Layers are grouped by the tensor they read, in the order of their first call. A layer that saw no token is in
-        no group. Raises InputError if an input holds NaN or infinity, naming the layer.
+        no group, unless it is of an expert: see `pooling`. Raises InputError if an input holds NaN or infinity, naming
+        the layer.
         """
         if self.advanced:
             raise RuntimeError(
                 f"{self.name} was observed, and its tokens have moved on: observe it once"
             )
         watch = _Watch(needs)
+        experts = self.experts
+        for module in experts.values():
+            module.routing, module.counts = self.routing, [0] * module.layout.n_experts
         hooks = [
             self.layers[name].register_forward_pre_hook(watch.hook(name))
             for name in self.layers
@@ -97,8 +108,16 @@ class Block:
         finally:
             for hook in hooks:
                 hook.remove()
+            for module in experts.values():
+                module.routing = Routing.ROUTED
         self.advanced = self.moves_on
-        return watch.shared_inputs()
+        found = [(shared.names, shared.stats) for shared in watch.shared_inputs()]
+        return [SharedInput(*entry) for entry in filled(found, experts, names, self.routing)]
+
+    @property
+    def experts(self) -> dict[str, Experts]:
+        """The unstacked experts of a mixture by full name."""
+        return {f"{self.name}.{part}": module for part, module in experts_in(self.module)}
 
     def _run_original(self, batch: int, watch: _Watch) -> None:
         """Send the original's hidden states on, through the block as loaded; the watch notes what layers read."""
@@ -130,7 +149,8 @@ class _Watch:
         self._mask: Tensor | None = None
         self._aside: Tensor | None = None
         self._n_sequences = 0
-        self._originals: dict[str, Tensor] = {}
+        self._n_in_batch = 0
+        self._originals: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._noting = False
 
     def begin(self, tokens: Tokens) -> None:
@@ -138,7 +158,8 @@ class _Watch:
         self._seen, self._mask = [], tokens.attention_mask
         if HeldOutStatistic.among(self.needs):
             self._aside = kept_aside(tokens, self._n_sequences)
-        self._n_sequences += len(tokens.input_ids)
+        self._n_in_batch = len(tokens.input_ids)
+        self._n_sequences += self._n_in_batch
 
     @contextmanager
     def noting(self) -> Iterator[None]:
@@ -152,10 +173,10 @@ class _Watch:
     def hook(self, name: str):  # type: ignore[no-untyped-def]
         """A forward pre-hook that observes the layer's input."""
 
-        def observe(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0]
+        def observe(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x, rows = args[0], rows_of(layer)
             if self._noting:
-                self._originals[name] = tokens_of(x, self._mask, name)[0]
+                self._originals[name] = x, rows
                 return
             for tensor, leader in self._seen:
                 if _same(tensor, x):
@@ -163,15 +184,27 @@ class _Watch:
                     return
             self._seen.append((x, name))
             self._follow(name, name)
-            rows, n_sequences = tokens_of(x, self._mask, name)
-            seen = Observation(rows, n_sequences, original_ti=self._originals.get(name))
-            if self._aside is not None:
-                held_out_ti = tokens_of(x, self._aside, name)[0]
-                n_held_out = int(self._aside.any(1).sum())
-                seen = replace(seen, held_out_ti=held_out_ti, n_held_out=n_held_out)
-            self._add(name, seen)
+            self._add(name, self._observation(name, x, rows))
 
         return observe
+
+    def _observation(self, name: str, x: Tensor, rows: Tensor | None) -> Observation:
+        original = None
+        if rows is not None and self._originals and name not in self._originals:
+            x, rows, original = x[:0], rows[:0], x[:0]  # the original sent no token to this expert
+        elif name in self._originals:
+            original, theirs = self._originals[name]
+            if rows is not None and theirs is not None:  # the router may have chosen otherwise
+                x, original, rows = _of_the_same(x, rows, original, theirs)
+            original = tokens_of(original, self._mask, name, rows)
+        seen = Observation(
+            tokens_of(x, self._mask, name, rows), self._n_in_batch, original_ti=original
+        )
+        if self._aside is None:
+            return seen
+        held_out_ti = tokens_of(x, self._aside, name, rows)
+        n_held_out = int(self._aside.any(1).sum())
+        return replace(seen, held_out_ti=held_out_ti, n_held_out=n_held_out)
 
     def _add(self, name: str, seen: Observation) -> None:
         """Raises InputError naming the layer if sums are not finite."""
@@ -195,6 +228,15 @@ class _Watch:
         ]
 
 
+def _of_the_same(
+    x_ti: Tensor, rows: Tensor, original_ti: Tensor, theirs: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of two inputs the rows of tokens that both have, in the tokens' order, and these tokens."""
+    (rows, order), (theirs, other) = rows.sort(), theirs.sort()
+    ours, also = torch.isin(rows, theirs), torch.isin(theirs, rows)
+    return x_ti[order][ours], original_ti[other][also], rows[ours]
+
+
 def _same(a: Tensor, b: Tensor) -> bool:
     if a is b:
         return True
@@ -206,18 +248,23 @@ def _same(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def tokens_of(x: Tensor, mask: Tensor | None, name: str) -> tuple[Tensor, int]:
-    """The rows of x that stand for tokens, padding dropped: (..., i) -> (t, i)."""
+def tokens_of(x: Tensor, mask: Tensor | None, name: str, rows: Tensor | None = None) -> Tensor:
+    """The rows of x that stand for tokens, padding dropped: (..., i) -> (t, i).
+
+    `rows`: which tokens of the batch, flattened, x (t, i) is of, where a router has chosen them.
+    """
     if mask is None:
-        return x.reshape(-1, x.shape[-1]), x.shape[0]
+        return x.reshape(-1, x.shape[-1])
+    if rows is not None:
+        return x[mask.to(x.device, torch.bool).flatten()[rows]]
     if x.ndim == 2 and x.shape[0] == mask.numel():  # OPT flattens the batch before its MLP
-        return x[mask.to(x.device, torch.bool).flatten()], mask.shape[0]
+        return x[mask.to(x.device, torch.bool).flatten()]
     if x.shape[:2] != mask.shape:
         raise InputError(
             f"layer {name}: its input {tuple(x.shape)} does not tell which rows are padding; "
             f"use calibration text without padding (full sequences)"
         )
-    return x[mask.to(x.device, torch.bool)], x.shape[0]
+    return x[mask.to(x.device, torch.bool)]
 
 
 def _refuse_not_finite(stats: Statistics, name: str) -> None:
@@ -237,6 +284,7 @@ def walk(
     propagate: Propagate,
     device: torch.device,
     at_once: int = 1,
+    routing: Routing = Routing.ROUTED,
 ) -> Iterator[Block]:
     """Yield each decoder block, loaded, with the tokens of the stream before it; see the head of this file.
 
@@ -245,7 +293,7 @@ def walk(
     _, blocks = decoder_blocks(stream.model)
     for start in range(0, len(blocks), at_once):
         block = _loaded(stream, loader, range(start, min(start + at_once, len(blocks))), device)
-        block.moves_on = propagate is Propagate.NONE
+        block.moves_on, block.routing = propagate is Propagate.NONE, routing
         yield block
         if not block.moves_on:
             for index in block.indices:

@@ -57,7 +57,7 @@ def set_to(name, value):
     [
         (set_to(EXPERT, lambda t: t * torch.nan), f"{EXPERT} holds NaN"),
         (set_to(EXPERT, lambda t: t[1:]), f"{EXPERT} has the shape .*, in the original it has"),
-        (lambda tensors: tensors.pop(EXPERT), f"it lacks {EXPERT}"),
+        (lambda tensors: tensors.pop(EXPERT), f"the checkpoint lacks the weights {EXPERT}"),
     ],
 )
 def test_experts_that_are_not_the_originals_are_refused_by_name(workspace, edit, message):
@@ -66,10 +66,12 @@ def test_experts_that_are_not_the_originals_are_refused_by_name(workspace, edit,
         compress.plan(on_base(workspace))
 
 
-def test_experts_that_the_base_has_changed_are_told(workspace):
+def test_experts_that_the_base_has_changed_get_a_correction(workspace):
     change(moe_base(workspace), set_to(EXPERT, lambda t: t * 1.1))
     report = compress.run(on_base(workspace, method=EoRA(rank=2)))
-    assert any("1 matrices of experts are not the original's" in note for note in report.notes)
+    (expert,) = (layer for layer in report.layers if ".experts." in layer.name)
+    assert f"{expert.name}.weight" == EXPERT
+    assert expert.relative_error < expert.base_error
 
 
 @pytest.mark.parametrize("name", [f"{DOWN}.weight", "model.norm.weight"])

@@ -188,7 +188,7 @@ def test_stock_transformers_with_the_toolkit_also_refuses_a_missing_tensor(tmp_p
 def test_a_newer_format_version_is_refused(tmp_path):
     folder = export(compressed(tmp_path / "source"), tmp_path / "native", "native")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"format_version": 5}))
+    (folder / "config.json").write_text(json.dumps(config | {"format_version": 6}))
     with pytest.raises(CheckpointError, match="format_version"):
         load_export(folder)
 

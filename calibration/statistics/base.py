@@ -138,6 +138,12 @@ class Statistic(ABC):
             **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
         )
 
+    def scaled(self, factor: float) -> Self:
+        """Sums and counts multiplied, in new memory; counts are rounded."""
+        counts = {name: round(factor * n) for name, n in self.counts().items()}
+        tensors = {name: factor * tensor for name, tensor in self.tensors().items()}
+        return type(self)(**{**counts, **tensors})
+
     def absorb(self, other: Self) -> Self:
         """The sum, in the memory of self's tensors (a Gram of 11,008 inputs is 1 GB): do not use self after."""
         for name, tensor in self.tensors().items():

@@ -10,6 +10,7 @@ from typing import Any, Self
 import yaml
 
 from calibration.bos import Bos
+from calibration.experts.routing import Routing
 from calibration.propagation import Propagate
 from compress.config.options import build, dump, name_of
 from compress.config.yaml_file import read_yaml
@@ -45,6 +46,7 @@ _ENUMS: Mapping[str, type[StrEnum]] = {
     "bos": Bos,
     "dtype": Dtype,
     "propagate": Propagate,
+    "moe": Routing,
     "statistics": StatisticsMode,
     "on_failure": OnFailure,
     "embeddings": Storage,
@@ -175,6 +177,15 @@ class Recipe:
             "calibrate on what the original model computes (none), or what the compressed blocks "
             "before (block), and layers before within the block (sublayer), compute",
             "SEQUENCES",
+        ),
+    )
+    moe: Routing = field(
+        default=Routing.ROUTED,
+        metadata=_about(
+            "calibration",
+            "tokens from which statistics of each expert are collected: those that the router sends to it, filled up "
+            "from the layer's others where they are few (routed), those that are sent to any expert of the layer "
+            "(pooled), all tokens through every expert (all)",
         ),
     )
     statistics: StatisticsMode = field(

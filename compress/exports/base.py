@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from calibration.experts.names import Slice
     from compress.bases import AsDense
     from compress.callbacks import Progress
     from compress.exports.card import CardFacts
@@ -160,6 +161,15 @@ class LayerExport:
     """Whether the source stores a weight for it; a tied head's is that of the embeddings."""
     correction: Factors | None = None
     """The part of the form that a base checkpoint has not, in a run on top of one; None for its own layers."""
+    source_name: str = ""
+    """Its name in the source, where that calls an expert otherwise than the model; empty where both are one."""
+    slices: tuple[Slice, ...] = ()
+    """Where the source stacks experts, the parts of its tensors that are this one's weight, and its bias if any."""
+
+    @property
+    def stored_name(self) -> str:
+        """Its name in the source."""
+        return self.source_name or self.name
 
 
 class Exporter(ABC):
@@ -228,6 +238,11 @@ class Exporter(ABC):
     @abstractmethod
     def planned_bytes(cls, plan: Planned) -> int:
         """Bytes of tensor data that an export of a plan will write, to the byte."""
+
+    @classmethod
+    def problem_of_stacks(cls) -> str:
+        """Why the format cannot hold experts that the source stacks in one tensor; empty if it can."""
+        return ""
 
     # In a run
 

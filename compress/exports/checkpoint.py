@@ -15,6 +15,7 @@ from compress.bases import AsDense
 from compress.errors import CheckpointError
 from compress.exports.base import Exporter, LayerExport
 from compress.exports.peft import STEM
+from compress.exports.stacks import Stacks
 from compress.models.checkpoint import Reader, Writer, read_json, some
 from compress.models.companions import READ, copy_companions
 from compress.models.model_config import QUANTISATION, is_leftover
@@ -48,6 +49,7 @@ class CheckpointExporter(Exporter):
         self.writer = Writer(self.folder)
         self._replaced: set[str] = set()
         self._copied: dict[str, tuple[int, ...]] = {}
+        self._stacks = Stacks()
         self._begin()
 
     def _begin(self) -> None:
@@ -55,10 +57,12 @@ class CheckpointExporter(Exporter):
 
     def add_layer(self, layer: LayerExport) -> None:
         """Write a finished layer. Raises CheckpointError for what the format cannot hold."""
-        if layer.in_source:
-            self._replaced.add(f"{layer.name}.weight")
-        if layer.bias is not None:
-            self._replaced.add(f"{layer.name}.bias")
+        if layer.slices:
+            self._replaced |= {name for one in layer.slices if (name := self._stacks.noted(one))}
+        elif layer.in_source:
+            self._replaced.add(f"{layer.stored_name}.weight")
+        if layer.bias is not None and not layer.slices:
+            self._replaced.add(f"{layer.stored_name}.bias")
         self._write_layer(layer)
 
     def add_tensor(self, name: str, tensor: Tensor) -> None:

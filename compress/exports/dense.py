@@ -66,16 +66,21 @@ class DenseExporter(CheckpointExporter, name="dense"):
 
     def _write_layer(self, layer: LayerExport) -> None:
         weight = layer.form.dense().contiguous()
-        stored = (weight.T if layer.transposed else weight).to(self.dtype)
+        stored = (weight.T if layer.transposed else weight).to(self.dtype).contiguous()
         if not bool(torch.isfinite(stored).all()):
             largest = float(weight.abs().max())
             raise CheckpointError(
                 f"{layer.name}: a weight of {largest:.3g} does not fit the source's {self.dtype}; "
                 "choose the native export"
             )
-        self.writer.add(f"{layer.name}.weight", stored)
-        if layer.bias is not None:
-            self.writer.add(f"{layer.name}.bias", layer.bias)
+        values = (stored,) if layer.bias is None else (stored, layer.bias)
+        if layer.slices:
+            for one, value in zip(layer.slices, values, strict=True):
+                if whole := self._stacks.put(one, value):
+                    self.writer.add(*whole)
+            return
+        for leaf, value in zip(("weight", "bias"), values, strict=False):
+            self.writer.add(f"{layer.stored_name}.{leaf}", value)
 
     def _write_config(self) -> None:
         write_json(self.folder / "config.json", self.base_config())

@@ -48,6 +48,7 @@ from compress.families.base import Compressor
 from compress.families.low_rank import Factors
 from compress.families.quantiser import Quantiser
 from compress.forms.base import Form
+from compress.forms.dense import Dense
 from compress.forms.low_rank import LowRank
 from compress.forms.packing import CODES_A_ROW, pack
 from compress.forms.product import Product
@@ -108,18 +109,29 @@ class GptqExporter(CheckpointExporter, name="gptq"):
             layers += layer.native_bytes + widened + base.gptq_extra_bytes(layer.shape)
         return layers + plan.rest_bytes(cls.name)
 
+    @classmethod
+    def problem_of_stacks(cls) -> str:
+        """It has tensors for one matrix each."""
+        return "its tensors are of one matrix each, and have no name for an expert of a stack"
+
     def _write_layer(self, layer: LayerExport) -> None:
+        if layer.source_name and isinstance(
+            layer.form, Dense
+        ):  # an expert that stays as it was beside others
+            self._copied[f"{layer.stored_name}.weight"] = layer.form.shape
+            self.writer.add(f"{layer.stored_name}.weight", layer.form.weight.detach())
+            return
         base, correction = _parts(layer)
         problem = _problem(base.bits, base.group_size, base.shape)
         if problem:
             raise CheckpointError(f"gptq export: {layer.name}: {problem}")
         facts = _Facts(base)
-        self._forms[layer.name] = facts
+        self._forms[layer.stored_name] = facts
         self._refuse_mixture(layer.name, facts)
         for key, tensor in gptq_tensors(base).items():
-            self.writer.add(f"{layer.name}.{key}", tensor)
+            self.writer.add(f"{layer.stored_name}.{key}", tensor)
         if layer.bias is not None:
-            self.writer.add(f"{layer.name}.bias", layer.bias)
+            self.writer.add(f"{layer.stored_name}.bias", layer.bias)
         if correction is not None:
             if self._adapter is None:
                 self._adapter = AdapterWriter(self.folder / ADAPTER)

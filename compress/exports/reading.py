@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 
+from calibration.experts.module import take_apart
 from calibration.heads import Head
 from calibration.layers import is_linear
 from calibration.outputs import AUTO_CLASSES, head_of
-from compress.bases import Base, CheckpointFolder, kind_of, open_base
+from calibration.skeleton import PartLoader, build_skeleton
+from compress.bases import AsDense, Base, CheckpointFolder, kind_of, open_base
 from compress.errors import CheckpointError
 from compress.forms import loading
 from compress.forms.base import Form
@@ -85,15 +86,21 @@ def _load_packed(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     state = {name: base.reader[name] for name in base.plain}
     shape = AutoConfig.for_model(**base.config)
     make_portable(shape)
-    modules = dict(_on_meta(shape).named_modules())
+    places = PartLoader(build_skeleton(shape, torch.float32), AsDense(base, _on_meta(shape)))
+    opened = tuple(f"{path}." for path in places.experts)
     table = {}
-    for name in base.layers:
-        form = base.form(name)
-        if not is_linear(modules.get(name, nn.Identity())):
-            state[f"{name}.weight"] = form.dense().contiguous()  # an expert, merged with others
+    for key, weight in places.memory_names.items():
+        name, stored = weight.removesuffix(".weight"), key.removesuffix(".weight")
+        if stored in base.layers:
+            form = base.form(stored)
+        elif name.startswith(opened) and name != weight:
+            form = Dense(
+                state.pop(key)
+            )  # an expert in full precision: those of a layer are opened together
+        else:
             continue
-        table[name] = {"shape": form.shape, "bias": f"{name}.bias" in state, "form": form.spec()}
-        state |= {f"{name}.form.{key}": value for key, value in form.state_dict().items()}
+        table[name] = {"shape": form.shape, "bias": f"{stored}.bias" in state, "form": form.spec()}
+        state |= {f"{name}.form.{part}": value for part, value in form.state_dict().items()}
     loading.register_quantizer()
     config.quantization_config = loading.CompressedQuantizationConfig(table)
     config.name_or_path = str(folder)
@@ -121,6 +128,7 @@ def add_corrections(
 
     Raises CheckpointError for a layer that the model lacks or whose shape is another.
     """
+    take_apart(model, corrections)
     modules = dict(model.named_modules())
     for name, correction in corrections.items():
         layer = modules.get(name)

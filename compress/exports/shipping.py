@@ -1,9 +1,9 @@
 """The code that a native checkpoint brings along, so that it loads where the toolkit is not installed.
 
 That is the module that transformers calls (`forms/loading.py`), the files of the forms that the checkpoint holds, what
-these import, and a generated `registered.py` that imports the forms. transformers copies the files that it finds by
-following relative imports from the first, so every import of `compress.forms` becomes relative here. A form from
-outside is shipped under its module's dotted name, the dots underscores.
+these import (of the calibration, what takes stacked experts apart), and a generated `registered.py` that imports the
+forms. transformers copies the files that it finds by following relative imports from the first, so every import of our
+own becomes relative here. A form from outside is shipped under its module's dotted name, the dots underscores.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ PACKAGE = loading.__name__.rpartition(".")[0]
 ENTRY = loading.__name__
 GENERATED = "registered.py"
 ALLOWED = frozenset({"torch", *sys.stdlib_module_names})
+BESIDE = frozenset({"calibration.experts.module", "calibration.experts.routing"})
+"""Modules of ours that forms need, and that are shipped too."""
 LIBRARIES = {ENTRY: frozenset({"transformers"})}
 """Further libraries that some of our own modules import."""
 
@@ -98,7 +100,7 @@ def _shippable(module: str) -> tuple[str, list[str]]:
     for each in _imports(source, module):
         if each.module.split(".")[0] in allowed:
             continue
-        if not each.module.startswith(f"{PACKAGE}."):
+        if not each.module.startswith(f"{PACKAGE}.") and each.module not in BESIDE:
             raise CheckpointError(
                 f"native export: {path.name} imports {each.module} (line {each.line}), which a checkpoint cannot bring "
                 "along: the file of a form imports torch, the standard library and compress.forms only"

@@ -19,15 +19,17 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from calibration.experts.module import shaped, unstack_one
+
 from .base import Form
 from .build import empty
 from .embedding import CompressedEmbedding
 from .linear import CompressedLinear
 
 FORMAT = "compress"
-FORMAT_VERSION = 4
-READ_VERSIONS = (1, 2, 3, 4)
-"""1 had no products of forms, and no offsets; 2 nothing sparse, and nothing shared; 3 no embeddings."""
+FORMAT_VERSION = 5
+READ_VERSIONS = (1, 2, 3, 4, 5)
+"""1 had no products of forms, and no offsets; 2 nothing sparse, and nothing shared; 3 no embeddings; 4 no experts."""
 
 logger = logging.get_logger(__name__)
 
@@ -91,6 +93,7 @@ class CompressedQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         given = self.quantization_config.layers
+        _unstack(model, given)
         beyond = _beyond(model, given)
         layers = {name: layer for name, layer in given.items() if name not in beyond}
         self._swapped = [_swap(model, name, layer) for name, layer in layers.items()]
@@ -178,6 +181,16 @@ def owner_of(spec: Mapping[str, Any]) -> str:
     return next(filter(None, map(owner_of, spec.get("terms", ()))), "")
 
 
+def _unstack(model: PreTrainedModel, layers: Collection[str]) -> None:
+    """Give experts modules of their own wherever layers inside of one are compressed: then all of them are."""
+    prefix = f"{model.base_model_prefix}."
+    names = {name for layer in layers for name in (layer, layer.removeprefix(prefix))}
+    for path, module in list(model.named_modules()):
+        layout = shaped(module)
+        if layout is not None and any(name.startswith(f"{path}.") for name in names):
+            unstack_one(model, path, layout)
+
+
 def _swap(model: PreTrainedModel, name: str, layer: Mapping[str, Any]) -> nn.Module:
     """Put an empty module with the layer's form in its place, on its device and in its dtype."""
     name = _path_in(model, name)
@@ -212,9 +225,11 @@ def _stored(model: PreTrainedModel) -> Mapping[str, Tensor]:
 
 def _path_in(model: PreTrainedModel, name: str) -> str:
     """A base model without its head has the same layers without the prefix."""
-    if any(path == name for path, _ in model.named_modules()):
-        return name
-    return name.removeprefix(f"{model.base_model_prefix}.")
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return name.removeprefix(f"{model.base_model_prefix}.")
+    return name
 
 
 def _beyond(

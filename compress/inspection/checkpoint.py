@@ -22,6 +22,7 @@ from compress.models.devices import settle_dtype
 from compress.models.dtype import Dtype
 from compress.models.model_config import read_config
 from compress.models.resolve import resolve_model
+from compress.models.unstacked import unstacked
 from compress.planning.make import Linears, chosen_linears, kept_tensors
 
 COMPRESSIBLE = ""
@@ -129,9 +130,10 @@ def _refuse_several(folder: Path) -> None:
 
 
 def _ordinary(folder: Path) -> Inspection:
-    reader, config = Reader(folder), read_config(folder)
-    loader = open_parts(config, settle_dtype(Dtype.AUTO, config), reader)
-    blank = PartLoader(loader.model, _Zeros(reader))
+    config = read_config(folder)
+    whole = Reader(folder)
+    loader = open_parts(config, settle_dtype(Dtype.AUTO, config), whole)
+    reader, blank = unstacked(loader), PartLoader(loader.model, _Zeros(whole))
     uncalled = uncalled_layers(loader.model, blank, torch.device("cpu"))
     linears = chosen_linears(loader, reader, uncalled=uncalled)
     layers = [

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calibration.experts.pooling import Routed
+from calibration.experts.routing import Routing
 from calibration.memory import trim
 from calibration.propagation import Propagate
 from calibration.skeleton import PartLoader
@@ -68,6 +70,8 @@ class Job:
     saving: Store | None
     """The store of new statistics; None if they are not kept."""
     propagate: Propagate
+    routing: Routing
+    """The tokens from which statistics of experts are collected."""
     forgiven: tuple[type[Exception], ...]
     """Errors after which a layer is left as it was, and recorded."""
     device: torch.device
@@ -90,6 +94,7 @@ def compress_blocks(job: Job, watch: Stopwatch) -> Iterator[Finished]:
         propagate=job.propagate,
         device=job.device,
         at_once=job.plan.blocks_at_once,
+        routing=job.routing,
     )
     for block in watch.each("load and propagate", blocks):
         refuse_not_finite(block.module, block.name)
@@ -136,14 +141,29 @@ def _statistics(job: Job, block: Block, names: frozenset[str]) -> Iterator[Share
 def _observed_in_turn(
     job: Job, block: Block, first: Sequence[SharedInput]
 ) -> Iterator[SharedInput]:
-    """Each group observed again when those before it are compressed; saved together at the end."""
-    used = [first[0]] if first else []
-    yield from used
-    for entry in first[1:]:
-        for shared in block.observe(frozenset(entry.names), job.needs):
+    """Each group observed again when those before it are compressed; saved together at the end.
+
+    What the experts of a layer read is observed at once, and so is what their last layers read.
+    """
+    turns: dict[str, list[SharedInput]] = {}
+    for entry in first:
+        turns.setdefault(_turn(block, entry), []).append(entry)
+    used: list[SharedInput] = []
+    for number, entries in enumerate(turns.values()):
+        names = frozenset(name for entry in entries for name in entry.names)
+        for shared in block.observe(names, job.needs) if number else entries:
             used.append(shared)
             yield shared
     _save(job, block, used)
+
+
+def _turn(block: Block, entry: SharedInput) -> str:
+    """The layers that are observed at once: those of one input, or of all experts in the same place."""
+    name = entry.names[0]
+    for path in block.experts:
+        if name.startswith(f"{path}."):
+            return f"{path} {name.rpartition('.')[2]}"
+    return name
 
 
 def _save(job: Job, block: Block, found: Sequence[SharedInput]) -> None:
@@ -197,7 +217,8 @@ def compress_group(job: Job, block: Block, group: Group) -> list[Finished]:
             _lost(weight, job.subject.dense(layer.name, form), form, own),
             seconds,
         )
-        found.append(_finish(job, block, layer, form, measured))
+        routed = group.routed.get(layer.name)
+        found.append(_finish(job, block, layer, form, measured, routed))
     return found
 
 
@@ -233,6 +254,7 @@ def _finish(
     layer: PlannedLayer,
     form: Form,
     measured: tuple[Tensor, Statistics, float, float],
+    routed: Routed | None,
 ) -> Finished:
     weight, stats, lost, seconds = measured
     module, gram = block.layers[layer.name], stats[Gram].mean_ii()
@@ -254,6 +276,8 @@ def _finish(
         spectrum=spectrum,
         seconds=seconds,
         note=remarks(layer, form, int((gram.diagonal() == 0).sum())),
+        tokens=None if routed is None else routed.n_tokens,
+        pooled=None if routed is None else routed.pooled,
         correction_bits=factor_bits(form) if isinstance(layer.compressor, Correction) else None,
         stored_with=layer.owner or None,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -21,9 +21,11 @@ from compress.embeddings.placing import placed
 from compress.errors import LayerError
 from compress.exports import Exporter, LayerExport
 from compress.exports.verify import write_probe
+from compress.forms.dense import Dense
 from compress.models.layers import refuse_not_finite
 from compress.pipeline.beside import compress_beside
 from compress.pipeline.blocks import Job, compress_blocks
+from compress.pipeline.source_names import is_of_experts, opened_experts, with_source
 from compress.pipeline.stopwatch import Stopwatch
 from compress.pipeline.tables import Placed, Tables, as_written, make_tables, write_tables
 from compress.prepare.prepare import Prepared
@@ -114,6 +116,7 @@ def _job(
         saved=saved,
         saving=saving,
         propagate=prepared.recipe.propagate,
+        routing=prepared.recipe.moe,
         forgiven=(LayerError,) if prepared.recipe.on_failure is OnFailure.KEEP else (),
         device=prepared.device,
         dtype=prepared.dtype,
@@ -157,6 +160,7 @@ def _export_layers(
         form, correction = prepared.subject.exported(finished.form.cpu())
         bias = prepared.subject.bias(name)
         layer = LayerExport(name, form, bias, finished.transposed, correction=correction)
+        layer = with_source(layer, prepared.subject.loader)
         with watch("write"):
             for exporter in exporters:
                 exporter.add_layer(layer)
@@ -167,7 +171,7 @@ def _copy_rest(
 ) -> None:
     """Every tensor of the source, or of the base, that no compressed layer replaces, as the model calls it."""
     loader, packed = prepared.subject.loader, dict(prepared.subject.packed_layers())
-    keys = loader.keys_of()
+    keys, opened = loader.keys_of(), opened_experts(loader, compressed)
     tables = {key for table in prepared.plan.outside.tables for key in table.tensors}
     biases = {f"{table.head or table.name}.bias" for table in prepared.plan.outside.tables}
     for done, (key, name) in enumerate(loader.memory_names.items()):
@@ -177,18 +181,52 @@ def _copy_rest(
             continue
         if module in compressed and leaf in ("weight", "bias"):
             continue
+        if is_of_experts(name, loader):
+            _copy_expert(prepared, exporters, (key, name), opened)
+            continue
         if module in packed and leaf in ("weight", "bias"):
             if leaf == "weight":
                 for layer in packed[module]():
                     for exporter in exporters:
                         exporter.add_layer(layer)
             continue
-        # Tensors that are merged on loading (experts) keep the names that the merging expects.
+        # Tensors that are merged on loading keep the names that the merging expects.
         target = name if len(keys[name]) == 1 else key
         for exporter in exporters:
             tensor = as_written(prepared.plan, exporter.name, key, loader.tensors[key])
             exporter.add_tensor(target, tensor)
     progress("copy the rest", len(loader.memory_names), len(loader.memory_names))
+
+
+def _copy_expert(
+    prepared: Prepared,
+    exporters: Sequence[Exporter],
+    names: tuple[str, str],
+    opened: Collection[str],
+) -> None:
+    """A tensor of an expert that no method compressed: as the source stores it, unless others of its layer are."""
+    (key, name), loader = names, prepared.subject.loader
+    module, _, leaf = name.rpartition(".")
+    if not name.startswith(tuple(opened)):
+        one = loader.slices.get(key)
+        if one is None:
+            _copy(prepared, exporters, key, key)
+        elif one.is_first:
+            _copy(prepared, exporters, key, one.key)
+    elif leaf == "weight":
+        for exporter in exporters:
+            weight = as_written(prepared.plan, exporter.name, key, loader.tensors[key])
+            layer = LayerExport(
+                module, Dense(weight), prepared.subject.bias(module), transposed=False
+            )
+            exporter.add_layer(with_source(layer, loader))
+
+
+def _copy(prepared: Prepared, exporters: Sequence[Exporter], key: str, target: str) -> None:
+    """Copy a tensor of the source, or the stack that the plan knows by a slice, `key`."""
+    whole = prepared.subject.loader.whole
+    for exporter in exporters:
+        exporter.add_tensor(target, as_written(prepared.plan, exporter.name, key, whole[target]))
 
 
 def _write_probes(

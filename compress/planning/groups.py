@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from calibration.experts.pooling import Routed
 from calibration.statistics.base import GradientStatistic
 from calibration.statistics.collection import Pooled, Statistics
 from calibration.walk import SharedInput
@@ -24,11 +25,13 @@ class Group:
     """The statistics by which they are compressed."""
     own: list[Statistics]
     """The statistics of each layer's input: the same object for all, if they have one input."""
+    routed: Mapping[str, Routed] = field(default_factory=dict)
+    """How those of experts were collected, by the layer's name."""
 
     def apart(self) -> Iterator[Group]:
         """A group of each single layer."""
         for layer, own in zip(self.layers, self.own, strict=True):
-            yield Group([layer], own, [own])
+            yield Group([layer], own, [own], self.routed)
 
 
 Inputs = Sequence[SharedInput]
@@ -65,15 +68,16 @@ def groups_of(
         # Saved statistics know layers too that the plan leaves dense.
         for layer in (waiting[name] for name in shared.names if name in waiting):
             alike.setdefault(layer.compressor.together, []).append((layer, shared.stats))
+    routed = {name: shared.routed for shared in inputs if shared.routed for name in shared.names}
     for key, members in alike.items():
         members.sort(key=lambda member: member[0].compressor != key)
         layers, own = [layer for layer, _ in members], [stats for _, stats in members]
         if not GradientStatistic.among(key.needs):
-            yield Group(layers, _pooled(own), own)
+            yield Group(layers, _pooled(own), own, routed)
             continue
         for layer, stats in members:
             joined = stats.joined(gradients.get(layer.name, Statistics()))
-            yield Group([layer], joined, [joined])
+            yield Group([layer], joined, [joined], routed)
 
 
 def _pooled(own: Sequence[Statistics]) -> Statistics:

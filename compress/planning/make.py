@@ -285,7 +285,9 @@ def kept_tensors(
         elif not name.startswith(f"{prefix}."):
             reason = outside(name, loader)
         elif "expert" in name:
-            reason = "stacked experts, which no method compresses yet"
+            reason = (
+                "experts that this family calls in a way of its own, which no method compresses"
+            )
         else:
             reason = (
                 "not a linear layer"

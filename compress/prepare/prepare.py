@@ -16,6 +16,7 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
+from calibration.experts.module import experts_in
 from calibration.held_out import EVERY
 from calibration.propagation import Propagate
 from calibration.skeleton import PartLoader, open_parts
@@ -40,6 +41,7 @@ from compress.models.checkpoint import Reader
 from compress.models.devices import settle_device, settle_dtype
 from compress.models.model_config import read_config
 from compress.models.resolve import SourceModel, load_tokenizer, resolve_model
+from compress.models.unstacked import unstacked
 from compress.planning.make import refuse_full_disk
 from compress.planning.plan import Plan
 from compress.prepare.texts import (
@@ -112,6 +114,7 @@ class Prepared:
             return None
         settings = {
             **self._settings(self.needs),
+            **({"moe": self.recipe.moe.value} if self.has_experts else {}),
             "batch_size": self.recipe.batch_size,
             "propagate": self.recipe.propagate.value,
         }
@@ -119,6 +122,11 @@ class Prepared:
             # What a block sees depends on how those before it were compressed.
             settings["method"] = {layer.name: repr(layer.compressor) for layer in self.plan.layers}
         return Store(cache_root() / "statistics", settings)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the model has experts, whose statistics depend on `moe`."""
+        return any(True for _ in experts_in(self.model))
 
     def gradient_store(self, kinds: frozenset[type[GradientStatistic]], root: Path) -> Store:
         """The store, below a root, of statistics of the original model's gradients."""
@@ -148,17 +156,16 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     opened = opening(recipe).open()
     device = settle_device(recipe.device)
     source = resolve_model(recipe.model, None, progress=progress)
-    reader = Reader(source.folder)
     config = read_config(source.folder)
     recipe = settled_for(recipe, config)
     refuse_long_sequences(recipe, config)
     dtype = settle_dtype(recipe.dtype, config)
     tokenizer = load_tokenizer(source.folder)
     is_tied = getattr(config, "tie_word_embeddings", False)
-    loader = open_parts(config, dtype, reader)
+    loader = open_parts(config, dtype, Reader(source.folder))
     if is_tied and not config.tie_word_embeddings:
         source = source.with_own_head()
-    uncalled = uncalled_layers(loader.model, loader, device)
+    reader, uncalled = unstacked(loader), uncalled_layers(loader.model, loader, device)
     subject = opened(Original(source, reader, config, loader, uncalled))
     plan = subject.plan(recipe)
     prefix_of(recipe, tokenizer, framing_for(config))

@@ -62,6 +62,10 @@ class LayerReport:
     """The layer that stores, in its own bytes, what this one shares with it; None if it stores all of its own."""
     failure: str | None = None
     """The error after which it was left as it was (--on-failure keep); None for a layer that was compressed."""
+    tokens: int | None = None
+    """Calibration tokens that the router sent to it; None for a layer of no expert."""
+    pooled: float | None = None
+    """The weight, 0 to 1, of the layer's other experts in its statistics; None for a layer of no expert."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

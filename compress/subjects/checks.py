@@ -18,7 +18,6 @@ from compress.bases import AsDense, Base, open_base
 from compress.errors import CheckpointError
 from compress.families.given import Held
 from compress.forms.dense import Dense
-from compress.models.checkpoint import some
 from compress.models.resolve import Wanted, is_hub_id, snapshot
 from compress.planning.make import block_linears, other_shapes
 from compress.subjects.corrected import CorrectedBase
@@ -90,11 +89,9 @@ def checked(named: Named, original: Original) -> CorrectedBase:
         _refuse_other_shapes(view, loader)
         pair = _Pair(view, loader, original.loader)
         packed, expanded = _forms_of(view)
-        _refuse_other_experts(pair)
         _refuse_headless(base, parsed, original.config, view)
         held = tuple(_held(pair, packed))
         changes = dict(_changes(pair))
-        experts = len(list(_changed_experts(pair)))
     except CheckpointError as error:
         raise CheckpointError(str(error), option="base_checkpoint") from error
     prefix, blocks = decoder_blocks(model)
@@ -103,7 +100,7 @@ def checked(named: Named, original: Original) -> CorrectedBase:
     stay = {name: changes[name] for name in changes if name not in read}
     return CorrectedBase(
         original=original,
-        notes=tuple(_notes(stay, experts, expanded, view)),
+        notes=tuple(_notes(stay, expanded, view)),
         spec=named.spec,
         view=view,
         into=loader,
@@ -115,14 +112,10 @@ def checked(named: Named, original: Original) -> CorrectedBase:
     )
 
 
-def _notes(
-    stay: Mapping[str, float], experts: int, expanded: Mapping[str, int], view: AsDense
-) -> Iterator[str]:
+def _notes(stay: Mapping[str, float], expanded: Mapping[str, int], view: AsDense) -> Iterator[str]:
     """Remarks on the base for the report."""
     for name, difference in stay.items():
         yield f"the base checkpoint's {name} differs from the original's by {difference:.1%}, and stays"
-    if experts:
-        yield f"{experts} matrices of experts are not the original's in the base checkpoint, and get no correction"
     if expanded:
         yield (
             f"no form of this toolkit holds the codes of {len(expanded)} layers ({view.base.description}): a native "
@@ -146,14 +139,6 @@ class _Pair:
             if len(keys) == len(ours.get(name, [])) == 1:
                 yield name, keys[0], ours[name][0]
 
-    def merged(self) -> Iterator[tuple[list[str], list[str]]]:
-        """The base's and the original's tensors of every parameter that is merged from several, as experts are."""
-        theirs, ours = self.loader.keys_of(), self.original.keys_of()
-        for name in sorted(theirs.keys() | ours.keys()):
-            keys, own = theirs.get(name, []), ours.get(name, [])
-            if max(len(keys), len(own)) > 1:
-                yield keys, own
-
     def difference(self, key: str, own: str) -> float:
         """The relative difference of two tensors. Raises CheckpointError for other shapes, NaN and infinity."""
         found, before = self.view[key], self.original.tensors[own]
@@ -165,7 +150,7 @@ class _Pair:
                 raise CheckpointError(
                     f"{whose} holds NaN or infinity; download the checkpoint again"
                 )
-        # The headers have told this of all but merged tensors.
+        # The headers have told this of all but tensors that loading merges.
         if found.shape != before.shape:
             raise CheckpointError(
                 f"{self.view.base.folder}: {key} has the shape {tuple(found.shape)}, in the original it has "
@@ -239,29 +224,6 @@ def _refuse_headless(
             f"{base.folder}: tie_word_embeddings in its config.json is false, in the original's true, and it has no "
             f"{HEAD}; correct its config.json, or download the checkpoint again"
         )
-
-
-def _refuse_other_experts(pair: _Pair) -> None:
-    """Raises CheckpointError naming a tensor of merged experts that one of the two has and the other has not.
-
-    Those that one of the two stores merged already are left to the loader.
-    """
-    for keys, own in pair.merged():
-        odd = sorted(set(keys) ^ set(own))
-        if odd and min(len(keys), len(own)) != 1:
-            lacking = "it lacks" if odd[0] in own else "the original lacks"
-            raise CheckpointError(
-                f"{pair.view.base.folder}: {lacking} {some(odd)}; download it again, or name the model that it "
-                "was made from"
-            )
-
-
-def _changed_experts(pair: _Pair) -> Iterator[str]:
-    """Names of the matrices of merged experts that are not the original's. Raises CheckpointError for NaN."""
-    for keys, own in pair.merged():
-        for key in sorted(set(keys) & set(own)):
-            if pair.difference(key, key) > UNCHANGED:
-                yield key
 
 
 def _held(pair: _Pair, packed: Mapping[str, int]) -> Iterator[Held]:

@@ -37,7 +37,9 @@ def head_gram(prepared: Prepared, head: str, progress: Progress) -> Gram:
     loader.load_outside(f"{prefix}.", prepared.device)
     stats: Statistics | None = None
     for index, tokens in enumerate(batches):
-        seen = Observation(*tokens_of(_inputs(stream, index, head), tokens.attention_mask, head))
+        seen = Observation(
+            tokens_of(_inputs(stream, index, head), tokens.attention_mask, head), len(tokens)
+        )
         if stats is None:
             stats = Statistics.observed(seen, frozenset({Gram}))
         else:

@@ -57,4 +57,10 @@ def _walk(prepared: Prepared, batches: Sequence[Tokens]) -> Iterator[Block]:
     prepared.loader.load_outside(f"{prefix}.", prepared.device)
     stream = Stream(prepared.model, blocks, batches)
     prepared.loader.unload_outside(f"{prefix}.")
-    yield from walk(stream, prepared.loader, propagate=Propagate.NONE, device=prepared.device)
+    yield from walk(
+        stream,
+        prepared.loader,
+        propagate=Propagate.NONE,
+        device=prepared.device,
+        routing=prepared.recipe.moe,
+    )
