@@ -1,11 +1,13 @@
 """A tiny checkpoint of every base format, for the contract: a new format needs its line in CHECKPOINTS."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import few_bits
 import foreign
 import torch
-from foreign import change_config, grid, write
+from foreign import change, change_config, grid, write
 from torch import Tensor
 from workspaces import recipe
 
@@ -39,6 +41,21 @@ def int8_rows(weight: Tensor) -> dict[str, Tensor]:
     return {"codes": torch.stack(rows).to(torch.int8), "row_scale": scales}
 
 
+def stacked(source: Path, folder: Path) -> Path:
+    """Of another model, whose experts are stacked, with its attention changed: that alone gets corrections."""
+    shutil.rmtree(source)
+    few_bits.save_gpt_oss(source)
+    few_bits.as_mxfp4(source, folder)
+
+    def prune(tensors: dict[str, Tensor]) -> None:
+        for key, tensor in tensors.items():
+            if key.endswith("_proj.weight"):
+                tensors[key] = pruned(tensor)["weight"]
+
+    change(folder, prune)
+    return folder
+
+
 CHECKPOINTS: Mapping[str, Maker] = {
     "awq": lambda source, folder: write(
         source, folder, foreign.AWQ, lambda w: foreign.awq_layer(grid(w, kind="asymmetric"))
@@ -52,12 +69,19 @@ CHECKPOINTS: Mapping[str, Maker] = {
     "compressed-tensors": lambda source, folder: write(
         source, folder, foreign.packed_config(), lambda w: foreign.packed_layer(grid(w))
     ),
+    "fp8": lambda source, folder: write(
+        source, folder, few_bits.FP8, lambda w: few_bits.fp8_layer(w).tensors
+    ),
     "gptq": lambda source, folder: write(
         source, folder, foreign.GPTQ, lambda w: foreign.gptq_layer(grid(w))
     ),
     "int8-rows": lambda source, folder: write(
         source, folder, {"quant_method": "int8-rows"}, int8_rows
     ),
+    "modelopt": lambda source, folder: write(
+        source, folder, few_bits.MODELOPT, lambda w: few_bits.nvfp4_layer(w, "modelopt").tensors
+    ),
+    "mxfp4": stacked,
     "native": native,
     "plain": plain,
 }

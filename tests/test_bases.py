@@ -287,7 +287,7 @@ def without(part):
             "down_proj: its scales are stored as int32",
         ),
         (gptq_base, set_to("scales", lambda t: t * torch.inf), "down_proj: its scales .* finite"),
-        (packed_base, without("weight_scale"), r"down_proj\.weight_scale is missing"),
+        (packed_base, without("weight_scale"), r"down_proj\.weight_.* without the weight_scale"),
         (packed_base, without("weight_shape"), r"down_proj\.weight_shape is missing"),
         (packed_base, set_to("weight_shape", lambda t: t * 0), r"weight_shape is \[0, 0\]"),
         (packed_base, set_to("weight_packed", lambda t: t[:, 1:]), r"weight_packed has the shape"),
@@ -378,15 +378,15 @@ def test_tensors_that_do_not_fit_are_refused_by_name(source, tmp_path, base, edi
         ),
         ({**foreign.AWQ, "bits": 8}, "8 bits of awq"),
         (
-            {**packed_config(), "format": "float-quantized"},
-            "format 'float-quantized' is not supported",
+            {**packed_config(), "format": "int-quantized"},
+            "format 'int-quantized' is not supported",
         ),
         (
             {**packed_config(), "sparsity_config": {"format": "sparse-24-bitmask"}},
             "sparse-24-bitmask",
         ),
         ({**packed_config(), "transform_config": {"u": 1}}, "transforms of the hidden states"),
-        (packed_config(), "no tensor's name ends in .weight_packed"),
+        (packed_config(), "no tensor's name ends in .weight_scale"),
     ],
 )
 def test_what_is_not_read_is_refused_with_what_was_found(source, tmp_path, settings, message):

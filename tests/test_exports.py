@@ -249,7 +249,7 @@ def test_a_tensor_of_the_source_that_is_not_in_the_output_is_an_error(tmp_path):
 def test_a_quantised_source_is_refused(tmp_path):
     folder = export(compressed(tmp_path / "source"), tmp_path / "gptq", "gptq")
     made = compressed(tmp_path / "other")
-    with pytest.raises(CheckpointError, match="already quantised"):
+    with pytest.raises(CheckpointError, match=r"already compressed \(gptq\); name the model"):
         EXPORTS["dense"](tmp_path, type(made.source)(str(folder), folder, None, (), None))
 
 

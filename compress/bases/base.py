@@ -59,8 +59,12 @@ class Base(ABC):
     """Whether it is what a checkpoint is that no other format recognises."""
     loads_itself: ClassVar[bool] = False
     """Whether transformers loads it without a reader once the toolkit is imported."""
+    published: ClassVar[bool] = False
+    """Whether models exist in it alone, so that its dequantised weights count as an original."""
     parts: ClassVar[tuple[str, ...]] = ()
     """Last words of the names of the tensors that take the place of a weight; the first of them is always there."""
+    idle_parts: ClassVar[tuple[str, ...]] = ()
+    """Last words of the names of tensors that no weight is made of, such as scales of a cache of keys and values."""
 
     def __init_subclass__(cls, *, name: str = "", **kwargs: Any) -> None:
         """`name` registers it. Raises PluginError if it lacks what a model card says of it."""
@@ -132,10 +136,42 @@ class Base(ABC):
         return sum(self.reader.nbytes(tensor) for tensor in self.tensors_of(name))
 
     @property
+    def stacks(self) -> Mapping[str, tuple[str, ...]]:
+        """Stacked experts that are made from other tensors: the name that a model gives each, with the tensors'."""
+        return {}
+
+    def stack_shape(self, name: str) -> tuple[int, ...]:
+        """The shape that a model gives stacked experts, from headers alone. Raises CheckpointError."""
+        raise KeyError(name)
+
+    def stack(self, name: str) -> Tensor:
+        """Stacked experts as a model has them, in fp32 or the dtype that is exact. Raises CheckpointError."""
+        raise KeyError(name)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Remarks for reports on what the weights do not tell of how engines compute."""
+        return ()
+
+    @property
+    def idle(self) -> list[str]:
+        """Names of the tensors that no weight is made of."""
+        taken = self._taken()
+        return [name for name in self.reader if name not in taken and self._is_idle(name)]
+
+    @property
     def plain(self) -> list[str]:
         """Names of the tensors that are what they seem."""
+        taken = self._taken()
+        return [name for name in self.reader if name not in taken and not self._is_idle(name)]
+
+    def _is_idle(self, name: str) -> bool:
+        return name.rpartition(".")[2] in self.idle_parts
+
+    def _taken(self) -> set[str]:
+        """Names of the tensors that layers and stacked experts are made of."""
         taken = {tensor for name in self.layers for tensor in self.tensors_of(name)}
-        return [name for name in self.reader if name not in taken]
+        return taken.union(*self.stacks.values())
 
     def _find_layers(self) -> tuple[str, ...]:
         """Names of the layers that are stored as something else than their weight."""
@@ -229,6 +265,16 @@ def table_in(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
             f"{key} in its quantisation's config is {found!r}, which is not a mapping"
         )
     return found
+
+
+def names_in(settings: Mapping[str, Any], key: str) -> list[str]:
+    """An entry that is a list of names, empty if it is not there. Raises CheckpointError naming it."""
+    found = settings.get(key) or []
+    if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
+        raise CheckpointError(
+            f"{key} in its quantisation's config is {found!r}, which is not a list of names"
+        )
+    return list(found)
 
 
 def fits(pattern: str, name: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from compress.errors import CheckpointError
 from compress.models.checkpoint import Reader, read_json
-from compress.models.model_config import QUANTISATION, is_leftover, method_of
+from compress.models.model_config import MODELOPT_SETTINGS, QUANTISATION, is_leftover, method_of
 
 _SIDE_FILES = ("quantize_config.json", "quant_config.json")
 """Files in which tools wrote their settings before config.json had a place for them."""
@@ -57,6 +57,11 @@ class CheckpointFolder:
         for name in _SIDE_FILES:
             if (self.path / name).is_file():
                 return read_json(self.path / name)
+        if (self.path / MODELOPT_SETTINGS).is_file():
+            told = read_json(self.path / MODELOPT_SETTINGS)
+            settings = told.get("quantization")
+            settings = settings if isinstance(settings, Mapping) else {}
+            return {"quant_method": "modelopt", "producer": told.get("producer"), **settings}
         return None
 
     @property

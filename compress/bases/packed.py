@@ -1,9 +1,10 @@
-"""compressed-tensors checkpoints (llm-compressor): pack-quantized, and dense ones that are described as sparse.
+"""Layers of compressed-tensors' pack-quantized: integer codes in words of 32 bits, in either of its two layouts.
 
-Tensors of a layer: weight_packed (o, ceil(i / k)) int32, k = 32 // bits codes a word along the inputs, the first in the
-lowest bits, each with 2**(bits - 1) added; weight_scale (o, G); weight_shape (2,): o and i; weight_zero_point
-(ceil(o / k), G) int32, packed along the outputs likewise, absent from symmetric grids; weight_g_idx (i,), where
-activation order has mixed the groups.
+Tensors of a layer: weight_packed (o, words) int32, codes along the inputs, the first in the lowest bits, each with
+2**(bits - 1) added; weight_scale (o, G); weight_shape (2,): o and i; weight_zero_point (words, G) int32, packed along
+the outputs likewise, absent from symmetric grids; weight_g_idx (i,), where activation order has mixed the groups.
+A word holds 32 // bits whole codes in files of compressed-tensors before 0.18; since then the codes of a row are one
+stream of bits that crosses words. They are the same where bits divide 32, and are told apart by the number of words.
 Facts: compressed-tensors' `pack_quantized` compressor; a zero point and its code are both shifted, so that the stored
 numbers can be subtracted as they are.
 Shapes: o = out_features, i = in_features, G = number of groups of inputs.
@@ -11,109 +12,60 @@ Shapes: o = out_features, i = in_features, G = number of groups of inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compress.bases.base import (
-    Base,
-    Loading,
-    fits,
-    is_whole,
-    on_grid,
-    refuse_bad_groups,
-    refuse_bad_scales,
-    table_in,
-)
+from compress.bases.base import Base, is_whole, on_grid, refuse_bad_groups, refuse_bad_scales
 from compress.errors import CheckpointError
 from compress.forms.base import Form
+from compress.forms.packing import WORD, unpack
 
-PACKED, DENSE = "pack-quantized", "dense"
-STRATEGIES = ("group", "channel")
-_WORD = 32
-_SUPPORTED = "supported formats of compressed-tensors: pack-quantized, dense"
+DENSE_SINCE = (0, 18)
+"""The version of compressed-tensors from which on codes cross words."""
 
 
-class PackedBase(Base, name="compressed-tensors"):
-    """Layers as words of codes, with their shape beside them."""
+class Layout(Enum):
+    """How codes lie in words."""
 
-    parts = (
-        *("weight_packed", "weight_scale", "weight_shape"),
-        *("weight_zero_point", "weight_g_idx"),
-    )
-    loading = Loading(
-        packages=("compressed-tensors",), imports=(), arguments={}, peft=True, vllm=()
-    )
+    WHOLE = "whole codes a word"
+    ACROSS = "codes that cross words"
 
-    def _find_layers(self) -> tuple[str, ...]:
-        self._refuse_other_formats()
-        dense = not any(key.endswith(".weight_packed") for key in self.reader)
-        if dense and not self.settings.get("config_groups"):
-            return ()
-        return super()._find_layers()
+    def words(self, n: int, bits: int) -> int:
+        """Words that n codes take."""
+        if self is Layout.ACROSS:
+            return -(-n * bits // WORD)
+        return -(-n // (WORD // bits))
 
-    def _refuse_other_formats(self) -> None:
-        formats = [self.settings.get("format")]
-        formats += [group.get("format") for group in self._groups()]
-        odd = [name for name in formats if name not in (None, PACKED, DENSE)]
-        sparsity = table_in(self.settings, "sparsity_config")
-        if sparsity.get("format") not in (None, DENSE):
-            odd.append(f"sparse {sparsity['format']}")
-        if self.settings.get("transform_config"):
-            odd.append("with transforms of the hidden states")
-        if odd:
-            raise CheckpointError(
-                f"{self.folder}: format {odd[0]!r} is not supported; {_SUPPORTED}"
-            )
-        for group in self._groups():
-            for what in ("input_activations", "output_activations"):
-                if group.get(what):
-                    raise CheckpointError(
-                        f"{self.folder}: {what} are quantised too, and a correction cannot account for that; only "
-                        "checkpoints "
-                        "whose weights alone are quantised are read"
-                    )
+    def codes(self, words_nm: Tensor, bits: int, n: int) -> Tensor:
+        """The codes of every row: (m, words) int32 -> (m, n) int32."""
+        if self is Layout.WHOLE:
+            return fields(words_nm, bits)[:, :n]
+        missing = -words_nm.shape[1] % bits
+        return unpack(torch.nn.functional.pad(words_nm, (0, missing)).T.contiguous(), bits, n).T
 
-    def _groups(self) -> Iterator[Mapping[str, Any]]:
-        groups = table_in(self.settings, "config_groups")
-        for name in groups:
-            yield table_in(groups, name)
 
-    @property
-    def grid(self) -> str:
-        """Bits and group size of each kind of layer, and sparsity: "4 bits, groups of 64"."""
-        kinds = {self._kind(it) for group in self._groups() if (it := table_in(group, "weights"))}
-        sparsity = table_in(self.settings, "sparsity_config").get("sparsity_structure")
-        return ", ".join([*sorted(kinds), *([f"sparse {sparsity}"] if sparsity else [])])
+class PackedWords(Base):
+    """Reads layers of packed integers; a format says the bits and groups of each."""
 
-    @staticmethod
-    def _kind(weights: Mapping[str, Any]) -> str:
-        size = weights.get("group_size")
-        return f"{weights.get('num_bits')} bits, {f'groups of {size}' if size else 'whole rows'}"
-
-    @property
-    def producer(self) -> str | None:
-        """The library's version, if it is said."""
-        version = self.settings.get("version")
-        return f"compressed-tensors:{version}" if version else None
-
-    def shape(self, name: str) -> tuple[int, int]:
+    def _packed_shape(self, name: str, weights: Mapping[str, Any]) -> tuple[int, int]:
         """(o, i), from weight_shape, with which the packed words must agree."""
         stored = self._tensor(name, "weight_shape")
         if stored.shape != (2,) or stored.dtype.is_floating_point or int(stored.min()) < 1:
             raise CheckpointError(
                 f"{self.folder}: {name}.weight_shape is {stored.tolist()}; it is [outputs, inputs]"
             )
-        (o, i), bits = (int(n) for n in stored), self._bits(name)
-        columns = -(-i // (_WORD // bits))
-        self._refuse_shape(name, "weight_packed", (o, columns), f"({o}, {i}) and {bits} bits")
+        o, i = (int(n) for n in stored)
+        self._layout(name, (o, i), self._bits(name, weights))
         return o, i
 
-    def form(self, name: str) -> Form:
+    def _packed_form(self, name: str, weights: Mapping[str, Any]) -> Form:
         """The quantised weight, its codes packed in the toolkit's order."""
-        (o, i), weights, bits = self.shape(name), self._weights(name), self._bits(name)
+        (o, i), bits = self._packed_shape(name, weights), self._bits(name, weights)
         size = weights.get("group_size")
         if weights.get("strategy") == "channel" or size in (None, 0, -1):
             size = i
@@ -128,25 +80,25 @@ class PackedBase(Base, name="compressed-tensors"):
         refuse_bad_scales(f"{self.folder}: {name}", scales_og)
         groups_i = self._groups_of_inputs(name, i, size)
         refuse_bad_groups(f"{self.folder}: {name}", groups_i, i, n_groups)
-        groups_i = groups_i.to(torch.int64)
+        layout = self._layout(name, (o, i), bits)
         return on_grid(
-            fields(self._words(name, "weight_packed"), bits)[:, :i],
+            layout.codes(self._words(name, "weight_packed"), bits, i),
             scales_og,
-            self._zeros(name, (o, n_groups), bits),
+            self._zeros(name, (o, n_groups), weights, layout),
             bits=bits,
             group_size=size,
-            groups_i=groups_i,
+            groups_i=groups_i.to(torch.int64),
         )
 
-    def _zeros(self, name: str, shape: tuple[int, int], bits: int) -> Tensor:
-        (o, n_groups), part = shape, "weight_zero_point"
+    def _zeros(
+        self, name: str, shape: tuple[int, int], weights: Mapping[str, Any], layout: Layout
+    ) -> Tensor:
+        (o, n_groups), part, bits = shape, "weight_zero_point", self._bits(name, weights)
         if f"{name}.{part}" not in self.reader:
-            if not self._weights(name).get("symmetric", True):
+            if not weights.get("symmetric", True):
                 self._tensor(name, part)
             return torch.full(shape, 1 << (bits - 1), dtype=torch.int32)
-        if (
-            self.reader.dtype(f"{name}.{part}") != torch.int32
-        ):  # of a symmetric grid: nought, unpacked
+        if not self._has_packed_zeros(name):  # of a symmetric grid: nought, unpacked
             zeros = self._tensor(name, part)
             self._refuse_shape(name, part, shape, "its scales")
             if zeros.dtype.is_floating_point:
@@ -154,9 +106,45 @@ class PackedBase(Base, name="compressed-tensors"):
                     f"{self.folder}: {name}.{part} is stored as {zeros.dtype}; zero points are integers"
                 )
             return zeros.to(torch.int32) + (1 << (bits - 1))
-        rows = -(-o // (_WORD // bits))
-        self._refuse_shape(name, part, (rows, n_groups), f"{o} outputs and {bits} bits")
-        return fields(self._words(name, part).T, bits).T[:o]
+        rows = layout.words(o, bits)
+        facts = f"{o} outputs and {bits} bits, {layout.value} as in weight_packed"
+        self._refuse_shape(name, part, (rows, n_groups), facts)
+        return layout.codes(self._words(name, part).T, bits, o).T
+
+    def _has_packed_zeros(self, name: str) -> bool:
+        key = f"{name}.weight_zero_point"
+        return key in self.reader and self.reader.dtype(key) == torch.int32
+
+    def _layout(self, name: str, shape: tuple[int, int], bits: int) -> Layout:
+        """How a layer's codes lie in words, by their number; where that does not tell, by the writer's version.
+
+        Raises CheckpointError for a number that is neither's, and where nothing tells.
+        """
+        (o, i), found = shape, self._shape_of(name, "weight_packed")
+        fitting = [each for each in Layout if found == (o, each.words(i, bits))]
+        if not fitting:
+            across, whole = ((o, each.words(i, bits)) for each in (Layout.ACROSS, Layout.WHOLE))
+            old = "" if across == whole else f", or {whole} as written before 0.18,"
+            self._refuse_shape(name, "weight_packed", across, f"{shape} and {bits} bits{old}")
+        longest = max(i, o) if self._has_packed_zeros(name) else i
+        if len(fitting) == 1 or WORD % bits == 0 or longest <= WORD // bits:
+            return fitting[0]
+        if self._has_packed_zeros(name):
+            rows = self._shape_of(name, "weight_zero_point")[0]
+            fitting = [each for each in fitting if rows == each.words(o, bits)] or fitting
+        return fitting[0] if len(fitting) == 1 else self._layout_by_version(name)
+
+    def _layout_by_version(self, name: str) -> Layout:
+        version = str(self.settings.get("version") or "")
+        told = re.match(r"(\d+)\.(\d+)", version)
+        if told is None:
+            raise CheckpointError(
+                f"{self.folder}: {name}.weight_packed has as many words whether codes cross them or not, and version "
+                f"in its quantisation's config, by which to tell, is {version or 'missing'}; a version of "
+                "compressed-tensors such as 0.18.0 is right"
+            )
+        is_new = (int(told[1]), int(told[2])) >= DENSE_SINCE
+        return Layout.ACROSS if is_new else Layout.WHOLE
 
     def _groups_of_inputs(self, name: str, n_inputs: int, size: int) -> Tensor:
         in_order = torch.arange(n_inputs) // size
@@ -165,45 +153,15 @@ class PackedBase(Base, name="compressed-tensors"):
         found = self._tensor(name, "weight_g_idx")
         return in_order if bool((found == -1).all()) else found  # -1: never set
 
-    def _bits(self, name: str) -> int:
-        bits = self._weights(name).get("num_bits")
+    def _bits(self, name: str, weights: Mapping[str, Any]) -> int:
+        bits = weights.get("num_bits")
         if not isinstance(bits, int) or bits not in range(2, 9):
             raise CheckpointError(f"{self.folder}: {name} has {bits!r} bits; 2 to 8 are supported")
         return bits
 
-    def _targets(self, group: Mapping[str, Any]) -> list[Any]:
-        found = group.get("targets") or []
-        if not isinstance(found, list):
-            raise CheckpointError(
-                f"{self.folder}: targets of a group are {found!r}; they are a list"
-            )
-        return found
-
-    def _weights(self, name: str) -> Mapping[str, Any]:
-        """The `weights` settings of the group whose targets name the layer."""
-        for group in self._groups():
-            if any(_is_target(str(target), name) for target in self._targets(group)):
-                weights = table_in(group, "weights")
-                if weights.get("strategy") in STRATEGIES and weights.get("type", "int") == "int":
-                    return weights
-                raise CheckpointError(
-                    f"{self.folder}: {name} is quantised by {weights.get('strategy')!r} to "
-                    f"{weights.get('type')!r}; supported: int by {' or '.join(STRATEGIES)}"
-                )
-        raise CheckpointError(
-            f"{self.folder}: no config_groups entry has {name}, which is packed, among its targets"
-        )
-
-
-def _is_target(target: str, name: str) -> bool:
-    """A target is a class of modules, a name or the end of one, or `re:` and a regular expression."""
-    if target.startswith("re:"):
-        return fits(target.removeprefix("re:"), name)
-    return target == "Linear" or name == target or name.endswith(f".{target}")
-
 
 def fields(words_nm: Tensor, bits: int) -> Tensor:
     """The 32 // bits codes of every word, the lowest first: (n, m) int32 -> (n, m * (32 // bits)) int32."""
-    shifts = torch.arange(0, _WORD - bits + 1, bits, dtype=torch.int32)
+    shifts = torch.arange(0, WORD - bits + 1, bits, dtype=torch.int32)
     codes = (words_nm[:, :, None] >> shifts) & ((1 << bits) - 1)
     return codes.reshape(words_nm.shape[0], -1)

@@ -44,6 +44,8 @@ class AsDense(Mapping[str, Tensor]):
         return has_none and not bool(self.base.reader[name].any())
 
     def __getitem__(self, name: str) -> Tensor:
+        if name in self.base.stacks:
+            return self.base.stack(name)
         if name not in self._packed:
             return self.base.reader[name]
         weight = self.base.form(self._packed[name]).dense().contiguous()
@@ -52,12 +54,13 @@ class AsDense(Mapping[str, Tensor]):
     def __iter__(self) -> Iterator[str]:
         yield from self._plain
         yield from self._packed
+        yield from self.base.stacks
 
     def __len__(self) -> int:
-        return len(self._plain) + len(self._packed)
+        return len(self._plain) + len(self._packed) + len(self.base.stacks)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._packed or name in self._plain
+        return name in self._packed or name in self._plain or name in self.base.stacks
 
     def is_packed(self, name: str) -> bool:
         """Whether a tensor is made from others."""
@@ -65,6 +68,8 @@ class AsDense(Mapping[str, Tensor]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape that the model gives a tensor. Raises CheckpointError if the packed tensors do not tell."""
+        if name in self.base.stacks:
+            return self.base.stack_shape(name)
         if name not in self._packed:
             return self.base.reader.shape(name)
         o, i = self.base.shape(self._packed[name])
@@ -72,12 +77,15 @@ class AsDense(Mapping[str, Tensor]):
 
     def dtype(self, name: str) -> torch.dtype:
         """The stored dtype; int32 for codes."""
-        return torch.int32 if name in self._packed else self.base.reader.dtype(name)
+        coded = name in self._packed or name in self.base.stacks
+        return torch.int32 if coded else self.base.reader.dtype(name)
 
     def nbytes(self, name: str) -> int:
         """Bytes in the checkpoint, scales and zero points included."""
         if name in self._packed:
             return self.base.stored_bytes(self._packed[name])
+        if name in self.base.stacks:
+            return sum(map(self.base.reader.nbytes, self.base.stacks[name]))
         return self.base.reader.nbytes(name)
 
     def form(self, name: str) -> Form:

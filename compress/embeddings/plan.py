@@ -21,7 +21,7 @@ from compress.families.correction import Correction
 from compress.families.quantiser import GROUP_SIZES, WHOLE_ROW
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
-from compress.models.checkpoint import Reader
+from compress.models.checkpoint import Tensors
 
 SCALE_BYTES = 2
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -122,7 +122,7 @@ class OutsideBlocks:
 
 def planned_tables(
     loader: PartLoader,
-    reader: Reader,
+    reader: Tensors,
     asked: tuple[Storage, Storage],
     exports: Sequence[str],
     method: object,
@@ -173,7 +173,7 @@ def _refuse_unfit(option: str, storage: Storage, exports: Sequence[str]) -> None
         )
 
 
-def _tables(loader: PartLoader, reader: Reader) -> list[PlannedTable]:
+def _tables(loader: PartLoader, reader: Tensors) -> list[PlannedTable]:
     """The input embeddings and the head, if they are matrices with a row for each token."""
     model, keys = loader.model, loader.keys_of()
     modules = {id(module): name for name, module in model.named_modules()}
@@ -212,7 +212,7 @@ def dtype_of(storage: Storage) -> torch.dtype:
     return found
 
 
-def narrowed(reader: Reader, taken: frozenset[str]) -> dict[str, int]:
+def narrowed(reader: Tensors, taken: frozenset[str]) -> dict[str, int]:
     """The fp32 tensors, those `taken` apart, whose values are all bf16 numbers, with the bytes that bf16 saves.
 
     Others stay: rounding what a model has trained in fp32 changes its outputs for a saving that is hardly one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from pydantic.dataclasses import dataclass as record
 from transformers import PreTrainedModel
 
 from calibration.heads import Head
-from calibration.outputs import AUTO_CLASSES, head_of
+from calibration.outputs import head_of
 from calibration.text.data import Tokens
+from compress.bases import open_original
 from compress.callbacks import Progress
 from compress.config.recipe import Recipe
-from compress.exports.load import load_export, stored_in, unpack
+from compress.exports.load import load_export, load_original, stored_in, unpack
 from compress.forms.registered import FORMS
 from compress.models.devices import settle_device, settle_dtype
 from compress.models.model_config import read_config
@@ -33,7 +35,7 @@ from compress.prepare.texts import (
 from compress.report.report import Comparison
 from compress.report.strict import STRICT
 from eval.fidelity import compare
-from eval.footprint import measure, n_elements, peak_memory
+from eval.footprint import measure, peak_memory
 from eval.harness import Settings, run_tasks
 from eval.samples import sample
 from eval.scores import Fidelity, Footprint, Scores, TaskScore
@@ -110,7 +112,7 @@ def asks_for_evaluation(recipe: Recipe) -> bool:
 def score_original(original: Original, recipe: Recipe, progress: Progress) -> OriginalScores:
     """Measure the footprint of an original, and the tasks that the recipe asks for. Raises as `compare_with`."""
     model = load_original(original.folder, original.dtype, original.device)
-    n_parameters = n_elements(original.folder)
+    n_parameters = n_parameters_of(original.folder)
     footprint = _footprint(original, original.folder, model, n_parameters, progress)
     if not original.head.writes_text:
         return OriginalScores(footprint, ())
@@ -132,7 +134,7 @@ def compare_with(
     """
     before = load_original(original.folder, original.dtype, original.device)
     after = load_export(export, original.dtype, original.device)
-    n_parameters = n_elements(original.folder)
+    n_parameters = n_parameters_of(original.folder)
     footprints = (
         _footprint(original, original.folder, before, n_parameters, progress)
         if known is None
@@ -161,20 +163,18 @@ def compare_with(
     )
 
 
-def load_original(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The uncompressed model, in eval mode."""
-    config = read_config(folder)
-    kind = AUTO_CLASSES[head_of(config) or Head.NEXT_TOKEN]
-    model: PreTrainedModel = kind.from_pretrained(folder, config=config, dtype=dtype)
-    model.to(device).eval()  # type: ignore[arg-type]
-    return model
+def n_parameters_of(folder: Path) -> int:
+    """Elements of the tensors that an original's model has."""
+    tensors = open_original(folder)
+    return sum(math.prod(tensors.shape(name)) for name in tensors)
 
 
 def _footprint(
     original: Original, folder: Path, model: PreTrainedModel, n_parameters: int, progress: Progress
 ) -> Footprint:
-    # One loader for both, so that what it imports weighs the same in both figures.
-    loader = "compress.exports.load:load_export"
+    # Loaders of one module for both, so that what it imports weighs the same in both figures.
+    kind = "load_original" if folder == original.folder else "load_export"
+    loader = f"compress.exports.load:{kind}"
     dtype = str(original.dtype).removeprefix("torch.")
     peak = peak_memory(
         folder,

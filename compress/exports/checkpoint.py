@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compress.bases import AsDense
+from compress.bases import AsDense, open_original
 from compress.errors import CheckpointError
 from compress.exports.base import Exporter, LayerExport
 from compress.exports.peft import STEM
 from compress.exports.stacks import Stacks
-from compress.models.checkpoint import Reader, Writer, read_json, some
+from compress.models.checkpoint import Reader, Tensors, Writer, read_json, some
 from compress.models.companions import READ, copy_companions
-from compress.models.model_config import QUANTISATION, is_leftover
+from compress.models.model_config import QUANTISATION
 from eval.footprint import Stored, bytes_on_disk, tensor_bytes
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class CheckpointExporter(Exporter):
     ) -> None:
         self.folder, self.source, self.base_reference = Path(folder), source, base_reference
         self.base_revision = base_revision
-        self.config = _dense_config(source.folder) if base is None else base.base.config
-        self.reader = Reader(source.folder) if base is None else base
+        self.reader = open_original(source.folder) if base is None else base
+        self.config = _config_of(self.reader)
         self.dtype = main_dtype(self.reader)
         self.writer = Writer(self.folder)
         self._replaced: set[str] = set()
@@ -144,19 +144,15 @@ def _known(name: str, names: set[str]) -> bool:
     )
 
 
-def _dense_config(folder: Path) -> dict[str, Any]:
-    """The config.json of ordinary weights. Raises CheckpointError if it says, truthfully, that they are packed."""
-    config = read_json(folder / "config.json")
-    for key in QUANTISATION:
-        found = config.pop(key, None)
-        if found and not (isinstance(found, dict) and is_leftover(folder, found)):
-            raise CheckpointError(
-                f"{folder} is already quantised; compress the model that it was made from"
-            )
-    return config
+def _config_of(reader: Tensors | AsDense) -> dict[str, Any]:
+    """The config.json of ordinary weights."""
+    if isinstance(reader, Tensors):
+        config = read_json(reader.folder / "config.json")
+        return {key: value for key, value in config.items() if key not in QUANTISATION}
+    return reader.base.config
 
 
-def main_dtype(reader: Reader | AsDense) -> torch.dtype:
+def main_dtype(reader: Tensors | AsDense) -> torch.dtype:
     """The floating dtype that holds most of a checkpoint's bytes; float32 if none does."""
     sizes: Counter[torch.dtype] = Counter()
     for name in reader:

@@ -9,6 +9,7 @@ import torch
 
 from compress.bases import Base
 from compress.callbacks import Progress
+from compress.forms.dense import Dense
 from compress.models.checkpoint import Reader
 
 
@@ -51,17 +52,27 @@ def contents_of_base(base: Base, progress: Progress) -> Contents:
             StoredTensor(
                 name=name,
                 shape=form.shape,
-                stored=form.describe(),
+                stored=base.description if isinstance(form, Dense) else form.describe(),
                 n_bytes=base.stored_bytes(name),
             )
         )
     progress("read layers", len(base.layers), len(base.layers))
     taken = {tensor for name in base.layers for tensor in base.tensors_of(name)}
+    taken = taken.union(*base.stacks.values())
+    stacks = [
+        StoredTensor(
+            name=name,
+            shape=base.stack_shape(name),
+            stored=base.description,
+            n_bytes=sum(map(base.reader.nbytes, parts)),
+        )
+        for name, parts in base.stacks.items()
+    ]
     return Contents(
         format=base.description,
         producer=base.producer or None,
         layers=tuple(layers),
-        others=other_tensors(base.reader, taken),
+        others=(*stacks, *other_tensors(base.reader, taken)),
     )
 
 

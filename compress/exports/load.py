@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from compress.bases import open_base
+from calibration.heads import Head
+from calibration.outputs import AUTO_CLASSES, head_of
+from compress.bases import Dequantised, open_base, open_original
 from compress.errors import CheckpointError
 from compress.exports.base import EXPORTS, Exporter
-from compress.exports.reading import Device, load_bare
+from compress.exports.reading import Device, add_generation_config, load_bare
 from compress.forms.embedding import CompressedEmbedding
 from compress.forms.linear import CompressedLinear
+from compress.models.model_config import read_config
 from eval.footprint import Stored, bytes_on_disk, tensor_bytes
 
 
@@ -61,6 +65,29 @@ def load_export(
     if kind is None:
         return load_bare(folder, dtype, device)
     return kind.load(folder, dtype, torch.device(device))
+
+
+def load_original(
+    folder: Path | str, dtype: torch.dtype | None = None, device: Device = "cpu"
+) -> PreTrainedModel:
+    """The uncompressed model in eval mode; one that is published in few bits is dequantised as a whole.
+
+    Raises CheckpointError as `open_original`.
+    """
+    folder = Path(folder)
+    tensors, config = open_original(folder), read_config(folder)
+    kind: Any = AUTO_CLASSES[head_of(config) or Head.NEXT_TOKEN]
+    wanted = "auto" if dtype is None else dtype
+    if isinstance(tensors, Dequantised):
+        config.name_or_path = str(folder)
+        model = kind._model_mapping[type(config)].from_pretrained(
+            None, config=config, state_dict=dict(tensors), dtype=dtype or tensors.own_dtype
+        )
+        add_generation_config(model, folder)
+    else:
+        model = kind.from_pretrained(folder, config=config, dtype=wanted)
+    loaded: PreTrainedModel = model.to(device).eval()
+    return loaded
 
 
 def stored_in(folder: Path) -> Stored:

@@ -88,15 +88,18 @@ def _load_packed(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     make_portable(shape)
     places = PartLoader(build_skeleton(shape, torch.float32), AsDense(base, _on_meta(shape)))
     opened = tuple(f"{path}." for path in places.experts)
+    state |= {name: places.tensors[name] for name in places.slices if name.endswith(".bias")}
+    for one in places.slices.values():
+        state.pop(one.key, None)
     table = {}
     for key, weight in places.memory_names.items():
         name, stored = weight.removesuffix(".weight"), key.removesuffix(".weight")
         if stored in base.layers:
             form = base.form(stored)
         elif name.startswith(opened) and name != weight:
-            form = Dense(
-                state.pop(key)
-            )  # an expert in full precision: those of a layer are opened together
+            # An expert in full precision: those of a layer are opened together.
+            form = Dense(places.tensors[key])
+            state.pop(key, None)
         else:
             continue
         table[name] = {"shape": form.shape, "bias": f"{stored}.bias" in state, "form": form.spec()}
@@ -110,9 +113,14 @@ def _load_packed(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     model: PreTrainedModel = model_class.from_pretrained(
         None, config=config, state_dict=state, dtype=dtype
     )
+    add_generation_config(model, folder)
+    return model
+
+
+def add_generation_config(model: PreTrainedModel, folder: Path) -> None:
+    """Give a model that was made of tensors the settings of its folder for writing, if there are any."""
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return model
 
 
 def _untie_packed_head(config: Any, base: Base) -> None:

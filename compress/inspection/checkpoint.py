@@ -11,13 +11,13 @@ from torch import Tensor
 
 from calibration.skeleton import PartLoader, open_parts
 from calibration.uncalled import uncalled_layers
-from compress.bases import open_base
+from compress.bases import open_base, open_original
 from compress.callbacks import Progress
 from compress.errors import CheckpointError
 from compress.exports.base import Exporter
 from compress.exports.contents import Contents, StoredTensor, contents_of_base, dtype_name
 from compress.exports.load import recognised
-from compress.models.checkpoint import Reader
+from compress.models.checkpoint import Tensors
 from compress.models.devices import settle_dtype
 from compress.models.dtype import Dtype
 from compress.models.model_config import read_config
@@ -78,7 +78,7 @@ class Inspection:
 class Ordinary:
     """A checkpoint of ordinary weights, its weights on disk."""
 
-    reader: Reader
+    reader: Tensors
     loader: PartLoader
     linears: Linears
     uncalled: frozenset[str]
@@ -88,7 +88,7 @@ class Ordinary:
 class _Zeros(Mapping[str, Tensor]):
     """Zeros in the place of a checkpoint's tensors: which layers a model calls does not depend on their values."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Tensors) -> None:
         self._reader = reader
 
     def __getitem__(self, name: str) -> Tensor:
@@ -131,7 +131,7 @@ def _refuse_several(folder: Path) -> None:
 
 def _ordinary(folder: Path) -> Inspection:
     config = read_config(folder)
-    whole = Reader(folder)
+    whole = open_original(folder)
     loader = open_parts(config, settle_dtype(Dtype.AUTO, config), whole)
     reader, blank = unstacked(loader), PartLoader(loader.model, _Zeros(whole))
     uncalled = uncalled_layers(loader.model, blank, torch.device("cpu"))
@@ -224,7 +224,7 @@ def _corrected(base: Inspection, folder: Path, corrections: Sequence[StoredTenso
     )
 
 
-def _tensor(reader: Reader, name: str, reason: str) -> InspectedTensor:
+def _tensor(reader: Tensors, name: str, reason: str) -> InspectedTensor:
     return InspectedTensor(
         name=name,
         shape=tuple(reader.shape(name)),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from io import FileIO
@@ -33,7 +35,40 @@ from compress.models.safetensors_file import (
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-class Reader(Mapping[str, Tensor]):
+class Tensors(Mapping[str, Tensor]):
+    """The tensors of an ordinary checkpoint by their names, each made when asked for; headers tell the rest."""
+
+    folder: Path
+
+    @abstractmethod
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of a tensor. Raises KeyError."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor. Raises KeyError."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of all that the tensors are made of."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks for reports on how they are stored; none on ordinary ones."""
+        return ()
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of a tensor's data."""
+        return math.prod(self.shape(name)) * self.dtype(name).itemsize
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(map(self.nbytes, self))
+
+
+class Reader(Tensors):
     """The tensors of a Hugging Face folder by their names on disk, each read when asked for.
 
     Opening it checks everything but the values: every shard is there, inside the folder, whole,
@@ -84,11 +119,6 @@ class Reader(Mapping[str, Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, from the header."""
         return self._entries[name].shape
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(entry.n_bytes for entry in self._entries.values())
 
     @cached_property
     def fingerprint(self) -> str:

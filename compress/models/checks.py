@@ -19,6 +19,7 @@ from compress.models.model_config import (
     PACKED_METHODS,
     holds_dense_weights,
     is_dense,
+    is_published,
     method_of,
     narrow_tensors,
     read_config,
@@ -34,18 +35,24 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 
 
 def check_folder(spec: str, folder: Path) -> None:
-    """Raise CheckpointError unless `folder` holds a dense model of a kind and an architecture that are known.
+    """Raise CheckpointError unless `folder` holds a model of a kind and an architecture that are known.
+
+    Its weights are ordinary ones, or in few bits of a kind that originals are published in, which its format checks.
 
     Looks at file names, config.json and the headers of the weights.
     """
     config = _read_config(spec, folder)
     companions(folder)  # refuses links to other places before work
-    _refuse_compressed(spec, folder, config)
+    in_few_bits = is_published(folder, config)
+    if not in_few_bits:
+        _refuse_compressed(spec, folder, config)
     _refuse_unknown_code(spec, config)
     _refuse_missing_files(spec, folder)
     parsed = read_config(folder, spec)
     _refuse_other_architectures(spec, parsed)
-    _refuse_dtypes(spec, folder, parsed)
+    _refuse_dtypes(spec, parsed)
+    if not in_few_bits:
+        _refuse_narrow(spec, folder)
 
 
 def _read_config(spec: str, folder: Path) -> dict[str, Any]:
@@ -150,13 +157,17 @@ def _refuse_other_architectures(spec: str, config: Any) -> None:
         )
 
 
-def _refuse_dtypes(spec: str, folder: Path, config: Any) -> None:
-    """Numbers that no model computes in: as the dtype of config.json, and as that of a matrix."""
+def _refuse_dtypes(spec: str, config: Any) -> None:
+    """Numbers that no model computes in, as the dtype of config.json."""
     if isinstance(config.dtype, torch.dtype) and not is_dense(config.dtype):
         raise CheckpointError(
             f"{spec}: config.json has dtype {str(config.dtype).removeprefix('torch.')!r}, which no"
             " dense model computes in; float32, bfloat16 and float16 are right"
         )
+
+
+def _refuse_narrow(spec: str, folder: Path) -> None:
+    """Numbers that no model computes in, as the dtype of a matrix."""
     reader = Reader(folder)
     odd = [
         name

@@ -24,6 +24,10 @@ PACKED_METHODS = frozenset(
     )
 )
 """Quantisations that always show in the stored tensors; others (bitnet) may change 16-bit weights on loading."""
+PUBLISHED = frozenset(("compressed-tensors", "fp8", "modelopt", "mxfp4"))
+"""Those among them in which models exist that exist in nothing else; `bases.dequantised` reads them."""
+MODELOPT_SETTINGS = "hf_quant_config.json"
+"""The file beside config.json in which old checkpoints of ModelOpt say how their weights are packed."""
 _NARROWEST = 2
 """Bytes of a number; narrower ones are quantised."""
 _BUFFERS = ("bias", "masked_bias", "position_ids", "token_type_ids")
@@ -48,8 +52,10 @@ def read_config(folder: Path, named: str | None = None) -> PretrainedConfig:
         ) from error
     make_portable(config)
     quantisation = getattr(config, "quantization_config", None)
-    if isinstance(quantisation, Mapping) and is_leftover(folder, quantisation):
-        del config.quantization_config
+    if isinstance(quantisation, Mapping) and (
+        method_of(quantisation) in PUBLISHED or is_leftover(folder, quantisation)
+    ):
+        del config.quantization_config  # bases read the weights, and transformers none
     return config
 
 
@@ -76,6 +82,14 @@ def method_of(quantisation: Mapping[str, Any]) -> str:
         return str(named)
     old = any(str(key).startswith("load_in_") for key in quantisation)
     return "bitsandbytes" if old else "unknown method"
+
+
+def is_published(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a config.json, or a file beside it, names a quantisation in which originals are read."""
+    found = next((config[key] for key in QUANTISATION if config.get(key)), None)
+    if isinstance(found, Mapping):
+        return method_of(found) in PUBLISHED
+    return found is None and (folder / MODELOPT_SETTINGS).is_file()
 
 
 def is_leftover(folder: Path, quantisation: Mapping[str, Any]) -> bool:

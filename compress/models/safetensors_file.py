@@ -40,6 +40,8 @@ CODES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+if hasattr(torch, "float8_e8m0fnu"):  # since torch 2.7
+    CODES[torch.float8_e8m0fnu] = "F8_E8M0"
 CHUNK = 1 << 24
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
 _MAX_HEADER = 100_000_000

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from calibration.skeleton import PartLoader
-from compress.models.checkpoint import Reader
+from compress.models.checkpoint import Tensors
 
 
-class UnstackedReader(Reader):
-    """The tensors of a folder as a model's loader names them: of a stacked tensor, its slices."""
+class Unstacked(Tensors):
+    """The tensors of a checkpoint as a model's loader names them: of a stacked tensor, its slices."""
 
-    def __init__(self, whole: Reader, loader: PartLoader) -> None:  # it opens no file itself
-        vars(self).update(vars(whole))
-        self.whole, self._loader = whole, loader
+    def __init__(self, whole: Tensors, loader: PartLoader) -> None:
+        self.folder, self.whole, self._loader = whole.folder, whole, loader
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor, or the slice, read now."""
@@ -34,20 +33,30 @@ class UnstackedReader(Reader):
     def nbytes(self, name: str) -> int:
         """Bytes of the tensor's data; of a slice, its share of the stack's."""
         one = self._loader.slices.get(name)
-        return super().nbytes(name) if one is None else super().nbytes(one.key) // one.share
+        return self.whole.nbytes(name) if one is None else self.whole.nbytes(one.key) // one.share
 
     def dtype(self, name: str) -> torch.dtype:
         """The stored dtype."""
         one = self._loader.slices.get(name)
-        return super().dtype(name if one is None else one.key)
+        return self.whole.dtype(name if one is None else one.key)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor; of a slice (o, i) or (o,), whatever way round the stack is."""
         one = self._loader.slices.get(name)
         if one is None:
-            return super().shape(name)
-        stack = torch.empty(super().shape(one.key), device="meta")
+            return self.whole.shape(name)
+        stack = torch.empty(self.whole.shape(one.key), device="meta")
         return tuple(one.take(stack).shape)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the whole."""
+        return self.whole.fingerprint
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """On the whole."""
+        return self.whole.notes
 
     @property
     def total_bytes(self) -> int:
@@ -55,7 +64,7 @@ class UnstackedReader(Reader):
         return self.whole.total_bytes
 
 
-def unstacked(loader: PartLoader) -> Reader:
-    """The reader that a loader was opened with, or one with slices in the place of the stacks that it found."""
-    assert isinstance(loader.whole, Reader)
-    return UnstackedReader(loader.whole, loader) if loader.slices else loader.whole
+def unstacked(loader: PartLoader) -> Tensors:
+    """The tensors that a loader was opened with, or these with slices in the place of the stacks that it found."""
+    assert isinstance(loader.whole, Tensors)
+    return Unstacked(loader.whole, loader) if loader.slices else loader.whole

@@ -65,9 +65,9 @@ def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Forecast:
     prepared = surveyed(prepared, progress)
     n_parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
     seconds = seconds_of_forward(n_parameters, prepared.tokens.n_tokens, prepared.device)
-    return Forecast(
-        prepared.plan, seconds, text_lines(prepared.tokens, prepared.windows, prepared.tokenizer)
-    )
+    text = text_lines(prepared.tokens, prepared.windows, prepared.tokenizer)
+    notes = (f"note: {note}" for note in prepared.reader.notes)
+    return Forecast(prepared.plan, seconds, (*text, *notes))
 
 
 def run(

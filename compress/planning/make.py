@@ -24,7 +24,7 @@ from compress.errors import CheckpointError, RecipeError, inside
 from compress.exports.checkpoint import main_dtype
 from compress.families.base import Compressor, LayerShape, Survey
 from compress.families.correction import Correction
-from compress.models.checkpoint import Reader
+from compress.models.checkpoint import Tensors
 from compress.models.layers import is_transposed
 from compress.models.names import select
 from compress.planning.beside import NOTE, chosen_beside, refuse_inputs, refuse_tables
@@ -38,7 +38,7 @@ SPARE_DISK = 64 << 20
 
 def make_plan(  # noqa: PLR0913  (all but three have defaults)
     loader: PartLoader,
-    reader: Reader,
+    reader: Tensors,
     method: Compressor,
     patterns: tuple[tuple[str, ...], tuple[str, ...]],
     surveys: Mapping[str, Survey] = MappingProxyType({}),
@@ -101,7 +101,7 @@ class Linears:
 
 def chosen_linears(
     loader: PartLoader,
-    reader: Reader,
+    reader: Tensors,
     patterns: tuple[tuple[str, ...], tuple[str, ...]] = ((), ()),
     surveys: Mapping[str, Survey] = MappingProxyType({}),
     uncalled: Collection[str] = (),
@@ -190,7 +190,7 @@ def _planned(name: str, tensor: str, layer: LayerShape, compressor: Compressor) 
     return PlannedLayer(name, tensor, layer.shape, layer.n_bytes, planned, compressor, predicted)
 
 
-def refuse_other_shapes(loader: PartLoader, reader: Reader) -> None:
+def refuse_other_shapes(loader: PartLoader, reader: Tensors) -> None:
     """Raises CheckpointError naming the first tensor that is not shaped as the configuration says."""
     for key, stored, shape in other_shapes(loader, reader):
         raise CheckpointError(
@@ -200,7 +200,7 @@ def refuse_other_shapes(loader: PartLoader, reader: Reader) -> None:
 
 
 def other_shapes(
-    loader: PartLoader, reader: Reader | AsDense
+    loader: PartLoader, reader: Tensors | AsDense
 ) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
     """Tensors that the model has in another shape: name in the checkpoint, shape there, shape in the model.
 
@@ -256,7 +256,7 @@ def refuse_no_gain(layers: Sequence[PlannedLayer], shared_by: Mapping[str, objec
     )
 
 
-def _shape(layer: nn.Module, reader: Reader, tensor: str, survey: Survey | None) -> LayerShape:
+def _shape(layer: nn.Module, reader: Tensors, tensor: str, survey: Survey | None) -> LayerShape:
     rows, columns = layer.weight.shape  # type: ignore[misc]
     shape = (columns, rows) if is_transposed(layer) else (rows, columns)
     dtype, n_bytes = reader.dtype(tensor), reader.nbytes(tensor)
@@ -264,7 +264,7 @@ def _shape(layer: nn.Module, reader: Reader, tensor: str, survey: Survey | None)
 
 
 def kept_tensors(
-    reader: Reader,
+    reader: Tensors,
     loader: PartLoader,
     prefix: str,
     replaced: set[str],

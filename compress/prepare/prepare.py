@@ -32,12 +32,13 @@ from calibration.statistics.gram import Gram
 from calibration.store import Store
 from calibration.text.data import Tokens
 from calibration.uncalled import uncalled_layers
+from compress.bases import open_original
 from compress.callbacks import Progress
 from compress.config.recipe import AUTO, Recipe, StatisticsMode
 from compress.errors import RecipeError
 from compress.exports import EXPORTS, Use, formats_for
 from compress.families.base import Survey
-from compress.models.checkpoint import Reader
+from compress.models.checkpoint import Tensors
 from compress.models.devices import settle_device, settle_dtype
 from compress.models.model_config import read_config
 from compress.models.resolve import SourceModel, load_tokenizer, resolve_model
@@ -79,7 +80,7 @@ class Prepared:
 
     recipe: Recipe
     source: SourceModel
-    reader: Reader
+    reader: Tensors
     config: PretrainedConfig
     tokenizer: Any
     model: PreTrainedModel
@@ -155,14 +156,14 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     refuse_early(recipe)
     opened = opening(recipe).open()
     device = settle_device(recipe.device)
-    source = resolve_model(recipe.model, None, progress=progress)
+    source, whole = _resolved(recipe.model, progress)
     config = read_config(source.folder)
     recipe = settled_for(recipe, config)
     refuse_long_sequences(recipe, config)
     dtype = settle_dtype(recipe.dtype, config)
     tokenizer = load_tokenizer(source.folder)
     is_tied = getattr(config, "tie_word_embeddings", False)
-    loader = open_parts(config, dtype, Reader(source.folder))
+    loader = open_parts(config, dtype, whole)
     if is_tied and not config.tie_word_embeddings:
         source = source.with_own_head()
     reader, uncalled = unstacked(loader), uncalled_layers(loader.model, loader, device)
@@ -190,6 +191,13 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
         dtype,
         _needs(recipe),
     )
+
+
+def _resolved(spec: str, progress: Progress) -> tuple[SourceModel, Tensors]:
+    """The model of a name, with what its tensors have to be remarked, and the tensors."""
+    source = resolve_model(spec, None, progress=progress)
+    reader = open_original(source.folder)
+    return replace(source, notes=(*source.notes, *reader.notes)), reader
 
 
 def replanned(prepared: Prepared, found: Mapping[str, Survey]) -> Prepared:

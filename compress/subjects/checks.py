@@ -114,6 +114,7 @@ def checked(named: Named, original: Original) -> CorrectedBase:
 
 def _notes(stay: Mapping[str, float], expanded: Mapping[str, int], view: AsDense) -> Iterator[str]:
     """Remarks on the base for the report."""
+    yield from (f"the base checkpoint: {remark}" for remark in view.base.remarks)
     for name, difference in stay.items():
         yield f"the base checkpoint's {name} differs from the original's by {difference:.1%}, and stays"
     if expanded:

@@ -26,7 +26,7 @@ from compress.exports import Exporter, LayerExport
 from compress.families.base import Compressor, Survey
 from compress.families.low_rank import Factors
 from compress.forms.base import Form
-from compress.models.checkpoint import Reader
+from compress.models.checkpoint import Tensors
 from compress.models.resolve import SourceModel
 from compress.planning.layer import PlannedLayer
 from compress.planning.plan import Plan
@@ -38,7 +38,7 @@ class Original:
     """The model that a recipe names, as it was found."""
 
     source: SourceModel
-    reader: Reader
+    reader: Tensors
     config: PretrainedConfig
     loader: PartLoader
     uncalled: frozenset[str] = frozenset()
