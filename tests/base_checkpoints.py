@@ -7,7 +7,7 @@ from pathlib import Path
 import few_bits
 import foreign
 import torch
-from foreign import change, change_config, grid, write
+from foreign import change_config, grid, write
 from torch import Tensor
 from workspaces import recipe
 
@@ -42,17 +42,10 @@ def int8_rows(weight: Tensor) -> dict[str, Tensor]:
 
 
 def stacked(source: Path, folder: Path) -> Path:
-    """Of another model, whose experts are stacked, with its attention changed: that alone gets corrections."""
+    """Of another model, whose experts are stacked."""
     shutil.rmtree(source)
     few_bits.save_gpt_oss(source)
     few_bits.as_mxfp4(source, folder)
-
-    def prune(tensors: dict[str, Tensor]) -> None:
-        for key, tensor in tensors.items():
-            if key.endswith("_proj.weight"):
-                tensors[key] = pruned(tensor)["weight"]
-
-    change(folder, prune)
     return folder
 
 

@@ -4,7 +4,7 @@ from compress.bases.base import BASES, Base, Loading
 from compress.bases.dequantised import Dequantised, open_original
 from compress.bases.detecting import format_in, kind_of, open_base
 from compress.bases.folder import CheckpointFolder
-from compress.bases.view import AsDense
+from compress.bases.view import AsDense, SlicedView
 
 __all__ = [
     "BASES",
@@ -13,6 +13,7 @@ __all__ = [
     "CheckpointFolder",
     "Dequantised",
     "Loading",
+    "SlicedView",
     "format_in",
     "kind_of",
     "open_base",

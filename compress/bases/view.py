@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from calibration.skeleton import PartLoader
 from compress.bases.base import Base
 from compress.forms.base import Form
 from compress.forms.dense import Dense
@@ -62,6 +63,11 @@ class AsDense(Mapping[str, Tensor]):
     def __contains__(self, name: object) -> bool:
         return name in self._packed or name in self._plain or name in self.base.stacks
 
+    @property
+    def whole(self) -> AsDense:
+        """The view with stacked experts as the checkpoint has them: this one."""
+        return self
+
     def is_packed(self, name: str) -> bool:
         """Whether a tensor is made from others."""
         return name in self._packed
@@ -98,3 +104,57 @@ class AsDense(Mapping[str, Tensor]):
 
     def _is_turned(self, layer: str) -> bool:
         return isinstance(self._modules.get(layer), Conv1D)
+
+
+class SlicedView(AsDense):
+    """The same with stacked experts taken apart, as the loader of a model's tensors names them."""
+
+    def __init__(self, whole: AsDense, loader: PartLoader) -> None:
+        self.base, self.stacked, self._loader = whole.base, whole, loader
+
+    @property
+    def whole(self) -> AsDense:
+        """The view with the stacks as the checkpoint has them."""
+        return self.stacked
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._loader.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loader.tensors)
+
+    def __len__(self) -> int:
+        return len(self._loader.tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._loader.tensors
+
+    def is_packed(self, name: str) -> bool:
+        """Whether a tensor is made from others; biases of experts are not."""
+        one = self._loader.slices.get(name)
+        if one is None:
+            return self.stacked.is_packed(name)
+        return name.endswith(WEIGHT) and one.key in self.base.stacks
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape that the model gives a tensor; of a slice (o, i) or (o,)."""
+        one = self._loader.slices.get(name)
+        if one is None:
+            return self.stacked.shape(name)
+        return tuple(one.take(torch.empty(self.stacked.shape(one.key), device="meta")).shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The stored dtype; int32 for codes."""
+        one = self._loader.slices.get(name)
+        return self.stacked.dtype(name if one is None else one.key)
+
+    def nbytes(self, name: str) -> int:
+        """Bytes in the checkpoint; of a slice, its share of the stack's."""
+        one = self._loader.slices.get(name)
+        if one is None:
+            return self.stacked.nbytes(name)
+        return self.stacked.nbytes(one.key) // one.share
+
+    def form(self, name: str) -> Form:
+        """The form of the weight (o, i) of this name; of a slice the dense one."""
+        return Dense(self[name]) if name in self._loader.slices else self.stacked.form(name)

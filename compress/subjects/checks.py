@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
 from calibration.errors import InputError
 from calibration.skeleton import PartLoader, decoder_blocks
-from compress.bases import AsDense, Base, open_base
+from compress.bases import AsDense, Base, SlicedView, open_base
 from compress.errors import CheckpointError
 from compress.families.given import Held
 from compress.forms.dense import Dense
@@ -84,8 +84,9 @@ def checked(named: Named, original: Original) -> CorrectedBase:
     base, model = named.base, original.loader.model
     try:
         parsed = _parsed(base, original.config)
-        view = AsDense(base, model)
-        loader = _loader(view, model)
+        whole = AsDense(base, model)
+        loader = _loader(whole, model)
+        view = SlicedView(whole, loader) if loader.slices else whole
         _refuse_other_shapes(view, loader)
         pair = _Pair(view, loader, original.loader)
         packed, expanded = _forms_of(view)

@@ -273,7 +273,7 @@ class CorrectedBase(Subject):
         """Writers that take everything which no layer replaces from the base."""
         del out
         source = replace(self.original.source, has_own_head=bool(self.into.untied))
-        given = (source, self.reference, self.view, self.revision)
+        given = (source, self.reference, self.view.whole, self.revision)
         return [EXPORTS[name](folder, *given) for name, folder in folders.items()]
 
     def report(self) -> BaseReport | None:
