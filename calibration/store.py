@@ -172,7 +172,8 @@ def _encode(tensors: dict[str, Tensor], key: str, shared: SharedInput) -> dict[s
         kinds[kind.name] = statistic.counts()
         for name, tensor in statistic.tensors().items():
             value = _packed(tensor, f"{kind.name}.{name}") if name in SYMMETRIC else tensor
-            tensors[f"{key}.{kind.name}.{name}"] = value.cpu().contiguous()
+            # Experts may have the same sums, and a file of tensors must not share memory.
+            tensors[f"{key}.{kind.name}.{name}"] = value.detach().clone().cpu().contiguous()
     routed = None if shared.routed is None else vars(shared.routed)
     return {"names": list(shared.names), "statistics": kinds, "routed": routed}
 

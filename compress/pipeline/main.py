@@ -36,6 +36,7 @@ from compress.pipeline.export import export
 from compress.pipeline.report import make_report
 from compress.pipeline.stopwatch import Stopwatch
 from compress.planning.make import seconds_of_forward
+from compress.planning.memory import peak_memory
 from compress.planning.plan import Forecast
 from compress.prepare.output_folder import refuse_bad_output
 from compress.prepare.prepare import (
@@ -67,7 +68,10 @@ def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Forecast:
     seconds = seconds_of_forward(n_parameters, prepared.tokens.n_tokens, prepared.device)
     text = text_lines(prepared.tokens, prepared.windows, prepared.tokenizer)
     notes = (f"note: {note}" for note in prepared.reader.notes)
-    return Forecast(prepared.plan, seconds, (*text, *notes))
+    memory = peak_memory(
+        prepared.plan, prepared.loader, prepared.tokens, recipe.batch_size, prepared.needs
+    )
+    return Forecast(prepared.plan, seconds, (*text, *notes, *memory.lines()))
 
 
 def run(

@@ -213,7 +213,7 @@ class Forecast:
     seconds_of_forward: float
     """One plain forward pass over the calibration tokens."""
     text: tuple[str, ...] = ()
-    """Lines on the windows of text."""
+    """Lines on the windows of text, the model's files, and the memory that compressing takes."""
 
     def lines(self) -> list[str]:
         """The lines that show the plan and its time in a terminal."""
