@@ -240,6 +240,12 @@ class Exporter(ABC):
         """Bytes of tensor data that an export of a plan will write, to the byte."""
 
     @classmethod
+    def problem_of_expert(cls, compressor: Compressor) -> str:
+        """Why the format's readers do not take what a compressor makes of an expert's weight; empty if they do."""
+        del compressor
+        return ""
+
+    @classmethod
     def problem_of_stacks(cls) -> str:
         """Why the format cannot hold experts that the source stacks in one tensor; empty if it can."""
         return ""

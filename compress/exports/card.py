@@ -59,6 +59,8 @@ class CardFacts:
     """Whether factors of corrections were rounded to fewer than 16 bits."""
     base: CardBase | None
     """None: the model itself was compressed."""
+    has_experts: bool
+    """Whether experts of a mixture are among the compressed layers."""
 
 
 def packed_introduction(card: CardFacts) -> str:

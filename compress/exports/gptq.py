@@ -45,6 +45,7 @@ from compress.exports.peft import AdapterWriter, corrections_in, read_adapter
 from compress.exports.reading import add_corrections, load_bare
 from compress.exports.storage import Outside
 from compress.families.base import Compressor
+from compress.families.correction import Correction
 from compress.families.low_rank import Factors
 from compress.families.quantiser import Quantiser
 from compress.forms.base import Form
@@ -108,6 +109,15 @@ class GptqExporter(CheckpointExporter, name="gptq"):
             widened = layer.adapter_bytes - layer.correction_bytes
             layers += layer.native_bytes + widened + base.gptq_extra_bytes(layer.shape)
         return layers + plan.rest_bytes(cls.name)
+
+    @classmethod
+    def problem_of_expert(cls, compressor: Compressor) -> str:
+        """PEFT 0.19 leaves the factors of experts out without a word: it looks for stacked ones, gptqmodel has none."""
+        return (
+            "PEFT adds no correction to an expert of a GPTQ checkpoint"
+            if isinstance(compressor, Correction)
+            else ""
+        )
 
     @classmethod
     def problem_of_stacks(cls) -> str:
@@ -217,7 +227,9 @@ class GptqExporter(CheckpointExporter, name="gptq"):
 
     @classmethod
     def how_to_load(cls, card: CardFacts) -> str:
-        """With transformers and gptqmodel; the corrections with PEFT."""
+        """With transformers and gptqmodel, a mixture with gptqmodel alone; the corrections with PEFT."""
+        if card.has_experts:
+            return _load_mixture(card)
         code = load_with_transformers(card, ', device_map="auto"')
         text = f"As a GPTQ checkpoint, with transformers and gptqmodel installed:\n\n{code}"
         return text if card.adapter is None else f"{text}\n\n{load_adapter_beside(card)}"
@@ -263,6 +275,20 @@ def _part_beside(name: str, blocks: str) -> str:
     parts, others = name.split("."), blocks.split(".")
     depth = next((k for k, part in enumerate(parts) if part not in others[k : k + 1]), 0)
     return ".".join(parts[: depth + 1])
+
+
+def _load_mixture(card: CardFacts) -> str:
+    return f"""\
+As a GPTQ checkpoint, with gptqmodel installed:
+
+```python
+from gptqmodel import GPTQModel
+
+model = GPTQModel.load("{card.folder}")
+```
+
+Not with `{card.auto_class}.from_pretrained`: transformers 5.23 keeps experts in stacked tensors, finds no packed \
+ones, and fills them with random numbers after a warning that they are missing."""
 
 
 class _Facts:

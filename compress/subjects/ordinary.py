@@ -18,6 +18,7 @@ from calibration.text.data import Tokens
 from calibration.walk import Block
 from compress.config.recipe import Recipe
 from compress.embeddings.plan import OutsideBlocks, narrowed, planned_tables
+from compress.errors import RecipeError
 from compress.exports import EXPORTS, Exporter, LayerExport
 from compress.families.base import Compressor, Survey
 from compress.families.correction import Correction
@@ -55,7 +56,19 @@ class OrdinaryModel(Subject):
         compressors = {layer.name: layer.compressor for layer in plan.layers}
         for name in recipe.export:
             EXPORTS[name].check(compressors, shapes)
+            self._refuse_experts(name, compressors)
         return plan
+
+    def _refuse_experts(self, export: str, compressors: Mapping[str, Compressor]) -> None:
+        """Raises RecipeError for a format whose readers do not take the form of an expert's weight."""
+        experts = tuple(f"{path}." for path in self.loader.experts)
+        for name in (name for name in compressors if name.startswith(experts)):
+            if problem := EXPORTS[export].problem_of_expert(compressors[name]):
+                raise RecipeError(
+                    f"{export} cannot hold {name}: {problem}; choose native or dense, a method without corrections, or "
+                    "--exclude '*experts*'",
+                    option="export",
+                )
 
     def _others(self, recipe: Recipe, linears: Linears) -> OutsideBlocks:
         """Embeddings and heads as the recipe asks, and what else is stored narrower."""

@@ -46,6 +46,7 @@ def facts_of(report: Report, export: ExportReport, root: str) -> CardFacts:
         added_size=megabytes(added),
         rank=max(ranks, default=None),
         few_bits=has_few_bits(report),
+        has_experts=any(layer.tokens is not None for layer in report.layers),
         base=None if base is None else _card_base(base),
     )
 
