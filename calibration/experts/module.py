@@ -169,7 +169,7 @@ class Experts(nn.Module):
             vars(layer)["rows"] = rows
         family = vars(self)["_like"]
         if self.layout.gated:
-            inside = family._apply_gate(self._beside(layers[GATE](x_th), layers[UP](x_th)))
+            inside = _gated(family, self._beside(layers[GATE](x_th), layers[UP](x_th)))
         else:
             inside = family.act_fn(layers[UP](x_th))
         found: Tensor = layers[DOWN](inside)
@@ -280,14 +280,16 @@ def _layout(parameters: dict[str, Any]) -> Layout | None:
 def _without_parameters(module: nn.Module) -> nn.Module:
     twin = copy.copy(module)
     twin._parameters = {}
-    if not hasattr(twin, "_apply_gate"):
-        vars(twin)["_apply_gate"] = lambda both: _gated(twin, both)
     return twin
 
 
-def _gated(module: Any, both: Tensor) -> Tensor:
+def _gated(family: Any, both: Tensor) -> Tensor:
+    """What a family makes of gate and up; Llama 4, which has no method for it, does as most."""
+    if hasattr(family, "_apply_gate"):
+        found: Tensor = family._apply_gate(both)
+        return found
     gate, up = both.chunk(2, dim=-1)
-    found: Tensor = module.act_fn(gate) * up
+    found = family.act_fn(gate) * up
     return found
 
 

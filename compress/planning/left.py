@@ -13,6 +13,7 @@ from compress.models.layers import weight_oi
 FEWEST, SHARE = 8, 32
 """A layer is small with fewer outputs or inputs than `FEWEST`, or with at most 1 / `SHARE` as many as the others."""
 
+ROUTER = "a router, which no server quantises"
 _ROUTERS = ("router", "gate")
 """What families call the layer that chooses experts; those of an MLP that multiply are called gate_proj."""
 
@@ -34,14 +35,19 @@ def left_alone(
             reasons[name] = "stands in several blocks, which share its weight"
         elif len(keys.get(weight, ())) != 1:
             reasons[name] = "made of several tensors of the checkpoint"
-        elif name.rpartition(".")[2] in _ROUTERS or "router" in name.split("."):
-            reasons[name] = "a router, which no server quantises"
+        elif is_router(name):
+            reasons[name] = ROUTER
         elif is_small(shape):
             reasons[name] = (
                 f"a small projection, which no server quantises: fewer than {FEWEST} outputs or inputs, or at most "
                 f"1/{SHARE} as many as of the other"
             )
     return reasons
+
+
+def is_router(name: str) -> bool:
+    """Whether a layer of this name chooses experts, or weighs a shared one."""
+    return name.rpartition(".")[2] in _ROUTERS or "router" in name.split(".")
 
 
 def is_small(shape: tuple[int, ...]) -> bool:

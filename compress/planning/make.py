@@ -29,7 +29,7 @@ from compress.models.layers import is_transposed
 from compress.models.names import select
 from compress.planning.beside import NOTE, chosen_beside, refuse_inputs, refuse_tables
 from compress.planning.layer import PlannedLayer
-from compress.planning.left import left_alone, outside
+from compress.planning.left import ROUTER, is_router, left_alone, outside
 from compress.planning.plan import Plan
 from compress.report.report import KeptTensor
 
@@ -284,7 +284,9 @@ def kept_tensors(
             reason = reasons[module] or "part of a compressed layer"
         elif not name.startswith(f"{prefix}."):
             reason = outside(name, loader)
-        elif "expert" in name:
+        elif is_router(module):
+            reason = ROUTER
+        elif ".experts." in name:
             reason = (
                 "experts that this family calls in a way of its own, which no method compresses"
             )
