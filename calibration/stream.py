@@ -195,7 +195,7 @@ def _record(
         recorder = _Recorder(n_returned)
         with torch.no_grad(), _stubbed(blocks, recorder):
             try:
-                last = model.base_model(**model_inputs(model, tokens)).last_hidden_state
+                last = _without_head(model, blocks)(**model_inputs(model, tokens)).last_hidden_state
             except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
                 failure = error
                 continue
@@ -208,6 +208,14 @@ def _record(
         f"model: {type(model).__name__} does not call its {len(blocks)} blocks one after the other on hidden states "
         f"of one shape, so it can't be walked block by block" + (f" ({failure})" if failure else "")
     )
+
+
+def _without_head(model: PreTrainedModel, blocks: nn.ModuleList) -> nn.Module:
+    """The part that a head is on; where the model has another prefix than that part's name (Llama 4), by its blocks."""
+    if model.base_model is not model:
+        return model.base_model
+    holders = (part for part in model.modules() if any(blocks is own for own in part.children()))
+    return next((part for part in holders if isinstance(part, PreTrainedModel)), model)
 
 
 class _Recorder:

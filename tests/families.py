@@ -22,6 +22,14 @@ _MODERN = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+_LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_DEEPSEEK = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "moe_intermediate_size": 16,
+}
 _CLASSIC = {"n_embd": 32, "n_layer": 3, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
 
 FAMILIES: dict[str, dict[str, object]] = {
@@ -44,7 +52,7 @@ FAMILIES: dict[str, dict[str, object]] = {
         "moe_intermediate_size": 16,
         "head_dim": 8,
     },
-    "mixtral": {**_MODERN, "num_local_experts": 4},
+    "mixtral": {**_MODERN, **_LOCAL},
     "bloom": {"hidden_size": 32, "n_layer": 3, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2},
     "codegen": {**_CLASSIC, "rotary_dim": 4, "n_ctx": 64, "n_positions": 64},
     "gptj": {**_CLASSIC, "rotary_dim": 4},
@@ -85,8 +93,8 @@ HYBRIDS: dict[str, dict[str, object]] = {
         "num_hidden_layers": 2,
         "attn_layer_period": 2,
         "attn_layer_offset": 1,
-        "num_experts": 1,
-        "num_experts_per_tok": 1,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
         "mamba_dt_rank": 16,
     },
     "lfm2": {
@@ -132,11 +140,65 @@ HYBRIDS: dict[str, dict[str, object]] = {
 }
 """Families whose blocks are of several kinds, or called or made otherwise than a Llama's."""
 
+EXPERTS: dict[str, dict[str, object]] = {
+    "phimoe": {**_MODERN, **_LOCAL},
+    "qwen2_moe": {
+        **_MODERN,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 32,
+    },
+    "granitemoe": {**_MODERN, **_LOCAL},
+    "gpt_oss": {**_MODERN, **_LOCAL, "head_dim": 8, "sliding_window": 8},
+    "llama4_text": {
+        **_MODERN,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 2,
+        "intermediate_size_mlp": 64,
+        "head_dim": 8,
+    },
+    "deepseek_v3": {
+        **_MODERN,
+        **_DEEPSEEK,
+        "num_key_value_heads": 4,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "head_dim": 8,
+    },
+    "nemotron_h": {
+        **_MODERN,
+        **_DEEPSEEK,
+        "head_dim": 8,
+        "layers_block_type": ["mamba", "moe", "attention", "moe"],
+        "num_hidden_layers": 4,
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+        "n_groups": 1,
+        "ssm_state_size": 8,
+        "chunk_size": 8,
+        "moe_shared_expert_intermediate_size": 16,
+    },
+}
+MIXTURES = (
+    "mixtral",
+    "qwen3_moe",
+    "jamba",
+    *EXPERTS,
+)
+"""Families with experts, in tensors of their own or stacked; gated or not, transposed, interleaved, with biases."""
+
 
 def tiny_model(family: str, seed: int = 0, **changes: object) -> PreTrainedModel:
     """A random model of a family, in eval mode, with every bias and norm away from its trivial start."""
     torch.manual_seed(seed)
-    options = {"vocab_size": VOCABULARY, **{**FAMILIES, **HYBRIDS}[family], **changes}
+    options = {"vocab_size": VOCABULARY, **{**FAMILIES, **HYBRIDS, **EXPERTS}[family], **changes}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options)).eval()
     with torch.no_grad():
         for parameter in model.parameters():

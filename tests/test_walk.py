@@ -49,7 +49,9 @@ def test_the_walk_equals_the_plain_forward(family, padded):
     assert torch.equal(stream.predictions(0), expected)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe", "mixtral"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt2", "qwen3_moe", "mixtral", "gpt_oss", "llama4_text"]
+)
 def test_a_checkpoint_on_disk_loads_block_by_block_under_its_own_names(family, tmp_path):
     from safetensors.torch import load_file
 
