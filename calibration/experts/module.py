@@ -101,6 +101,8 @@ class Experts(nn.Module):
         self.routing = Routing.ROUTED
         self.counts = [0] * layout.n_experts
         """Tokens that the router has sent to each since somebody set these to 0."""
+        self.reads_scored = not _takes_choice(stacked)
+        """Whether what an expert reads is multiplied by the router's score before: 0 for tokens of others."""
         # Not a part of this module: it has no weights, and no checkpoint knows it.
         vars(self)["_like"] = _without_parameters(stacked)
         for number in range(layout.n_experts):
@@ -236,6 +238,17 @@ def take_apart(model: nn.Module, layers: Collection[str]) -> None:
             _hand_over(module, unstack_one(model, path, layout))
 
 
+def take_all_apart(model: nn.Module) -> None:
+    """Unstack, with their weights, the experts of a loaded model that a skeleton has unstacked.
+
+    Both then round alike: where two experts score nearly the same, a router chooses by the last bit of what it reads.
+    """
+    for path, module in list(model.named_modules()):
+        layout = layout_of(module)
+        if layout is not None:
+            _hand_over(module, unstack_one(model, path, layout))
+
+
 def _hand_over(stacked: nn.Module, experts: Experts) -> None:
     """Give each expert's layers their part of the stacked parameters."""
     layout = experts.layout
@@ -303,8 +316,7 @@ def _computes_as_unstacked(module: nn.Module, layout: Layout) -> bool:
     x_th = torch.randn(4 * layout.n_experts, layout.hidden, generator=generator)
     chosen = torch.stack([torch.randperm(layout.n_experts, generator=generator)[:2] for _ in x_th])
     weights = torch.rand(chosen.shape, generator=generator)
-    # Classes that say how they stack are called with the router's choice; Llama 4's with scored tokens.
-    routing = (chosen, weights) if hasattr(module, "is_concatenated") else ()
+    routing = (chosen, weights) if _takes_choice(module) else ()
     try:
         with torch.no_grad():
             found, expected = experts(x_th, *routing), forward(tried, x_th, *routing)
@@ -315,6 +327,11 @@ def _computes_as_unstacked(module: nn.Module, layout: Layout) -> bool:
         and found.shape == expected.shape
         and torch.allclose(found, expected, atol=1e-4)
     )
+
+
+def _takes_choice(stacked: nn.Module) -> bool:
+    """Whether a module is called with the router's choice: classes that say how they stack are, Llama 4's is not."""
+    return hasattr(stacked, "is_concatenated")
 
 
 def _small(module: nn.Module, layout: Layout, generator: torch.Generator) -> nn.Module:

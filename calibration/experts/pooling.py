@@ -44,21 +44,29 @@ def filled(
     """
     own = {name: stats for group, stats in found for name in group}
     done: dict[str, Filled] = {}
-    added: list[Filled] = []
     for path, module in experts.items():
         for groups in _groups(path, module, names):
             have = {n: own[group[0]] for n, group in groups.items() if group[0] in own}
             if not have:
                 continue
-            pool = _sum(list(have.values()))
+            pool = None if routing is Routing.ALL else _sum(list(have.values()))
             for number, group in groups.items():
-                stats, routed = _one(have.get(number), pool, module, number, routing)
-                entry = (group, stats, routed)
-                if number in have:
-                    done[group[0]] = entry
-                else:
-                    added.append(entry)
-    return [done.get(group[0], (group, stats, None)) for group, stats in found] + added
+                done[group[0]] = group, *_one(have.get(number), pool, module, number, routing)
+    return [*_in_order(found, done), *done.values()]
+
+
+def _in_order(
+    found: Sequence[tuple[tuple[str, ...], Statistics]], done: dict[str, Filled]
+) -> Iterator[Filled]:
+    """The inputs as they were found; of several experts', and other layers', the input of each by itself.
+
+    Takes those of experts out of `done`.
+    """
+    inside = {name for group, _, _ in done.values() for name in group}
+    for group, stats in found:
+        if others := tuple(name for name in group if name not in inside):
+            yield others, stats, None
+        yield from (done.pop(name) for name in group if name in done)
 
 
 def filled_gradients(
@@ -94,20 +102,27 @@ def _groups(
 
 
 def _one(
-    own: Statistics | None, pool: Statistics, module: Experts, number: int, routing: Routing
+    own: Statistics | None,
+    pool: Statistics | None,
+    module: Experts,
+    number: int,
+    routing: Routing,
 ) -> tuple[Statistics, Routed | None]:
+    """`pool`: the sum over the layer's experts; None if each has seen all tokens."""
+    if pool is None:
+        assert own is not None
+        return own, Routed(module.counts[number], 0.0) if own else None
     if not pool:  # nothing is collected but which layers read one tensor
         return pool, None
     seen = 0 if own is None else n_tokens(own)
-    routed = int(module.counts[number]) if routing is Routing.ALL else seen
     if routing is Routing.POOLED:
-        return pool, Routed(routed, 1.0)
+        return pool, Routed(seen, 1.0)
     fewest = min(TOKENS_PER_FEATURE * width(pool), n_tokens(pool))
     if own is not None and seen >= fewest:
-        return own, Routed(routed, 0.0)
+        return own, Routed(seen, 0.0)
     share = (fewest - seen) / n_tokens(pool)
     more = Statistics({kind: value.scaled(share) for kind, value in pool.items()})
-    return (more if own is None else own.absorb(more)), Routed(routed, 1 - seen / fewest)
+    return (more if own is None else own.absorb(more)), Routed(seen, 1 - seen / fewest)
 
 
 def _sum(all_stats: Sequence[Statistics]) -> Statistics:

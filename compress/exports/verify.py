@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from calibration.errors import OptionError
+from calibration.experts.module import take_all_apart
 from calibration.outputs import predictions
 from compress.bases import open_base
 from compress.errors import CheckpointError, PluginError, RecipeError
@@ -185,6 +186,7 @@ def check(folder: Path, device: str) -> Verification:
     dtype = getattr(torch, metadata["dtype"]) if "dtype" in metadata else None
     kind = _format_of(folder)
     model = kind.load(folder, dtype, torch.device(device))
+    take_all_apart(model)
     with torch.inference_mode():
         output = predictions(model(input_ids=input_ids.to(device)))
     found = output[0, positions.to(device)].double().cpu()

@@ -17,6 +17,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from calibration.experts.module import experts_in
+from calibration.experts.routing import Routing
 from calibration.held_out import EVERY
 from calibration.propagation import Propagate
 from calibration.skeleton import PartLoader, open_parts
@@ -164,6 +165,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     tokenizer = load_tokenizer(source.folder)
     is_tied = getattr(config, "tie_word_embeddings", False)
     loader = open_parts(config, dtype, whole)
+    _refuse_all_tokens(recipe, loader)
     if is_tied and not config.tie_word_embeddings:
         source = source.with_own_head()
     reader, uncalled = unstacked(loader), uncalled_layers(loader.model, loader, device)
@@ -198,6 +200,17 @@ def _resolved(spec: str, progress: Progress) -> tuple[SourceModel, Tensors]:
     source = resolve_model(spec, None, progress=progress)
     reader = open_original(source.folder)
     return replace(source, notes=(*source.notes, *reader.notes)), reader
+
+
+def _refuse_all_tokens(recipe: Recipe, loader: PartLoader) -> None:
+    """Raises RecipeError if every token is to go through every expert, and the model multiplies most by 0 before."""
+    scored = [path for path, module in loader.experts.items() if module.reads_scored]
+    if recipe.moe is Routing.ALL and scored:
+        raise RecipeError(
+            f"all: {scored[0]} reads tokens multiplied by the router's score, which is 0 for all that are not sent to "
+            "an expert; choose routed or pooled",
+            option="moe",
+        )
 
 
 def replanned(prepared: Prepared, found: Mapping[str, Survey]) -> Prepared:
