@@ -1,4 +1,6 @@
-"""Formats whose readers take no corrections of experts, and what cards say of loading a mixture."""
+"""Formats whose readers take no experts in stacks or no corrections of experts, and how cards load a mixture."""
+
+import shutil
 
 import pytest
 from families import save_tiny
@@ -23,6 +25,18 @@ def test_gptq_refuses_corrections_of_experts_which_peft_would_leave_out(mixture)
     job = recipe(mixture, method=EoRA(rank=2, base=GPTQ(bits=4, group_size=32)), export=("gptq",))
     with pytest.raises(RecipeError, match=r"export: gptq cannot hold .*experts\.0\.\w+: PEFT adds"):
         compress.plan(job)
+
+
+def test_gptq_refuses_experts_that_the_source_stacks_and_takes_the_rest(workspace):
+    shutil.rmtree(workspace / "model")
+    save_tiny(workspace / "model", "granitemoe", num_key_value_heads=4)
+    method = GPTQ(bits=4, group_size=32)
+    with pytest.raises(
+        RecipeError, match=r"export: gptq cannot hold .*experts.* in one tensor with"
+    ):
+        compress.plan(recipe(workspace, method=method, export=("gptq",)))
+    rest = recipe(workspace, method=method, export=("gptq",), exclude=("*experts*",))
+    assert len(compress.plan(rest).plan.layers) == 3 * 4
 
 
 @pytest.mark.usefixtures("quick_verification")

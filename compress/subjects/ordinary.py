@@ -55,6 +55,7 @@ class OrdinaryModel(Subject):
         shapes = {layer.name: layer.shape for layer in plan.layers}
         compressors = {layer.name: layer.compressor for layer in plan.layers}
         for name in recipe.export:
+            self._refuse_stacked(name, compressors)
             EXPORTS[name].check(compressors, shapes)
             self._refuse_experts(name, compressors)
         return plan
@@ -69,6 +70,17 @@ class OrdinaryModel(Subject):
                     "--exclude '*experts*'",
                     option="export",
                 )
+
+    def _refuse_stacked(self, export: str, layers: Collection[str]) -> None:
+        """Raises RecipeError for a format that cannot hold an expert of a stack."""
+        problem, slices = EXPORTS[export].problem_of_stacks(), self.loader.slices
+        stacked = [name for name in layers if f"{name}.weight" in slices]
+        if problem and stacked:
+            raise RecipeError(
+                f"{export} cannot hold {stacked[0]}, which {self.original.source.spec} stores in one tensor with "
+                f"{len(stacked) - 1} more: {problem}; choose native or dense, or --exclude '*experts*'",
+                option="export",
+            )
 
     def _others(self, recipe: Recipe, linears: Linears) -> OutsideBlocks:
         """Embeddings and heads as the recipe asks, and what else is stored narrower."""
