@@ -34,14 +34,14 @@ def _of_sweep(_: Command, words: Sequence[str]) -> Mapping[str, Any]:
     return base or {}
 
 
-def _of_recipe(name: str, about: str) -> Command:
-    """A command that takes a whole recipe."""
+def _of_recipe(name: str, about: str, *arguments: Argument) -> Command:
+    """A command that takes a whole recipe, and some arguments of its own."""
     return Command(
         name=name,
         about=about,
         usage=f"[{RECIPE_NAME}] [options]",
         home=f"running.{name}",
-        arguments=(_RECIPE_FILE,),
+        arguments=(_RECIPE_FILE, *arguments),
         options=(),
         recipe=of_file,
         epilog=METHOD_HELP.format(name),
@@ -50,7 +50,16 @@ def _of_recipe(name: str, about: str) -> Command:
 
 _ALL = (
     _of_recipe("run", "Compress a model, verify, evaluate and describe the result."),
-    _of_recipe("plan", "Dry run: check everything, and print sizes and times."),
+    _of_recipe(
+        "plan",
+        "Dry run: check everything, and print sizes and times.",
+        Argument(
+            name="--layers",
+            const="each",
+            default="kinds",
+            about="where ranks differ, a row for each expert too",
+        ),
+    ),
     Command(
         name="sweep",
         about="Run many recipes, planned together, and compare what they reach.",

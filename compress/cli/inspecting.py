@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from compress.cli.command import Given
@@ -16,13 +15,7 @@ if TYPE_CHECKING:
     from compress.inspection.checkpoint import Inspection
     from compress.inspection.possibilities import Possibility
     from compress.inspection.spectra import EffectiveRanks
-
-
-class Rows(Enum):
-    """What a row of the terminal's tables is of."""
-
-    KINDS = "kinds"
-    EACH = "each"
+    from compress.planning.rows import Rows
 
 
 MARK = "<!-- written by compress inspect -->"
@@ -38,6 +31,7 @@ def inspect(given: Given) -> None:
     from compress.inspection import checkpoint
     from compress.inspection.possibilities import possibilities
     from compress.inspection.spectra import weight_spectra
+    from compress.planning.rows import Rows
 
     with shown_progress() as progress:
         found = checkpoint.inspect(known.model, progress=progress)
@@ -64,12 +58,17 @@ def inspect(given: Given) -> None:
 
 def _show_layers(found: Inspection, rows: Rows) -> None:
     from compress.inspection import tables as tables
+    from compress.planning.rows import Rows
 
     cells = (
         tables.each_layer(found) if rows is Rows.EACH else tables.layer_cells(found, found.layers)
     )
     n = tables.n_layer_columns(found)
     show_cells(tables.headline(found), tables.LAYER_HEAD[:n], [row[:n] for row in cells])
+    kinds = tables.kind_cells(found)
+    if kinds:
+        print()
+        show_cells(tables.mixture_line(found), tables.KIND_HEAD, kinds)
     for reason, others in tables.other_cells(found):
         print()
         show_cells(f"not compressed: {reason}", tables.OTHER_HEAD, others)
@@ -77,6 +76,7 @@ def _show_layers(found: Inspection, rows: Rows) -> None:
 
 def _show_spectra(spectra: Mapping[str, EffectiveRanks], rows: Rows) -> None:
     from compress.inspection import tables as tables
+    from compress.planning.rows import Rows
 
     each = tables.each_spectrum if rows is Rows.EACH else tables.spectra_cells
     print()

@@ -25,10 +25,11 @@ def plan(given: Given) -> None:
     """Show what a run would do."""
     recipe = _recipe("plan", given)
     from compress.pipeline import main as pipeline
+    from compress.planning.rows import Rows
 
     with shown_progress() as progress:
         planned = pipeline.plan(recipe, progress=progress)
-    print("\n".join(planned.lines()))
+    print("\n".join(planned.lines(Rows(given.own.layers))))
 
 
 def calibrate(given: Given) -> None:

@@ -67,6 +67,14 @@ class AdapterExporter(CheckpointExporter, name="adapter"):
         return ""
 
     @classmethod
+    def experts_text(cls) -> str:
+        """Factors for layers of single experts."""
+        return (
+            "factors for each expert's layers, for what keeps these apart; PEFT finds no such layers in classes of "
+            "transformers that stack experts in one parameter"
+        )
+
+    @classmethod
     def planned_bytes(cls, plan: Planned) -> int:
         """Two factors of 16 bits a number for each corrected layer."""
         return sum(layer.adapter_bytes for layer in plan.layers)

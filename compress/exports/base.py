@@ -250,6 +250,11 @@ class Exporter(ABC):
         """Why the format cannot hold experts that the source stacks in one tensor; empty if it can."""
         return ""
 
+    @classmethod
+    def experts_text(cls) -> str:
+        """How it stores the experts of a mixture and what can't load them, for a plan; empty: as any other layer."""
+        return ""
+
     # In a run
 
     @abstractmethod

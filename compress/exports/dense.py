@@ -59,6 +59,11 @@ class DenseExporter(CheckpointExporter, name="dense"):
         return ""
 
     @classmethod
+    def experts_text(cls) -> str:
+        """As before."""
+        return "dense weights as the source stores them, stacks included: whatever loads the source loads it"
+
+    @classmethod
     def planned_bytes(cls, plan: Planned) -> int:
         """Every weight in the source's dtype."""
         weights = sum(layer.shape[0] * layer.shape[1] for layer in plan.layers)

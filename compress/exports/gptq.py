@@ -124,6 +124,14 @@ class GptqExporter(CheckpointExporter, name="gptq"):
         """It has tensors for one matrix each."""
         return "its tensors are of one matrix each, and have no name for an expert of a stack"
 
+    @classmethod
+    def experts_text(cls) -> str:
+        """Packed, by the source's names."""
+        return (
+            "packed, each matrix under its name in the source: gptqmodel loads them; from_pretrained of transformers "
+            "does not, for it keeps experts stacked and fills them with random numbers"
+        )
+
     def _write_layer(self, layer: LayerExport) -> None:
         if layer.source_name and isinstance(
             layer.form, Dense

@@ -69,6 +69,13 @@ class NativeExporter(CheckpointExporter, name="native"):
         return ""
 
     @classmethod
+    def experts_text(cls) -> str:
+        """Packed, and run so."""
+        return (
+            "packed, each expert a module of layers, and run so in transformers; no server reads it"
+        )
+
+    @classmethod
     def planned_bytes(cls, plan: Planned) -> int:
         """The forms as they are."""
         return sum(layer.native_bytes for layer in plan.layers) + plan.rest_bytes(cls.name)

@@ -21,6 +21,7 @@ from compress.models.checkpoint import Tensors
 from compress.models.devices import settle_dtype
 from compress.models.dtype import Dtype
 from compress.models.model_config import read_config
+from compress.models.names import block_and_place
 from compress.models.resolve import resolve_model
 from compress.models.unstacked import unstacked
 from compress.planning.make import Linears, chosen_linears, kept_tensors
@@ -181,7 +182,7 @@ def _contents(folder: Path, kind: type[Exporter] | None, progress: Progress) -> 
 def _inspection(folder: Path, contents: Contents) -> Inspection:
     layers = [_told(layer, COMPRESSIBLE) for layer in contents.layers]
     others = [_told(other, STORED) for other in contents.others]
-    numbers = {part for layer in layers for part in layer.name.split(".") if part.isdigit()}
+    numbers = {block_and_place(layer.name)[0] for layer in layers}
     return Inspection(
         folder=folder,
         format=contents.format,

@@ -10,6 +10,7 @@ from compress.families.base import LayerShape
 from compress.inspection.checkpoint import InspectedTensor, Inspection
 from compress.inspection.possibilities import Possibility, dividing_groups, saving_rank
 from compress.inspection.spectra import EffectiveRanks
+from compress.models.kinds import Kind, expert_of, kind_of
 from compress.models.names import block_and_place
 from compress.report.numbers import NOTHING, counted, megabytes
 
@@ -17,6 +18,7 @@ Cells = tuple[str, ...]
 LAYER_HEAD = ("layer", "n", "out x in", "stored as", "bytes", "share", "break-even rank")
 OTHER_HEAD = ("tensor", "n", "shape", "stored as", "bytes", "share")
 SPECTRA_HEAD = ("spectrum", "full", "numerical", "stable", "90 %", "99 %")
+KIND_HEAD = ("bytes by kind", "tensors", "bytes", "share")
 METHODS_HEAD = ("setting", "layers", "bits", "whole", "vs now")
 
 
@@ -116,6 +118,35 @@ def group_line(found: Inspection) -> str:
     return text + (f"; some layers': {', '.join(partly)}" if partly else "")
 
 
+def mixture_line(found: Inspection) -> str:
+    """How many experts there are, in how many layers; for a table of kinds."""
+    experts = [one for tensor in found.tensors if (one := expert_of(tensor.name)) is not None]
+    n_experts = len({(one.module, one.number) for one in experts})
+    n_layers = len({one.module for one in experts})
+    return (
+        f"{n_experts:,} experts in {counted(n_layers, 'layer')}" if experts else "stacked experts"
+    )
+
+
+def kind_cells(found: Inspection) -> list[Cells]:
+    """Rows for `KIND_HEAD`: what each kind of weights takes; none for a model without experts."""
+    kinds: dict[Kind, list[int]] = {}
+    for tensor in found.tensors:
+        kinds.setdefault(kind_of(tensor.name), []).append(tensor.n_bytes)
+    if Kind.EXPERTS not in kinds:
+        return []
+    return [
+        (
+            str(kind),
+            f"{len(kinds[kind]):,}",
+            megabytes(sum(kinds[kind])),
+            f"{100 * sum(kinds[kind]) / found.n_bytes:.1f} %",
+        )
+        for kind in Kind
+        if kind in kinds
+    ]
+
+
 def headline(found: Inspection) -> str:
     """Format, number of layers and blocks, and bytes, in one line."""
     by = "" if found.producer is None else f", written by {found.producer}"
@@ -128,7 +159,9 @@ def headline(found: Inspection) -> str:
 
 
 def _place(name: str) -> str:
-    place = block_and_place(name)[1]
+    """What layers of all blocks, and of all experts, are together."""
+    expert = expert_of(name)
+    place = block_and_place(name if expert is None else expert.of_all)[1]
     return place.removesuffix(".weight")
 
 

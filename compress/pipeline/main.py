@@ -37,6 +37,7 @@ from compress.pipeline.report import make_report
 from compress.pipeline.stopwatch import Stopwatch
 from compress.planning.make import seconds_of_forward
 from compress.planning.memory import peak_memory
+from compress.planning.mixtures import mixture_lines
 from compress.planning.plan import Forecast
 from compress.prepare.output_folder import refuse_bad_output
 from compress.prepare.prepare import (
@@ -66,12 +67,14 @@ def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Forecast:
     prepared = surveyed(prepared, progress)
     n_parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
     seconds = seconds_of_forward(n_parameters, prepared.tokens.n_tokens, prepared.device)
+    names = [layer.name for layer in prepared.plan.layers]
+    experts = mixture_lines(names, recipe.moe, prepared.plan.exports)
     text = text_lines(prepared.tokens, prepared.windows, prepared.tokenizer)
     notes = (f"note: {note}" for note in prepared.reader.notes)
     memory = peak_memory(
         prepared.plan, prepared.loader, prepared.tokens, recipe.batch_size, prepared.needs
     )
-    return Forecast(prepared.plan, seconds, (*text, *notes, *memory.lines()))
+    return Forecast(prepared.plan, seconds, (*experts, *text, *notes, *memory.lines()))
 
 
 def run(

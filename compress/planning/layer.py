@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from compress.exports.base import widens
 from compress.families.base import Compressor
@@ -16,6 +17,7 @@ from compress.families.given import Given
 class PlannedLayer:
     """A layer that will be compressed, with its compressor and its bytes before and after."""
 
+    NO_CORRECTION: ClassVar = "no correction"
     name: str
     tensor: str
     """The name of its weight in the checkpoint."""
@@ -39,7 +41,7 @@ class PlannedLayer:
     def correction(self) -> str:
         """The correction in words: `rank 64, 4 bits`, or `no correction`."""
         if not isinstance(self.compressor, Correction):
-            return "no correction"
+            return self.NO_CORRECTION
         return f"rank {self.compressor.rank}, {self.compressor.adapter_bits} bits"
 
     @property

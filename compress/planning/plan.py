@@ -11,7 +11,9 @@ from compress.embeddings.plan import OutsideBlocks
 from compress.exports.base import EXPORTS
 from compress.exports.storage import Storage
 from compress.families.base import Compressor
+from compress.models.kinds import Kind, has_experts, kind_of, leaf_of
 from compress.planning.layer import PlannedLayer
+from compress.planning.rows import Rows, aligned, corrections_table, ranks_in_a_recipe, ranks_table
 from compress.planning.text import correction_notes, shared_lines
 from compress.report.report import KeptTensor
 
@@ -98,64 +100,79 @@ class Plan:
         tables = sum(table.n_bytes for table in self.outside.tables)
         return self.kept_bytes + tables - self.outside.saved_bytes(export)
 
-    def lines(self) -> list[str]:
-        """The lines that show the plan in a terminal: layers of a kind together, what is kept and why, totals."""
+    def lines(self, rows: Rows = Rows.KINDS) -> list[str]:
+        """The lines that show the plan in a terminal: layers of a kind together, what is kept and why, totals.
+
+        Where layers of a shape differ in rank or correction, each has a line, and so has each expert if `rows` says so.
+        """
         shapes = {layer.shape for layer in self.layers}
         if len({(layer.shape, layer.rank) for layer in self.layers}) > len(shapes):
-            return [*self._ranks(), *self._rest()]
+            return [*self._ranks(rows), *self._rest()]
         if len({(layer.shape, layer.correction) for layer in self.layers}) > len(shapes):
-            return [*self._corrections(), *self._rest()]
+            return [*corrections_table(self.layers, self.exports, rows), *self._rest()]
         kinds: dict[tuple[str, tuple[int, int], str], list[PlannedLayer]] = defaultdict(list)
         for layer in self.layers:
-            kinds[layer.name.rpartition(".")[2], layer.shape, _options(layer.compressor)].append(
-                layer
-            )
-        out = [
-            f"{'layers':<22}{'out x in':>14}{'bytes before':>15}{'after':>13}{'bits/weight':>13}"
-        ]
+            kinds[leaf_of(layer.name), layer.shape, _options(layer.compressor)].append(layer)
+        cells = [("layers", "out x in", "bytes before", "after", "bits/weight")]
         for (leaf, (o, i), _), group in kinds.items():
             before = sum(layer.bytes_before for layer in group)
             after = sum(layer.held_bytes(self.exports) for layer in group)
-            bits = 8 * after / (len(group) * o * i)
-            out.append(
-                f"{len(group)} x {leaf:<18}{f'{o} x {i}':>14}{before:>15,}{after:>13,}{bits:>13.2f}"
+            bits = f"{8 * after / (len(group) * o * i):.2f}"
+            cells.append(
+                (f"{len(group):,} x {leaf}", f"{o} x {i}", f"{before:,}", f"{after:,}", bits)
             )
+        out = aligned(cells)
         out += [f"method: {text}" for text in dict.fromkeys(options for _, _, options in kinds)]
         return [*out, *shared_lines(self.layers), *self._rest()]
 
-    def _ranks(self) -> list[str]:
-        """Every layer's rank, share and predicted error, then all ranks as a recipe has them."""
-        out = [f"{'layer':<44}{'out x in':>14}{'rank':>7}{'kept':>9}{'predicted':>11}"]
-        for layer in self.layers:
-            shape, share = (
-                f"{layer.shape[0]} x {layer.shape[1]}",
-                layer.bytes_after / layer.bytes_before,
-            )
-            error = "-" if layer.predicted_error is None else f"{layer.predicted_error:.4f}"
-            out.append(
-                f"{layer.name:<44}{shape:>14}{layer.rank:>7}{100 * share:>7.1f} %{error:>11}"
-            )
+    def _ranks(self, rows: Rows) -> list[str]:
+        """The ranks, their shares and predicted errors, then all ranks as a recipe has them."""
         left = [name for name in self.selected if name not in {layer.name for layer in self.layers}]
-        out += [f"{name:<44}{'':>14}{'dense':>7}{'100.0 %':>9}" for name in left]
+        out = ranks_table(self.layers, left, rows)
         if any(layer.predicted_error is not None for layer in self.layers):
             out.append(
                 "predicted: relative error in the method's own metric, before factors are rounded"
             )
-        ranks = [f"{layer.name}={layer.rank}" for layer in self.layers]
-        out += ["in a recipe, to be edited:", "method:", "  ranks:"]
-        return out + [f"  - {entry}" for entry in (*ranks, *(f"{name}=dense" for name in left))]
-
-    def _corrections(self) -> list[str]:
-        """Every layer's correction, its bytes, and the error that is predicted."""
-        out = [f"{'layer':<44}{'out x in':>14}{'correction':>20}{'bytes':>11}{'predicted':>11}"]
-        for layer in self.layers:
-            shape = f"{layer.shape[0]} x {layer.shape[1]}"
-            error = "-" if layer.predicted_error is None else f"{layer.predicted_error:.4f}"
-            n_bytes = layer.held_correction_bytes(self.exports)
+        entries, n_left_out = ranks_in_a_recipe(self.layers, left, rows)
+        if n_left_out:
             out.append(
-                f"{layer.name:<44}{shape:>14}{layer.correction:>20}{n_bytes:>11,}{error:>11}"
+                f"{n_left_out:,} layers of experts have ranks of their own, which `compress plan --layers` lists for a "
+                "recipe; of the others,"
             )
-        return out
+        out += ["in a recipe, to be edited:", "method:", "  ranks:"]
+        return out + [f"  - {entry}" for entry in entries]
+
+    def bytes_by_kind(self) -> dict[Kind, tuple[int, int]]:
+        """Bytes of each kind of weights, before and after: layers in their native form, all else in the first format.
+
+        On a base checkpoint, what no correction changes has the base's bytes before as after.
+        """
+        first = self.exports[0]
+        saved = self.outside.narrowed if self.outside.narrows(first) else {}
+        sizes = [(one.name, one.bytes_before, one.held_bytes(self.exports)) for one in self.layers]
+        sizes += [
+            (one.name, one.n_bytes, one.n_bytes - saved.get(one.name, 0)) for one in self.kept
+        ]
+        found: dict[Kind, tuple[int, int]] = {}
+        for name, before, after in sizes:
+            kind = kind_of(name)
+            sums = found.get(kind, (0, 0))
+            found[kind] = (sums[0] + before, sums[1] + after)
+        for table in self.outside.tables:
+            sums = found.get(Kind.TABLES, (0, 0))
+            found[Kind.TABLES] = (sums[0] + table.n_bytes, sums[1] + table.bytes_in(first))
+        return {kind: found[kind] for kind in Kind if kind in found}
+
+    def _kinds(self) -> list[str]:
+        """The bytes of each kind of weights; none of a model without experts."""
+        if not has_experts(layer.name for layer in self.layers):
+            return []
+        cells = [("bytes by kind", "before", "after", "of all")]
+        found = self.bytes_by_kind()
+        whole = sum(after for _, after in found.values())
+        for kind, (before, after) in found.items():
+            cells.append((str(kind), f"{before:,}", f"{after:,}", f"{100 * after / whole:.1f} %"))
+        return aligned(cells)
 
     def _tables(self) -> list[str]:
         """A line for each matrix of the vocabulary and each way in which formats store it."""
@@ -174,7 +191,7 @@ class Plan:
 
     def _rest(self) -> list[str]:
         """The lines on embeddings, kept tensors and totals."""
-        out = [*self._tables()]
+        out = [*self._kinds(), *self._tables()]
         for reason in dict.fromkeys(tensor.reason for tensor in self.kept):
             members = [tensor for tensor in self.kept if tensor.reason == reason]
             size = sum(tensor.n_bytes for tensor in members)
@@ -213,15 +230,15 @@ class Forecast:
     seconds_of_forward: float
     """One plain forward pass over the calibration tokens."""
     text: tuple[str, ...] = ()
-    """Lines on the windows of text, the model's files, and the memory that compressing takes."""
+    """Lines on experts, the windows of text, the model's files, and the memory that compressing takes."""
 
-    def lines(self) -> list[str]:
-        """The lines that show the plan and its time in a terminal."""
+    def lines(self, rows: Rows = Rows.KINDS) -> list[str]:
+        """The lines that show the plan and its time in a terminal; `rows` as in `Plan.lines`."""
         once, low, high = (round(k * self.seconds_of_forward) for k in (1, 2, 6))
         forward = f"about {once} s" if once else "under a second"
         work = f"{low} to {high} s" if low else f"up to {high} s" if high else "under a second"
         return [
-            *self.plan.lines(),
+            *self.plan.lines(rows),
             *self.text,
             f"one forward pass over the calibration text: {forward}; "
             f"calibrating and compressing: {work}; verification and evaluation come on top",
