@@ -233,7 +233,7 @@ def test_a_rank_that_saves_nothing_is_refused():
         match=r"would not get smaller, such as square \(8192 bytes before, \d+ after\); "
         r"lower the rank \(64\) or the bits \(8\), or --exclude",
     ):
-        refuse_no_gain([planned], {planned.name: planned.name})
+        refuse_no_gain([planned])
 
 
 def spread(budget, **options):

@@ -160,19 +160,17 @@ class Compressor(Options, ABC):
         """Whether the plan depends on which layers read the same tensor."""
         return False
 
-    def shared_by(self, name: str, layer: LayerShape) -> object:  # noqa: ARG002  (see above)
-        """A key that is equal for layers that may store something in common; the layer's name if none do."""
-        return name
+    def owners(self, layers: Mapping[str, LayerShape]) -> Mapping[str, str]:  # noqa: ARG002  (see above)
+        """For each layer that reads what another stores, the other's name.
+
+        All of them are compressed together, with `Pooled` statistics if they read several inputs.
+        """
+        return {}
 
     @property
     def together(self) -> Compressor:
         """A key that is equal for weights compressed together; for the first of them it is the method itself."""
         return self
-
-    @property
-    def spans_blocks(self) -> bool:
-        """Whether weights of several decoder blocks are compressed together, with their `Pooled` statistics."""
-        return False
 
     @property
     def blocks_at_once(self) -> int:

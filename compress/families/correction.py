@@ -79,19 +79,14 @@ class Correction(CorrectionOptions, ABC):
         """Whether the base's plan depends on which layers read the same tensor."""
         return self.resolved_base.joins_layers
 
-    def shared_by(self, name: str, layer: LayerShape) -> object:
-        """The base's key of layers that may store something in common."""
-        return self.resolved_base.shared_by(name, layer)
+    def owners(self, layers: Mapping[str, LayerShape]) -> Mapping[str, str]:
+        """The layers whose bases read what another's stores, each with that one's name."""
+        return self.resolved_base.owners(layers)
 
     @property
     def together(self) -> Compressor:
         """A key that is equal for weights whose base compresses them together."""
         return replace(self, base=self.resolved_base.together)
-
-    @property
-    def spans_blocks(self) -> bool:
-        """Whether the base compresses weights of several blocks together."""
-        return self.resolved_base.spans_blocks
 
     @property
     def blocks_at_once(self) -> int:

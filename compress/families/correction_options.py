@@ -202,7 +202,7 @@ class CorrectionOptions(Compressor, ABC):
                 "layer's; set method.target: original, and leave method.base.target at layer",
                 option="base.target",
             )
-        if self.surveys_residuals and base.spans_blocks:
+        if self.surveys_residuals and base.blocks_at_once > 1:
             raise RecipeError(
                 f"needs a survey of one block at a time, and {base.name} compresses layers of "
                 "several blocks together; give a --rank",

@@ -101,7 +101,7 @@ def compress_blocks(job: Job, watch: Stopwatch) -> Iterator[Finished]:
         waiting = {name: planned[name] for name in block.layers if name in planned}
         gradients = {k: v for index in block.indices for k, v in job.gradients(index).items()}
         found = watch.each("observe", _statistics(job, block, frozenset(waiting)))
-        for inputs in inputs_in_turn(found, waiting, block.n_blocks):
+        for inputs in inputs_in_turn(found, waiting):
             with watch("compress"):
                 finished = _compress_inputs(job, block, inputs, waiting, gradients)
             del inputs  # or the last group's Gram would live through the next block's observation
@@ -201,9 +201,11 @@ def compress_group(job: Job, block: Block, group: Group) -> list[Finished]:
     layers = group.layers
     weights = [weight_oi(block.layers[layer.name]).float() for layer in layers]
     try:
-        names, method = [layer.name for layer in layers], layers[0].compressor
+        names, method = [layer.name for layer in layers], layers[0].compressor.together
         forms = job.subject.forms(names, weights, method, group.stats)
     except LayerError as error:
+        if group.shares:
+            return _without_failing(job, block, group, error)
         if len(layers) > 1:
             return [one for alone in group.apart() for one in compress_group(job, block, alone)]
         return [_left(job, block, layers[0], _forgive(job, error, layers))]
@@ -220,6 +222,30 @@ def compress_group(job: Job, block: Block, group: Group) -> list[Finished]:
         routed = group.routed.get(layer.name)
         found.append(_finish(job, block, layer, form, measured, routed))
     return found
+
+
+def _without_failing(job: Job, block: Block, group: Group, error: LayerError) -> list[Finished]:
+    """Compress what shares something without the layers that cannot be, even alone; all are left if that is none."""
+    failing: dict[str, LayerError] = {}
+    for alone in group.apart():
+        [layer] = alone.layers
+        weight = weight_oi(block.layers[layer.name]).float()
+        try:
+            job.subject.forms([layer.name], [weight], layer.compressor.together, alone.stats)
+        except LayerError as own:
+            failing[layer.name] = _forgive(job, own, [layer])
+    if not failing:
+        failing = dict.fromkeys(
+            [one.name for one in group.layers], _forgive(job, error, group.layers)
+        )
+    left = [
+        _left(job, block, layer, failing[layer.name])
+        for layer in group.layers
+        if layer.name in failing
+    ]
+    if len(left) == len(group.layers):
+        return left
+    return [*left, *compress_group(job, block, group.without(failing))]
 
 
 def _lost(weight: Tensor, dense: Tensor, form: Form, stats: Statistics) -> float:

@@ -1,9 +1,9 @@
-"""Grouping of loaded layers that are compressed together: those with one input, or with something that spans blocks."""
+"""Grouping of loaded layers that are compressed together: those with one input, or with something that they share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from calibration.experts.pooling import Routed
 from calibration.statistics.base import GradientStatistic
@@ -12,7 +12,6 @@ from calibration.walk import SharedInput
 from compress.families.base import Compressor
 from compress.forms.base import Form
 from compress.forms.shared import Shared
-from compress.models.names import block_and_place
 from compress.planning.layer import PlannedLayer
 
 
@@ -28,32 +27,58 @@ class Group:
     routed: Mapping[str, Routed] = field(default_factory=dict)
     """How those of experts were collected, by the layer's name."""
 
+    @property
+    def shares(self) -> bool:
+        """Whether its layers share what the first of them stores."""
+        return any(layer.owner for layer in self.layers)
+
     def apart(self) -> Iterator[Group]:
         """A group of each single layer."""
         for layer, own in zip(self.layers, self.own, strict=True):
             yield Group([layer], own, [own], self.routed)
+
+    def without(self, names: Collection[str]) -> Group:
+        """The other layers, of which the first stores what they share."""
+        left = [
+            (layer, own)
+            for layer, own in zip(self.layers, self.own, strict=True)
+            if layer.name not in names
+        ]
+        first = left[0][0].name
+        layers = [replace(layer, owner="" if layer.name == first else first) for layer, _ in left]
+        own = [stats for _, stats in left]
+        return Group(layers, _pooled(own), own, self.routed)
 
 
 Inputs = Sequence[SharedInput]
 
 
 def inputs_in_turn(
-    found: Iterable[SharedInput], waiting: Mapping[str, PlannedLayer], n_blocks: int
+    found: Iterable[SharedInput], waiting: Mapping[str, PlannedLayer]
 ) -> Iterator[Inputs]:
-    """Inputs whose layers can be compressed: each alone, unless its layers share something with other blocks'.
+    """Inputs whose layers can be compressed: each alone, unless its layers share something with those of others.
 
-    Those come together, the same place in every block, when the last of them has been found.
+    Those come together, as soon as every layer that shares it has been found; at the end, if some never are.
     """
-    held: dict[str, list[SharedInput]] = {}
+    stored_by = {name: layer.stored_by for name, layer in waiting.items()}
+    held: list[list[SharedInput]] = []
     for shared in found:
-        if not any(waiting[n].compressor.spans_blocks for n in shared.names if n in waiting):
-            yield [shared]
-            continue
-        _, place = block_and_place(shared.names[0])
-        held.setdefault(place, []).append(shared)
-        if len(held[place]) == n_blocks:
-            yield held.pop(place)
-    yield from held.values()
+        owners = _owners([shared], stored_by)
+        bundle = [shared]
+        for other in [each for each in held if owners & _owners(each, stored_by)]:
+            held.remove(other)
+            bundle = other + bundle
+        owners, come = _owners(bundle, stored_by), {n for each in bundle for n in each.names}
+        if all(name in come for name, owner in stored_by.items() if owner in owners):
+            yield bundle
+        else:
+            held.append(bundle)
+    yield from held
+
+
+def _owners(inputs: Inputs, stored_by: Mapping[str, str]) -> set[str]:
+    """The layers that store what the layers of these inputs share."""
+    return {stored_by[name] for shared in inputs for name in shared.names if name in stored_by}
 
 
 def groups_of(
@@ -61,23 +86,33 @@ def groups_of(
 ) -> Iterator[Group]:
     """Groups of layers with the same plan, in the order of their first; each alone if it reads its own gradients.
 
-    The layer that stores what a group shares comes first.
+    Layers that share something are a group of their own, and the one that stores it comes first.
     """
-    alike: dict[Compressor, list[tuple[PlannedLayer, Statistics]]] = {}
+    stores = {layer.owner for layer in waiting.values() if layer.owner}
+    alike: dict[tuple[Compressor, str], list[tuple[PlannedLayer, Statistics]]] = {}
     for shared in inputs:
         # Saved statistics know layers too that the plan leaves dense.
         for layer in (waiting[name] for name in shared.names if name in waiting):
-            alike.setdefault(layer.compressor.together, []).append((layer, shared.stats))
+            owner = layer.stored_by if layer.stored_by in stores else ""
+            alike.setdefault((layer.compressor.together, owner), []).append((layer, shared.stats))
     routed = {name: shared.routed for shared in inputs if shared.routed for name in shared.names}
-    for key, members in alike.items():
-        members.sort(key=lambda member: member[0].compressor != key)
+    for (method, owner), found in alike.items():
+        members = _storing_first(found, owner)
         layers, own = [layer for layer, _ in members], [stats for _, stats in members]
-        if not GradientStatistic.among(key.needs):
+        if not GradientStatistic.among(method.needs):
             yield Group(layers, _pooled(own), own, routed)
             continue
         for layer, stats in members:
             joined = stats.joined(gradients.get(layer.name, Statistics()))
             yield Group([layer], joined, [joined], routed)
+
+
+def _storing_first(
+    members: list[tuple[PlannedLayer, Statistics]], owner: str
+) -> list[tuple[PlannedLayer, Statistics]]:
+    """Layers with their input's statistics, the owner first; layers of one input stay side by side."""
+    first = next((stats for layer, stats in members if layer.name == owner), None)
+    return sorted(members, key=lambda each: (each[1] is not first, each[0].name != owner))
 
 
 def _pooled(own: Sequence[Statistics]) -> Statistics:

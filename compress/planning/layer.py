@@ -33,6 +33,11 @@ class PlannedLayer:
     """The layer that stores what this one shares with it; empty if it stores everything itself."""
 
     @property
+    def stored_by(self) -> str:
+        """The layer that stores what it shares: its owner, or itself."""
+        return self.owner or self.name
+
+    @property
     def rank(self) -> int | None:
         """The rank of its two factors; None for methods that do not replace the weight by two."""
         return self.compressor.rank if isinstance(self.compressor, Factorisation) else None

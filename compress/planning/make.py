@@ -61,9 +61,9 @@ def make_plan(  # noqa: PLR0913  (all but three have defaults)
     rest = reader.total_bytes - sum(shape.n_bytes for shape in shapes.values())
     rest -= stored.saved_bytes(stored.budgeted)
     layers = _planned_layers(found, shapes, method, rest)
-    shared_by = {name: method.shared_by(name, shapes[name]) for name in shapes}
-    refuse_no_gain(layers, shared_by)
-    layers = with_owners(layers, shared_by)
+    owners = method.owners(shapes)
+    layers = tuple(replace(layer, owner=owners.get(layer.name, "")) for layer in layers)
+    refuse_no_gain(layers)
     left = dict.fromkeys(set(shapes) - {layer.name for layer in layers}, "left dense by the plan")
     replaced = {layer.tensor for layer in layers} | {
         key for table in stored.tables for key in table.tensors
@@ -215,31 +215,16 @@ def other_shapes(
             yield found[0], stored, shape
 
 
-def with_owners(
-    layers: Sequence[PlannedLayer], shared_by: Mapping[str, object]
-) -> tuple[PlannedLayer, ...]:
-    """The layers, each that reads what another stores with that one's name; `shared_by`: what they share by name."""
-    stored = {(shared_by[layer.name], layer.compressor): layer.name for layer in reversed(layers)}
-    found = []
-    for layer in layers:
-        owner = stored.get((shared_by[layer.name], layer.compressor.together), "")
-        reads = layer.compressor.together != layer.compressor
-        found.append(replace(layer, owner=owner) if reads else layer)
-    return tuple(found)
-
-
-def refuse_no_gain(layers: Sequence[PlannedLayer], shared_by: Mapping[str, object]) -> None:
+def refuse_no_gain(layers: Sequence[PlannedLayer]) -> None:
     """Raises RecipeError if a layer's planned form takes as many bytes as its weight, or more.
 
     Layers that share something count together: one of them stores it for all.
     """
-    saved: dict[object, int] = defaultdict(int)
+    saved: dict[str, int] = defaultdict(int)
     for layer in layers:
-        saved[shared_by[layer.name]] += layer.bytes_before - layer.bytes_after
+        saved[layer.stored_by] += layer.bytes_before - layer.bytes_after
     wasteful = [
-        layer
-        for layer in layers
-        if saved[shared_by[layer.name]] <= 0 and layer.compressor.saves_bytes
+        layer for layer in layers if saved[layer.stored_by] <= 0 and layer.compressor.saves_bytes
     ]
     if not wasteful:
         return

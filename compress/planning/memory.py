@@ -7,7 +7,7 @@ the solver makes of one group of layers. Verification and evaluation come later,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -20,12 +20,15 @@ from calibration.memory import trim
 from calibration.skeleton import PartLoader, decoder_blocks
 from calibration.statistics.base import ObservedStatistic, PairStatistic, Statistic
 from calibration.text.data import Tokens
+from compress.models.names import block_and_place
 from compress.planning.layer import PlannedLayer
 from compress.planning.plan import Plan
 
 FP64 = 8
 SOLVER_SQUARES = 6
 """Matrices as large as a Gram that a solver holds besides it: damped, its factors and their inverse, in fp64."""
+FURTHER_SQUARES = 3
+"""As many for each further input of layers that share something: damped, its factors, in fp64."""
 SOLVER_WEIGHTS = 8
 """Matrices as large as a weight: in fp32 and fp64, the error, the codes and the form's dense one."""
 
@@ -86,7 +89,7 @@ def peak_memory(
         statistics=at_once * max(_statistics(found, needs, loader) for found in layers.values()),
         hidden=ways * tokens.n_tokens * embeddings.embedding_dim * width,
         batch=_batch(loader, batch_size * tokens.input_ids.shape[1], width),
-        solver=max(_solver(layer) for layer in plan.layers),
+        solver=max(_solver(found, loader) for found in _sharing(plan)),
     )
 
 
@@ -150,6 +153,23 @@ def _of_experts(module: Experts) -> int:
     return top * (2 * layout.hidden + 4 * layout.inner)
 
 
-def _solver(layer: PlannedLayer) -> int:
-    squares = SOLVER_SQUARES * layer.shape[1] ** 2
-    return FP64 * (squares + SOLVER_WEIGHTS * prod(layer.shape) // 2)
+def _sharing(plan: Plan) -> Collection[list[PlannedLayer]]:
+    """Layers that share something together, and each other layer alone."""
+    found: dict[str, list[PlannedLayer]] = {}
+    for layer in plan.layers:
+        found.setdefault(layer.stored_by, []).append(layer)
+    return found.values()
+
+
+def _solver(layers: Sequence[PlannedLayer], loader: PartLoader) -> int:
+    """Of layers that are solved together: in one block they read one input, but those of experts each their own."""
+    experts = tuple(f"{path}." for path in loader.experts)
+    inputs = {
+        next(_inputs(layer, loader))
+        if layer.name.startswith(experts)
+        else block_and_place(layer.name)[0]
+        for layer in layers
+    }
+    n_squares = SOLVER_SQUARES + FURTHER_SQUARES * (len(inputs) - 1)
+    weights = SOLVER_WEIGHTS * sum(prod(layer.shape) for layer in layers) // 2
+    return FP64 * (n_squares * layers[0].shape[1] ** 2 + weights)

@@ -32,7 +32,7 @@ from compress.forms.shared import Common, Shared
 from compress.forms.sparse import Sparse
 from compress.methods.cospadi.curves import curves, lost_at, trials
 from compress.methods.cospadi.options import ROUNDS, AtomAllocation, CoSpaDiOptions, Share, Solver
-from compress.methods.cospadi.planner import AtomPlanner, shared_by
+from compress.methods.cospadi.planner import AtomPlanner
 from compress.methods.cospadi.stacking import stacked
 from compress.solvers.dictionary_learning import alternating, oneshot
 from compress.solvers.ksvd import ksvd
@@ -62,9 +62,9 @@ class CoSpaDi(CoSpaDiOptions, name="cospadi"):
             and self.resolved_importance is Importance.KL
         )
 
-    def shared_by(self, name: str, layer: LayerShape) -> object:
-        """The input that the layer reads, or its place in consecutive blocks, if that is what shares a dictionary."""
-        return shared_by(self, name, layer)
+    def owners(self, layers: Mapping[str, LayerShape]) -> Mapping[str, str]:
+        """The layers that read another's dictionary, each with the one that stores it."""
+        return AtomPlanner(self, layers, 0).owners()
 
     def survey(self, weights: Sequence[Tensor], stats: Sequence[Statistics]) -> list[Survey]:
         """The error curve of each weight, if the plan compares any."""

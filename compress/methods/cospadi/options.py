@@ -32,6 +32,13 @@ class Share(enum.StrEnum):
     """Layers that read the same tensor (q, k and v; gate and up) share one, under one metric."""
     DEPTH = "depth"
     """Layers share as with inputs, and with the same layers of the next blocks, under all of their metrics."""
+    EXPERTS = "experts"
+    """Layers share as with inputs, and those of experts with the same layers of their block's other experts."""
+
+    @property
+    def spans_inputs(self) -> bool:
+        """Whether layers of several inputs share."""
+        return self in (Share.DEPTH, Share.EXPERTS)
 
 
 class AtomAllocation(enum.StrEnum):
@@ -102,7 +109,13 @@ class CoSpaDiOptions(Compressor, ABC):
             "help": "which side has a code for each line: outputs, inputs, or the more numerous"
         },
     )
-    share: Share = field(default=Share.INPUTS, metadata={"help": "which layers share a dictionary"})
+    share: Share = field(
+        default=Share.INPUTS,
+        metadata={
+            "help": "which layers share a dictionary: those of one input; depth and experts: these, and the same "
+            "layers of the next blocks, or of the block's other experts"
+        },
+    )
     depth: int | None = field(
         default=None,
         metadata={
@@ -193,13 +206,13 @@ class CoSpaDiOptions(Compressor, ABC):
         if self.share is Share.INPUTS and self.coded is Coded.INPUTS:
             raise RecipeError(
                 "with a code for each input the dictionary is in the space of the outputs, which layers "
-                "that read one input cannot share; use --share none or depth",
+                "that read one input cannot share; use --share none, depth or experts",
                 option="coded",
             )
-        if self.share is Share.DEPTH and self.allocation is AtomAllocation.ERRORS:
+        if self.share.spans_inputs and self.allocation is AtomAllocation.ERRORS:
             raise RecipeError(
-                "errors are measured of dictionaries within a block; use --allocation uniform with "
-                "--share depth",
+                "errors are measured of dictionaries of one input; use --allocation uniform with "
+                f"--share {self.share}",
                 option="allocation",
             )
         if self.solver is Solver.KSVD and self.pattern is not Pattern.FREE:
@@ -253,14 +266,9 @@ class CoSpaDiOptions(Compressor, ABC):
         return self.share is not Share.NONE
 
     @property
-    def spans_blocks(self) -> bool:
-        """Whether layers of several blocks share dictionaries."""
-        return self.share is Share.DEPTH
-
-    @property
     def blocks_at_once(self) -> int:
         """The number of blocks that share dictionaries."""
-        return self.resolved_depth if self.spans_blocks else 1
+        return self.resolved_depth if self.share is Share.DEPTH else 1
 
     def settled(self, dtype: AtomDtype, bits: CodeBits, coded: Coded, n_users: int) -> Self:
         """The method of layers with one dictionary: dtypes and side settled, sharing off for a single user."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from calibration.experts.module import DOWN
 from compress.errors import RecipeError
 from compress.families.base import Compressor, LayerShape
 from compress.families.budget import layer_budget
@@ -12,6 +13,7 @@ from compress.families.importance import cost_of_error
 from compress.families.low_rank import settled_dtype
 from compress.methods.cospadi.curves import ATOM_MULTIPLE, lost_at, side_of
 from compress.methods.cospadi.options import AtomAllocation, CoSpaDiOptions, Share
+from compress.models.kinds import ExpertLayer, expert_of
 from compress.models.names import block_and_place
 from compress.solvers.knapsack import BudgetError, Choice, knapsack
 from compress.solvers.sparse_coding import Coded
@@ -43,8 +45,9 @@ class AtomPlanner:
     def planned(self) -> dict[str, Compressor]:
         """Every layer's method, settled; layers that stay dense are left out.
 
-        Raises RecipeError naming the layers whose bytes pay for no atom.
+        Raises RecipeError naming the layers whose bytes pay for no atom, and for experts where there are none.
         """
+        self._refuse_no_experts()
         groups = [(group, self._settled(group)) for group in self.groups()]
         known = all(layer.survey is not None for layer in self.layers.values())
         if (
@@ -65,6 +68,17 @@ class AtomPlanner:
         if not planned:
             raise RecipeError("the plan leaves every layer dense; keep less", option="keep")
         return {name: planned[name] for name in self.layers if name in planned}
+
+    def owners(self) -> dict[str, str]:
+        """For each layer that reads another's dictionary, the layer that stores it."""
+        return {name: owner for owner, *others in self.groups() for name in others}
+
+    def _refuse_no_experts(self) -> None:
+        if self.method.share is Share.EXPERTS and not any(map(expert_of, self.layers)):
+            raise RecipeError(
+                "none of the chosen layers is one of a mixture's experts; use --share inputs",
+                option="share",
+            )
 
     def _budget(self) -> int:
         method = self.method
@@ -115,36 +129,59 @@ class AtomPlanner:
         """Layers that share a dictionary, and those that have their own."""
         groups: dict[object, dict[str, LayerShape]] = {}
         for name, layer in self.layers.items():
-            groups.setdefault((self.method.shared_by(name, layer), layer.dtype), {})[name] = layer
+            groups.setdefault((_shared_by(self.method, name, layer), layer.dtype), {})[name] = layer
         return [part for group in groups.values() for part in self._parts(group)]
 
     def _parts(self, group: dict[str, LayerShape]) -> list[dict[str, LayerShape]]:
         """The parts of a group that can share: with a code for each input, layers of one place and shape only."""
-        if side_of(self.method, *_sides(group)) is not Coded.INPUTS:
+        if self._side(group) is not Coded.INPUTS:
             return [group]
         parts: dict[object, dict[str, LayerShape]] = {}
         for name, layer in group.items():
-            place = block_and_place(name)[1] if self.method.spans_blocks else name
-            parts.setdefault((place, layer.shape), {})[name] = layer
+            parts.setdefault((_place(self.method, name), layer.shape), {})[name] = layer
         return list(parts.values())
+
+    def _side(self, group: Mapping[str, LayerShape]) -> Coded:
+        """The side that has codes: of experts that share, the neurons inside, which are each expert's own.
+
+        The dictionary is then in the space that all experts read and write.
+        """
+        method, expert = self.method, _expert(self.method, next(iter(group)))
+        if expert and method.coded is Coded.AUTO and method.codes_inputs:
+            return Coded.INPUTS if expert.layer == DOWN else Coded.OUTPUTS
+        return side_of(method, *_sides(group))
 
     def _settled(self, group: Mapping[str, LayerShape]) -> CoSpaDiOptions:
         """The method of layers with one dictionary, with dtypes and side settled."""
         method, layer = self.method, next(iter(group.values()))
         dtype = settled_dtype(method.dictionary_dtype, layer.dtype, "dictionary_dtype")
-        coded = side_of(method, *_sides(group))
+        coded = self._side(group)
         return method.settled(dtype, method.code_bits.beside(dtype), coded, n_users=len(group))
 
 
-def shared_by(method: CoSpaDiOptions, name: str, layer: LayerShape) -> object:
+def _shared_by(method: CoSpaDiOptions, name: str, layer: LayerShape) -> object:
     """A key that is equal for layers with one dictionary."""
     if method.share is Share.NONE or layer.survey is None:
         return name
     reads = layer.survey.reads or name
-    if method.share is Share.INPUTS:
-        return reads
-    index, place = block_and_place(reads)
-    return index // method.resolved_depth, place, layer.shape[1]
+    if method.share is Share.DEPTH:
+        index, place = block_and_place(reads)
+        return index // method.resolved_depth, place, layer.shape[1]
+    expert = _expert(method, name)
+    return (expert.module, expert.layer == DOWN, layer.shape[1]) if expert else reads
+
+
+def _place(method: CoSpaDiOptions, name: str) -> str:
+    """A key that is equal for layers whose outputs are in one space, or alike enough to share a dictionary of them."""
+    if method.share is Share.DEPTH:
+        return block_and_place(name)[1]
+    expert = _expert(method, name)
+    return expert.of_all if expert else name
+
+
+def _expert(method: CoSpaDiOptions, name: str) -> ExpertLayer | None:
+    """Which expert's layer it is, if experts share dictionaries."""
+    return expert_of(name) if method.share is Share.EXPERTS else None
 
 
 def _refuse_few_lines(method: CoSpaDiOptions, group: Mapping[str, LayerShape], k: int) -> None:
