@@ -39,7 +39,7 @@ from compress.report.pages.labels import LETTER, LINE, RADIUS, placed
 from compress.report.pages.making import remarks
 from compress.report.pages.marks import marks_of
 from compress.report.pages.pareto import front, pareto_pictures
-from compress.report.pages.places import MOST_PROJECTIONS, NO_BLOCK, Place, bytes_by_part, places_of
+from compress.report.pages.places import NO_BLOCK, Place, bytes_by_part, places_of
 from compress.report.pages.spectra import share_at, spectra_figures
 from compress.report.pages.theme import PAGE, PICTURE
 from compress.report.report import KeptTensor, LayerReport, Report, Spectrum
@@ -250,14 +250,17 @@ def test_a_layer_is_named_by_block_and_the_shortest_ending_that_tells_it_apart()
     ]
 
 
-def test_many_experts_of_one_kind_are_one_projection() -> None:
-    names = [
-        f"model.layers.{block}.mlp.experts.{expert}.{kind}"
-        for block in range(2)
-        for expert in range(MOST_PROJECTIONS)
-        for kind in ("up_proj", "down_proj")
+def test_experts_of_one_kind_are_one_projection_apart_from_dense_and_shared_layers() -> None:
+    parts = ("experts.0.up_proj", "experts.1.up_proj", "shared_experts.up_proj", "up_proj")
+    names = [f"model.layers.1.mlp.{part}" for part in parts]
+    assert [place.projection for place in places_of(names).values()] == [
+        "experts.up_proj",
+        "experts.up_proj",
+        "shared_experts.up_proj",
+        "mlp.up_proj",
     ]
-    assert {place.projection for place in places_of(names).values()} == {"up_proj", "down_proj"}
+    alone = places_of(names[:2])
+    assert {place.projection for place in alone.values()} == {"experts.up_proj"}
 
 
 def test_every_byte_is_in_one_part(report: Report) -> None:

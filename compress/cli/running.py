@@ -6,6 +6,7 @@ from compress.cli.command import Given
 from compress.cli.showing import show, show_notes, shown_progress
 from compress.config.recipe import Recipe
 from compress.errors import RecipeError
+from compress.report.experts import experts_line
 from compress.report.summary import rows
 
 
@@ -17,6 +18,8 @@ def run(given: Given) -> None:
     with shown_progress() as progress:
         report = pipeline.run(recipe, progress=progress)
     show(rows(report), f"{recipe.model}, {recipe.method_name}")
+    if line := experts_line(report):
+        print(line)
     show_notes(report)
     print(f"written to {recipe.folder}; README.md there is the model card")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from compress.models.kinds import expert_of
 from compress.report.card.facts import (
     bits_text,
     exporter_of,
@@ -22,6 +23,7 @@ from compress.report.card.metadata import front_matter
 from compress.report.card.names import base_name, model_name, source_name
 from compress.report.card.pictures import pictures
 from compress.report.changes import INTERVAL_NAME, correction_text
+from compress.report.experts import bytes_by_kind, experts_of, experts_text
 from compress.report.formats import changes_table, samples_text
 from compress.report.numbers import counted, megabytes
 from compress.report.recorded_recipe import method_text
@@ -50,6 +52,7 @@ def model_card(report: Report, export: ExportReport | None = None) -> str:
         *_samples(report),
         *pictures(report),
         *_layers(report),
+        *_experts(report),
         *_calibration(report),
         *_embeddings(report),
         *_kept(report),
@@ -176,6 +179,19 @@ def _layer_row(layer: LayerReport, bits: float) -> str:
     return f"| {layer.name} | {shape} | {layer.form} | {bits:.2f} | {error} |"
 
 
+def _experts(report: Report) -> Iterator[str]:
+    if not experts_of(report):
+        return
+    yield "## Experts"
+    yield experts_text(report)
+    table = ["| kind of weights | before | after |", "| --- | ---: | ---: |"]
+    table += [
+        f"| {kind} | {megabytes(before)} | {megabytes(after)} |"
+        for kind, (before, after) in bytes_by_kind(report).items()
+    ]
+    yield "\n".join(table)
+
+
 def _calibration(report: Report) -> Iterator[str]:
     yield "## What it was calibrated on"
     options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 100}
@@ -222,7 +238,16 @@ def _kept(report: Report) -> Iterator[str]:
 
 
 def _remarks(report: Report) -> Iterator[str]:
-    layers = [f"`{layer.name}`: {layer.note}" for layer in report.layers if layer.note]
+    noted: dict[tuple[str, str], list[str]] = {}
+    for layer in report.layers:
+        if layer.note:
+            expert = expert_of(layer.name)
+            key = layer.name if expert is None else expert.pattern, layer.note
+            noted.setdefault(key, []).append(layer.name)
+    layers = [
+        f"`{names[0]}`: {note}" if len(names) == 1 else f"`{key}`, {len(names)} experts: {note}"
+        for (key, note), names in noted.items()
+    ]
     remarks = [*report.notes, *layers]
     yield "## Remarks and limits"
     yield "\n".join(f"- {remark}" for remark in [*remarks, *_LIMITS])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from compress.report.experts import experts_of
 from compress.report.report import Report
 
 PICTURES = "pictures"
@@ -15,6 +16,11 @@ def picture_names(report: Report) -> dict[str, str]:
     names = {"bytes": "Bytes of each part of the model, before and after"}
     if any(layer.relative_error is not None for layer in report.layers):
         names["errors"] = "Relative output error of each layer, by block and projection"
+    experts = experts_of(report)
+    if experts:
+        names["expert-tokens"] = "Calibration tokens of each expert, by block"
+    if any(one.error is not None for one in experts):
+        names["expert-errors"] = "Relative output error of each expert, by block"
     if any(layer.spectrum is not None for layer in report.layers):
         names["spectra"] = "Singular values of what each low-rank part stands for, and the cut"
     return names

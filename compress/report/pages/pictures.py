@@ -12,6 +12,7 @@ import vl_convert
 from compress.report.card.pictures import PICTURES, picture_names
 from compress.report.comparison import RunComparison
 from compress.report.pages.charts import bytes_figure, error_figure
+from compress.report.pages.experts import expert_errors_figure, tokens_figure
 from compress.report.pages.figures import Figure
 from compress.report.pages.pareto import pareto_pictures
 from compress.report.pages.spectra import spectra_figures
@@ -44,6 +45,8 @@ def _run_charts(report: Report) -> dict[str, alt.TopLevelMixin]:
     drawn: dict[str, Callable[[Report], alt.TopLevelMixin]] = {
         "bytes": lambda it: _titled(bytes_figure(it, PICTURE)),
         "errors": lambda it: _titled(error_figure(it, PICTURE)),
+        "expert-tokens": lambda it: _titled(tokens_figure(it, PICTURE)),
+        "expert-errors": lambda it: _titled(expert_errors_figure(it, PICTURE)),
         "spectra": _spectra,
     }
     return {name: drawn[name](report) for name in picture_names(report)}

@@ -6,13 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from compress.models.kinds import EMBEDDINGS, HEAD, NORMS, expert_of
 from compress.report.report import Report
 
 NO_BLOCK = "-"
-MOST_PROJECTIONS = 40
-_EMBEDDINGS = re.compile(r"embed|wte|wpe|word_embeddings", re.IGNORECASE)
-_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_projection|score|classifier|pooler)(\.|$)")
-_NORMS = re.compile(r"norm|(^|[._])ln(_|\.|\d)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -28,22 +25,20 @@ class Place:
 def places_of(names: Sequence[str]) -> dict[str, Place]:
     """Places by layer name: `model.layers.3.self_attn.q_proj` is q_proj of block 3.
 
-    Where experts would make more than `MOST_PROJECTIONS` projections, those of one kind count as one.
+    A layer of any expert is `experts.gate_proj`.
     """
     parts = {name: _split(name) for name in names}
-    if len({rest for _, rest in parts.values()}) > MOST_PROJECTIONS:
-        parts = {name: (block, _starred(rest)) for name, (block, rest) in parts.items()}
     short = _shortened({rest for _, rest in parts.values()})
     return {name: Place(block, short[rest]) for name, (block, rest) in parts.items()}
 
 
 def part_of(name: str, reason: str) -> str:
     """Part of the model that a kept tensor belongs to: embeddings, head, norms, biases, or the reason it was kept."""
-    if _HEAD.search(name):
+    if HEAD.search(name):
         return "head"
-    if _NORMS.search(name):
+    if NORMS.search(name):
         return "norms"
-    if _EMBEDDINGS.search(name):
+    if EMBEDDINGS.search(name):
         return "embeddings"
     return "biases" if name.endswith("bias") else f"kept: {reason}"
 
@@ -69,13 +64,10 @@ def bytes_by_part(report: Report) -> list[tuple[str, int, int]]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Block and the rest of the name behind it; without a block, the whole name."""
-    found = re.search(r"(?:^|\.)(\d+)\.(.+)$", name)
+    """Block and the rest of the name behind it, without an expert's number; without a block, the whole name."""
+    expert = expert_of(name)
+    found = re.search(r"(?:^|\.)(\d+)\.(.+)$", name if expert is None else expert.of_all)
     return (found[1], found[2]) if found else (NO_BLOCK, name)
-
-
-def _starred(name: str) -> str:
-    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name)
 
 
 def _shortened(names: set[str]) -> dict[str, str]:
@@ -87,6 +79,8 @@ def _shortest(name: str, others: set[str]) -> str:
     components = name.split(".")
     for start in range(len(components) - 1, 0, -1):
         ending = ".".join(components[start:])
+        if components[start - 1] == "experts":
+            continue
         if not any(other == ending or other.endswith(f".{ending}") for other in others):
             return ending
     return name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from compress.report.card.names import source_name
 from compress.report.changes import correction_text
+from compress.report.experts import experts_of, experts_text
 from compress.report.numbers import megabytes
 from compress.report.pages.charts import (
     bits_figure,
@@ -13,7 +14,14 @@ from compress.report.pages.charts import (
     ranks_figure,
     time_figure,
 )
+from compress.report.pages.experts import (
+    KIND_HEAD,
+    expert_errors_figure,
+    kind_rows,
+    tokens_figure,
+)
 from compress.report.pages.headline import headline, lead
+from compress.report.pages.layers import layer_rows
 from compress.report.pages.making import (
     calibration_rows,
     machine_rows,
@@ -51,6 +59,8 @@ def run_page(report: Report) -> str:
             "errors": error_figure(report, PAGE),
             "bits": bits_figure(report.bits_by_layer(), PAGE),
             "ranks": ranks_figure(report, PAGE),
+            "expert_tokens": tokens_figure(report, PAGE),
+            "expert_errors": expert_errors_figure(report, PAGE),
             "bytes": bytes_figure(report, PAGE),
             "time": time_figure(report, PAGE),
             "memory": memory_figure(report, PAGE),
@@ -64,6 +74,9 @@ def run_page(report: Report) -> str:
             "Calibration text": calibration_rows(report),
             "Versions and machine": machine_rows(report),
         },
-        layers=report.layers[:MOST_LAYERS],
+        experts_told=experts_text(report) if experts_of(report) else "",
+        kinds=(KIND_HEAD, kind_rows(report)),
+        rows=layer_rows(report),
+        most=MOST_LAYERS,
         megabytes=megabytes,
     )
