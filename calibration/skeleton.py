@@ -9,7 +9,8 @@ tensors, so renamed keys and missing prefixes (GPT-2) need no code for a family.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,15 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from calibration.errors import InputError
 from calibration.experts.module import experts_in, unstack
-from calibration.experts.names import Slice, Sliced, own_name, slices_of, stacked_names
+from calibration.experts.names import (
+    Slice,
+    Sliced,
+    is_stacked,
+    own_name,
+    slices_of,
+    stacked_names,
+    stored_layout,
+)
 from calibration.heads import Head
 from calibration.outputs import AUTO_CLASSES, head_of
 
@@ -148,6 +157,8 @@ class PartLoader:
         """Names of the model's own tensors: a checkpoint may hold others, such as draft heads."""
         self.slices: dict[str, Slice] = {}
         """Of stacked experts in the checkpoint, by the names that their layers' tensors have in the model."""
+        self.converted: set[str] = set()
+        """Tensors of the checkpoint of which loading makes others: parts of one, or one of several."""
         self.memory_names = self._resolve_names(tensors)
         self.whole = tensors
         """The checkpoint's tensors as it stores them."""
@@ -175,19 +186,19 @@ class PartLoader:
                 name, pattern = rename_source_key(key, [], [], prefix, known)
             if name not in stacks:
                 names[key] = name
+                if pattern is not None:
+                    self.converted.add(key)
                 continue
             path, leaf = stacks[name]
             layout = self.experts[path].layout
-            if pattern is None:
-                slices = slices_of(path, layout, key, leaf)
+            place, operations = _made_by(pattern, converters)
+            if is_stacked(operations):
+                shape = partial(_shape, tensors, key)
+                stored = stored_layout(layout, operations, shape, leaf)
+                slices = slices_of(path, layout, key, leaf, stored, place)
                 self.slices |= slices
                 names |= {unstacked: unstacked for unstacked in slices}
             else:
-                place = next(
-                    c.source_patterns.index(pattern)
-                    for c in converters
-                    if pattern in c.source_patterns
-                )
                 names[key] = own_name(path, layout, key, place, leaf)
         # Some writers keep the head of two that are tied, and drop the embeddings: it is these, too.
         have = set(names.values())
@@ -335,6 +346,28 @@ class PartLoader:
     def keys_of(self) -> dict[str, list[str]]:
         """Checkpoint keys by the parameter they become."""
         return self._keys
+
+
+def _made_by(
+    pattern: str | None, converters: Sequence[WeightConverter]
+) -> tuple[int, Sequence[object]]:
+    """The place of a tensor among those that become one parameter, and the operations that make it of them."""
+    for converter in converters:
+        if pattern is not None and pattern in converter.source_patterns:
+            return converter.source_patterns.index(pattern), converter.operations
+    return 0, ()
+
+
+@runtime_checkable
+class _WithShapes(Protocol):
+    """Tensors whose shapes are known before they are read."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor."""
+
+
+def _shape(tensors: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
+    return tuple(tensors.shape(key) if isinstance(tensors, _WithShapes) else tensors[key].shape)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

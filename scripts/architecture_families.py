@@ -1,6 +1,6 @@
 """Tiny configurations of families of the installed transformers, for `scripts/architectures`.
 
-Every kind of block that a family mixes stands in its tiny model. None has experts: those are left as they are.
+Every kind of block that a family mixes stands in its tiny model. Those with experts are in `mixture_families.py`.
 """
 
 from typing import Any
@@ -18,13 +18,13 @@ MODERN: dict[str, Any] = {
     **_SPECIAL,
 }
 CLASSIC: dict[str, Any] = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, **_SPECIAL}
-_HEADS = {**MODERN, "head_dim": 16}
-_SLIDING = {**_HEADS, "sliding_window": 16}
-_MAMBA_2 = {
+HEADS = {**MODERN, "head_dim": 16}
+_SLIDING = {**HEADS, "sliding_window": 16}
+MAMBA_2 = {
     **{"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16},
     "mamba_expand": 2,
 }
-_DELTA_NET = {
+DELTA_NET = {
     **{"linear_key_head_dim": 16, "linear_value_head_dim": 16},
     **{"linear_num_key_heads": 2, "linear_num_value_heads": 4},
 }
@@ -36,7 +36,7 @@ _ENCODER = {
     "max_position_embeddings": 512,
     "pad_token_id": 0,
 }
-_VISION = {
+VISION = {
     **{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5},
     **{"num_attention_heads": 4, "image_size": 28, "patch_size": 14},
 }
@@ -54,16 +54,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "cohere": MODERN,
     "cohere2": {**_SLIDING, "num_hidden_layers": 4},
     "ctrl": {**CLASSIC, "dff": 128},
-    "cwm": {**_HEADS, "sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"]},
+    "cwm": {**HEADS, "sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"]},
     "diffllama": MODERN,
     "doge": MODERN,
-    "ernie4_5": _HEADS,
+    "ernie4_5": HEADS,
     "exaone4": {**MODERN, "sliding_window": 16},
     "falcon": {
         **{"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False},
         **_SPECIAL,
     },
-    "gemma": _HEADS,
+    "gemma": HEADS,
     "gemma2": _SLIDING,
     "gemma3_text": {**_SLIDING, "num_hidden_layers": 6},
     "gemma3n_text": {
@@ -75,8 +75,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         **{**_SLIDING, "num_hidden_layers": 6, "vocab_size_per_layer_input": VOCABULARY},
         **{"hidden_size_per_layer_input": 32, "num_kv_shared_layers": 0, "global_head_dim": 32},
     },
-    "glm": _HEADS,
-    "glm4": _HEADS,
+    "glm": HEADS,
+    "glm4": HEADS,
     "gpt2": CLASSIC,
     "gpt_bigcode": CLASSIC,
     "gpt_neo": {
@@ -86,8 +86,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": MODERN,
     "gptj": {**CLASSIC, "rotary_dim": 8},
     "granite": MODERN,
-    "helium": _HEADS,
-    "hunyuan_v1_dense": _HEADS,
+    "helium": HEADS,
+    "hunyuan_v1_dense": HEADS,
     "llama": MODERN,
     "minicpm3": {
         **{**MODERN, "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32},
@@ -108,8 +108,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi": MODERN,
     "phi3": MODERN,
     "qwen2": MODERN,
-    "qwen3": _HEADS,
-    "seed_oss": _HEADS,
+    "qwen3": HEADS,
+    "seed_oss": HEADS,
     "smollm3": MODERN,
     "stablelm": MODERN,
     "starcoder2": MODERN,
@@ -123,16 +123,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
         **{"qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16},
     },
     # State spaces, recurrences and hybrids
-    "bamba": {**MODERN, **_MAMBA_2, "num_hidden_layers": 3, "attn_layer_indices": [1]},
+    "bamba": {**MODERN, **MAMBA_2, "num_hidden_layers": 3, "attn_layer_indices": [1]},
     "falcon_h1": {
-        **{**_HEADS, **_MAMBA_2, "mamba_d_ssm": 128},
+        **{**HEADS, **MAMBA_2, "mamba_d_ssm": 128},
     },
     "falcon_mamba": {
         **{"hidden_size": 64, "num_hidden_layers": 2, "state_size": 16, "time_step_rank": 32},
         **_SPECIAL,
     },
     "granitemoehybrid": {
-        **{**MODERN, **_MAMBA_2, "num_local_experts": 0, "num_experts_per_tok": 0},
+        **{**MODERN, **MAMBA_2, "num_local_experts": 0, "num_experts_per_tok": 0},
         **{"shared_intermediate_size": 128, "layer_types": ["mamba", "attention"]},
     },
     "jamba": {
@@ -152,18 +152,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
         **{"num_heads": 8, "n_groups": 1, "chunk_size": 16, **_SPECIAL},
     },
     "nemotron_h": {
-        **{**_HEADS, "hybrid_override_pattern": "M*-", "num_hidden_layers": 3},
+        **{**HEADS, "hybrid_override_pattern": "M*-", "num_hidden_layers": 3},
         **{"ssm_state_size": 16, "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 1},
         **{"chunk_size": 16, "mamba_hidden_act": "silu"},
     },
     "olmo_hybrid": {
-        **{**MODERN, **_DELTA_NET, "num_key_value_heads": 4, "linear_num_value_heads": 2},
+        **{**MODERN, **DELTA_NET, "num_key_value_heads": 4, "linear_num_value_heads": 2},
         **{"layer_types": LINEAR_ATTENTION},
     },
     "qwen3_next": {
-        **{**_HEADS, **_DELTA_NET, "layer_types": LINEAR_ATTENTION, "mlp_only_layers": [0, 1]},
+        **{**HEADS, **DELTA_NET, "layer_types": LINEAR_ATTENTION, "mlp_only_layers": [0, 1]},
     },
-    "qwen3_5_text": {**_HEADS, **_DELTA_NET, "layer_types": LINEAR_ATTENTION},
+    "qwen3_5_text": {**HEADS, **DELTA_NET, "layer_types": LINEAR_ATTENTION},
     "recurrent_gemma": {
         **{**MODERN, "lru_width": 64, "attention_window_size": 16, "num_hidden_layers": 3},
         **{"num_key_value_heads": 1, "conv1d_width": 4},
@@ -193,7 +193,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     # Text beside images
     "gemma3": {
         "text_config": {**_SLIDING, "vocab_size": VOCABULARY},
-        "vision_config": _VISION,
+        "vision_config": VISION,
         "mm_tokens_per_image": 4,
         "image_token_index": 300,
         "boi_token_index": 301,
@@ -201,7 +201,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "llava": {
         "text_config": {"model_type": "llama", **MODERN, "vocab_size": VOCABULARY},
-        "vision_config": {"model_type": "clip_vision_model", **_VISION, "projection_dim": 64},
+        "vision_config": {"model_type": "clip_vision_model", **VISION, "projection_dim": 64},
         "image_token_index": 300,
     },
     "qwen2_5_vl": {
@@ -217,18 +217,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
         **{"vision_end_token_id": 303},
     },
     "mistral3": {
-        "text_config": {"model_type": "mistral", **_HEADS, "vocab_size": VOCABULARY},
-        "vision_config": {"model_type": "pixtral", **_VISION, "head_dim": 16},
+        "text_config": {"model_type": "mistral", **HEADS, "vocab_size": VOCABULARY},
+        "vision_config": {"model_type": "pixtral", **VISION, "head_dim": 16},
         "image_token_index": 300,
     },
     "paligemma": {
-        "text_config": {"model_type": "gemma", **_HEADS, "vocab_size": VOCABULARY},
-        "vision_config": {"model_type": "siglip_vision_model", **_VISION},
+        "text_config": {"model_type": "gemma", **HEADS, "vocab_size": VOCABULARY},
+        "vision_config": {"model_type": "siglip_vision_model", **VISION},
         **{"image_token_index": 300, "projection_dim": 64},
     },
     "qwen3_5": {
         "text_config": {
-            **{**_HEADS, **_DELTA_NET, "layer_types": LINEAR_ATTENTION, "vocab_size": VOCABULARY},
+            **{**HEADS, **DELTA_NET, "layer_types": LINEAR_ATTENTION, "vocab_size": VOCABULARY},
             "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]},
         },
         "vision_config": {
@@ -240,7 +240,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "qwen3_vl": {
         "text_config": {
-            **{**_HEADS, "vocab_size": VOCABULARY},
+            **{**HEADS, "vocab_size": VOCABULARY},
             "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
         },
         "vision_config": {
@@ -253,7 +253,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "smolvlm": {
         "text_config": {"model_type": "llama", **MODERN, "vocab_size": VOCABULARY},
-        "vision_config": _VISION,
+        "vision_config": VISION,
         **{"image_token_id": 300, "scale_factor": 1},
     },
     # Refused

@@ -10,6 +10,7 @@ Shapes: e = experts, t = tokens, k = experts of a token, h = features, m = featu
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,6 +43,8 @@ class Layout:
     """Whether a weight is (in, out)."""
     interleaved: bool
     """Whether outputs of gate and up alternate; else those of gate come first."""
+    apart: bool = False
+    """Whether gate and up are stacked in a parameter each, which checkpoints of some families do and no class."""
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -54,7 +57,7 @@ class Layout:
 
     def parameter_of(self, projection: str) -> str:
         """Name of the stacked parameter that holds a projection."""
-        return GATE_UP if self.gated and projection != DOWN else projection
+        return GATE_UP if self.gated and not self.apart and projection != DOWN else projection
 
     def take(self, stack: Tensor, expert: int, projection: str) -> Tensor:
         """An expert's weight (o, i), or bias (o,), out of the parameter that holds it; a view."""
@@ -224,9 +227,11 @@ def unstack(model: nn.Module) -> dict[str, Experts]:
 
 def unstack_one(model: nn.Module, name: str, layout: Layout) -> Experts:
     """Put `Experts` in the place of a module that stacks some."""
-    parent, _, leaf = name.rpartition(".")
-    experts = Experts(model.get_submodule(name), layout)
-    setattr(model.get_submodule(parent), leaf, experts)
+    above, _, leaf = name.rpartition(".")
+    parent, experts = model.get_submodule(above), Experts(model.get_submodule(name), layout)
+    setattr(parent, leaf, experts)
+    # transformers draws weights for new modules by code of the family, which knows no experts but stacked ones.
+    vars(parent)["_is_hf_initialized"] = True
     return experts
 
 
@@ -330,8 +335,10 @@ def _computes_as_unstacked(module: nn.Module, layout: Layout) -> bool:
 
 
 def _takes_choice(stacked: nn.Module) -> bool:
-    """Whether a module is called with the router's choice: classes that say how they stack are, Llama 4's is not."""
-    return hasattr(stacked, "is_concatenated")
+    """Whether a module is called with the router's choice beside the tokens: most are, Llama 4's is not."""
+    forward: Any = type(stacked).forward
+    given = list(inspect.signature(getattr(forward, "__wrapped__", forward)).parameters)
+    return len(given) > len(("self", "hidden_states"))
 
 
 def _small(module: nn.Module, layout: Layout, generator: torch.Generator) -> nn.Module:

@@ -6,14 +6,14 @@ them is. A stacked tensor appears as its slices, each under the name that the un
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from calibration.errors import InputError
-from calibration.experts.module import Experts, Layout
+from calibration.experts.module import DOWN, UP, Experts, Layout
 
 _BIAS = "_bias"
 
@@ -114,14 +114,53 @@ def own_name(path: str, layout: Layout, key: str, place: int, leaf: str) -> str:
     return f"{path}.{numbers[-1]}.{among[place]}.{_part(leaf)}"
 
 
-def slices_of(path: str, layout: Layout, key: str, leaf: str) -> dict[str, Slice]:
-    """The slices of a stacked tensor by unstacked name."""
+def slices_of(
+    path: str, layout: Layout, key: str, leaf: str, stored: Layout | None = None, place: int = 0
+) -> dict[str, Slice]:
+    """The slices of a stacked tensor by unstacked name.
+
+    `stored`: how the checkpoint stacks, if otherwise than the model; `place`: as for `own_name`.
+    """
     among = [p for p in layout.projections if layout.parameter_of(p) == leaf.removesuffix(_BIAS)]
+    layout = stored or layout
+    if layout.apart:
+        among = among[place : place + 1]
     return {
         f"{path}.{number}.{projection}.{_part(leaf)}": Slice(key, layout, number, projection)
         for number in range(layout.n_experts)
         for projection in among
     }
+
+
+def is_stacked(operations: Sequence[object]) -> bool:
+    """Whether a tensor that these make into a model's own holds all experts, and not one."""
+    return not any(type(one).__name__ == "MergeModulelist" for one in operations)
+
+
+def stored_layout(
+    layout: Layout, operations: Sequence[object], shape: Callable[[], tuple[int, ...]], leaf: str
+) -> Layout:
+    """How a checkpoint stacks, of which transformers makes the model's own stacks by these operations.
+
+    `shape`: of the checkpoint's tensor. Raises InputError for an operation that is not known here.
+    """
+    for operation in operations:
+        match type(operation).__name__:
+            case "Transpose":
+                always = not getattr(operation, "check_dims", False)
+                if always or shape() != layout.stack_shape(leaf if leaf == DOWN else UP):
+                    layout = replace(layout, transposed=not layout.transposed)
+            case "Interleave":
+                layout = replace(layout, interleaved=not layout.interleaved)
+            case "Concatenate":
+                layout = replace(layout, apart=True)
+            case other:
+                raise InputError(
+                    f"transformers makes {leaf} of the checkpoint's tensors by {other}, so its experts cannot be told "
+                    "apart; known are Transpose, Interleave and Concatenate",
+                    option="model",
+                )
+    return layout
 
 
 def _part(leaf: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+import torch
+
 from compress.bases.base import Base, Loading
 from compress.bases.folder import CheckpointFolder
 from compress.errors import CheckpointError
@@ -12,6 +14,8 @@ from compress.models.checkpoint import some
 
 _NARROWEST = 2
 """Bytes of a number; narrower ones are quantised."""
+_INDEX = torch.int64
+"""Of tables that models look something up in, such as the experts of each token; nothing is packed in it."""
 
 
 class PlainBase(Base, name="plain"):
@@ -40,11 +44,7 @@ class PlainBase(Base, name="plain"):
         odd = [
             name
             for name in self.reader
-            if len(self.reader.shape(name)) > 1
-            and (
-                not self.reader.dtype(name).is_floating_point
-                or self.reader.dtype(name).itemsize < _NARROWEST
-            )
+            if len(self.reader.shape(name)) > 1 and _holds_codes(self.reader.dtype(name))
         ]
         if odd:
             dtype = str(self.reader.dtype(odd[0])).removeprefix("torch.")
@@ -64,3 +64,7 @@ class PlainBase(Base, name="plain"):
 
     def _refuse(self, name: str) -> NoReturn:
         raise KeyError(f"{name}: no layer of an ordinary checkpoint is packed")
+
+
+def _holds_codes(dtype: torch.dtype) -> bool:
+    return dtype.itemsize < _NARROWEST if dtype.is_floating_point else dtype != _INDEX

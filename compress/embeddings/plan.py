@@ -197,7 +197,8 @@ def _tables(loader: PartLoader, reader: Tensors) -> list[PlannedTable]:
     # One that is tied and stored all the same is equal: `open_parts` has looked.
     has_own = weight in keys and weight not in loader.tied
     is_linear = isinstance(head, nn.Linear)
-    if isinstance(embeddings, nn.Embedding):
+    # Others hold more than their rows, such as a norm (Inkling).
+    if isinstance(embeddings, nn.Embedding) and len(list(embeddings.parameters())) == 1:
         tied = modules[id(head)] if is_linear and head is not None and not has_own else ""
         if head is None or has_own or tied:
             add(embeddings, Role.TIED if tied else Role.EMBEDDINGS, tied)

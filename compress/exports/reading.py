@@ -27,7 +27,7 @@ from compress.forms.low_rank import LowRank
 from compress.forms.sum import Sum
 from compress.models.checkpoint import Reader, some
 from compress.models.layers import bias_of, weight_oi
-from compress.models.model_config import make_portable, read_config
+from compress.models.model_config import make_portable, read_config, with_numbers
 
 Device = torch.device | str
 
@@ -84,7 +84,7 @@ def _load_packed(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     base = open_base(folder)
     config = read_config(folder)
     state = {name: base.reader[name] for name in base.plain}
-    shape = AutoConfig.for_model(**base.config)
+    shape = AutoConfig.for_model(**with_numbers(base.config))
     make_portable(shape)
     places = PartLoader(build_skeleton(shape, torch.float32), AsDense(base, _on_meta(shape)))
     opened = tuple(f"{path}." for path in places.experts)

@@ -28,6 +28,7 @@ PUBLISHED = frozenset(("compressed-tensors", "fp8", "modelopt", "mxfp4"))
 """Those among them in which models exist that exist in nothing else; `bases.dequantised` reads them."""
 MODELOPT_SETTINGS = "hf_quant_config.json"
 """The file beside config.json in which old checkpoints of ModelOpt say how their weights are packed."""
+_TAG = "__float__"
 _NARROWEST = 2
 """Bytes of a number; narrower ones are quantised."""
 _BUFFERS = ("bias", "masked_bias", "position_ids", "token_type_ids")
@@ -57,6 +58,18 @@ def read_config(folder: Path, named: str | None = None) -> PretrainedConfig:
     ):
         del config.quantization_config  # bases read the weights, and transformers none
     return config
+
+
+def with_numbers(entry: Any) -> Any:
+    """An entry of config.json with infinities and NaN as numbers, which transformers writes as `{"__float__": "..."}`.
+
+    For configurations that are not made of a file by transformers, which reads them so itself.
+    """
+    if isinstance(entry, Mapping):
+        if set(entry) == {_TAG}:
+            return float(entry[_TAG])
+        return {key: with_numbers(value) for key, value in entry.items()}
+    return [with_numbers(value) for value in entry] if isinstance(entry, list) else entry
 
 
 def make_portable(config: PretrainedConfig) -> None:

@@ -171,7 +171,7 @@ def _copy_rest(
 ) -> None:
     """Every tensor of the source, or of the base, that no compressed layer replaces, as the model calls it."""
     loader, packed = prepared.subject.loader, dict(prepared.subject.packed_layers())
-    keys, opened = loader.keys_of(), opened_experts(loader, compressed)
+    opened = opened_experts(loader, compressed)
     tables = {key for table in prepared.plan.outside.tables for key in table.tensors}
     biases = {f"{table.head or table.name}.bias" for table in prepared.plan.outside.tables}
     for done, (key, name) in enumerate(loader.memory_names.items()):
@@ -190,8 +190,8 @@ def _copy_rest(
                     for exporter in exporters:
                         exporter.add_layer(layer)
             continue
-        # Tensors that are merged on loading keep the names that the merging expects.
-        target = name if len(keys[name]) == 1 else key
+        # Tensors that are merged or split on loading keep the names that this expects.
+        target = key if key in loader.converted else name
         for exporter in exporters:
             tensor = as_written(prepared.plan, exporter.name, key, loader.tensors[key])
             exporter.add_tensor(target, tensor)

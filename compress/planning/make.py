@@ -263,7 +263,11 @@ def kept_tensors(
         name = loader.memory_names[key]
         module = name.rpartition(".")[0]
         shape = tuple(reader.shape(key))
-        if name.endswith(".bias") and (name.startswith(f"{prefix}.") or module in reasons):
+        if name not in loader.known:
+            reason = outside(name, loader)
+        elif name.endswith((".bias", "correction_bias")) and (
+            name.startswith(f"{prefix}.") or module in reasons
+        ):
             reason = "bias"
         elif module in reasons:
             reason = reasons[module] or "part of a compressed layer"
@@ -271,7 +275,7 @@ def kept_tensors(
             reason = outside(name, loader)
         elif is_router(module):
             reason = ROUTER
-        elif ".experts." in name:
+        elif ".experts." in name or "Expert" in type(loader.model.get_submodule(module)).__name__:
             reason = (
                 "experts that this family calls in a way of its own, which no method compresses"
             )

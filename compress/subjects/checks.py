@@ -18,6 +18,7 @@ from compress.bases import AsDense, Base, SlicedView, open_base
 from compress.errors import CheckpointError
 from compress.families.given import Held
 from compress.forms.dense import Dense
+from compress.models.model_config import with_numbers
 from compress.models.resolve import Wanted, is_hub_id, snapshot
 from compress.planning.make import block_linears, other_shapes
 from compress.subjects.corrected import CorrectedBase
@@ -170,7 +171,7 @@ def _parsed(base: Base, config: PretrainedConfig) -> PretrainedConfig:
             "the checkpoint was made from"
         )
     try:
-        parsed: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(dict(base.config))
+        parsed: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(with_numbers(base.config))
     except (StrictDataclassError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())
         raise CheckpointError(f"{base.folder}: its config.json is not valid ({why})") from error
