@@ -7,7 +7,6 @@ import torch
 from exported import python
 from families import save_tiny
 from problems import inputs, statistics, weight
-from safetensors import safe_open
 from safetensors.torch import load_file
 from workspaces import recipe
 
@@ -209,13 +208,15 @@ def job(workspace, **changes):
     return recipe(workspace, **{**options, **changes})
 
 
-def stored_names(folder):
-    names = []
-    for file in folder.glob("*.safetensors"):
-        if file.name != PROBE:
-            with safe_open(file, framework="pt") as opened:
-                names += opened.keys()
-    return names
+def dictionaries_of(folder):
+    """The layers of experts that store a dictionary of their own or for others."""
+    names = [name for file in folder.glob("model*.safetensors") for name in load_file(file)]
+    parts = (".form.down.form", ".form.up.form")
+    return {
+        name.partition(".form.")[0]
+        for name in names
+        if ".experts." in name and any(part in name for part in parts)
+    }
 
 
 @pytest.mark.usefixtures("quick_verification")
@@ -229,11 +230,7 @@ def test_the_file_holds_the_planned_bytes_and_one_dictionary_for_a_projection_of
         layer.name: layer.bytes_after for layer in plan.layers
     }
     assert check(asked.folder, "cpu").passed
-    dictionaries = {
-        name.partition(".form.")[0]
-        for name in stored_names(asked.folder)
-        if ".experts." in name and (".form.down.form" in name or ".form.up.form" in name)
-    }
+    dictionaries = dictionaries_of(asked.folder)
     expected = {expert(0, leaf, block) for leaf in ("gate_proj", "down_proj") for block in range(3)}
     assert dictionaries == expected
     owners = {layer.stored_with for layer in report.layers if ".experts." in layer.name}
@@ -322,6 +319,10 @@ def test_an_expert_that_fails_is_left_and_the_others_still_share(workspace, monk
         if "layers.1.mlp.experts" in layer.name and "down" not in layer.name
     }
     assert shared - failed == {owner}
+    assert {name for name in dictionaries_of(asked.folder) if "layers.1" in name} == {
+        owner,
+        expert(0, "down_proj", 1),
+    }
     assert check(asked.folder, "cpu").passed
 
 
