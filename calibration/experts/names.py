@@ -30,9 +30,10 @@ class Slice:
 
     def take(self, stack: Tensor) -> Tensor:
         """The weight (o, i) or bias (o,); a view. Raises InputError if the stack is of another shape."""
-        expected = self.layout.stack_shape(self.projection)
-        bias = (expected[0], expected[2 if self.layout.transposed else 1])
-        if tuple(stack.shape) not in (expected, bias):
+        expected: tuple[int, ...] = self.layout.stack_shape(self.projection)
+        if self.key.endswith(_part(_BIAS)):
+            expected = (expected[0], expected[2 if self.layout.transposed else 1])
+        if tuple(stack.shape) != expected:
             raise InputError(
                 f"{self.key}: its shape in the checkpoint is {tuple(stack.shape)}, but config.json makes it {expected}",
                 option="model",

@@ -25,7 +25,12 @@ from compress.forms.dense import Dense
 from compress.models.layers import refuse_not_finite
 from compress.pipeline.beside import compress_beside
 from compress.pipeline.blocks import Job, compress_blocks
-from compress.pipeline.source_names import is_of_experts, opened_experts, with_source
+from compress.pipeline.source_names import (
+    is_beside_experts,
+    is_of_experts,
+    opened_experts,
+    with_source,
+)
 from compress.pipeline.stopwatch import Stopwatch
 from compress.pipeline.tables import Placed, Tables, as_written, make_tables, write_tables
 from compress.prepare.prepare import Prepared
@@ -190,8 +195,9 @@ def _copy_rest(
                     for exporter in exporters:
                         exporter.add_layer(layer)
             continue
-        # Tensors that are merged or split on loading keep the names that this expects.
-        target = key if key in loader.converted else name
+        # Tensors that are merged or split on loading, and those beside them, keep the names that this expects.
+        kept = key in loader.converted or is_beside_experts(name, loader)
+        target = key if kept else name
         for exporter in exporters:
             tensor = as_written(prepared.plan, exporter.name, key, loader.tensors[key])
             exporter.add_tensor(target, tensor)

@@ -26,6 +26,11 @@ def is_of_experts(name: str, loader: PartLoader) -> bool:
     return name.startswith(tuple(f"{path}." for path in loader.experts))
 
 
+def is_beside_experts(name: str, loader: PartLoader) -> bool:
+    """Whether a tensor of this name in the model belongs to a module that holds experts: a router, a shared expert."""
+    return name.startswith(tuple(f"{path.rpartition('.')[0]}." for path in loader.experts))
+
+
 def opened_experts(loader: PartLoader, compressed: Collection[str]) -> tuple[str, ...]:
     """The prefixes of modules of experts in which layers are compressed: formats store every expert of these alone."""
     prefixes = (f"{path}." for path in loader.experts)
