@@ -146,6 +146,11 @@ def scales_spec(scales: Tensor) -> dict[str, str]:
     return {} if name == "float16" else {"scales": name}
 
 
+def told_scales(scales: Tensor) -> str:
+    """What a description adds for scales that are not fp16."""
+    return "".join(f", {name} scales" for name in scales_spec(scales).values())
+
+
 @dataclass(frozen=True)
 class Builder:
     """Makes forms with uninitialised tensors, ready to be loaded."""

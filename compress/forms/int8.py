@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .base import Builder, Form, Spec, scales_spec
+from .base import Builder, Form, Spec, scales_spec, told_scales
 from .dense import Dense
 
 
@@ -41,7 +41,7 @@ class Int8(Form, name="int8"):
         return Dense(self.dense().to(dtype))
 
     def describe(self) -> str:  # noqa: D102
-        return self.label()
+        return self.label() + told_scales(self.scales)
 
     def label(self) -> str:  # noqa: D102
         return "8-bit rows"

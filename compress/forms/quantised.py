@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .base import Builder, Form, Spec, scales_spec
+from .base import Builder, Form, Spec, scales_spec, told_scales
 from .dense import Dense
 from .packing import pack, unpack, words_for
 
@@ -141,7 +141,8 @@ class Quantised(Form, name="quantised"):
         return Dense(self.dense().to(dtype))
 
     def describe(self) -> str:  # noqa: D102
-        return self.label() if self.symmetric else f"{self.label()} asymmetric"
+        kind = "" if self.symmetric else " asymmetric"
+        return f"{self.label()}{kind}{told_scales(self.scales)}"
 
     def label(self) -> str:  # noqa: D102
         return f"{self.bits}-bit g{self.group_size}"
