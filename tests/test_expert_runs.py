@@ -16,6 +16,7 @@ from compress.errors import RecipeError
 from compress.exports import EXPORTS
 from compress.exports.load import load_export
 from compress.exports.verify import verify
+from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
 from compress.models.checkpoint import Reader
@@ -155,3 +156,21 @@ def test_all_tokens_are_refused_where_experts_read_what_the_router_multiplies_by
     mixture(workspace, "llama4_text")
     with pytest.raises(RecipeError, match=r"moe: all: .*experts reads tokens multiplied"):
         compress.plan(recipe(workspace, method=METHOD, moe="all"))
+
+
+def test_corrections_on_a_gptq_base_lower_the_error_of_every_expert(workspace):
+    mixture(workspace, "mixtral")
+    rough = GPTQ(bits=3, group_size=32)
+    compress.run(recipe(workspace, method=rough, export=("native",), out=workspace / "base"))
+    job = recipe(
+        workspace,
+        method=EoRA(rank=4),
+        base_checkpoint=str(workspace / "base"),
+        out=workspace / "adapter",
+        export=("adapter",),
+    )
+    report = compress.run(job)
+    assert report.exports[0].relative_difference < 1e-6
+    experts = [layer for layer in report.layers if ".experts." in layer.name]
+    assert len(experts) == 36
+    assert all(layer.relative_error < layer.base_error for layer in experts)
