@@ -97,7 +97,10 @@ def test_a_stage_is_charged_with_what_was_held_in_it_or_in_stages_inside_it(tmp_
     seconds, peaks = json.loads(ran.out)
     assert peaks.keys() == seconds.keys() == {"before", "inner", "outer", "after"}
     before, inner, outer, after = peaks.values()
-    assert inner == outer > 200_000_000 + before
+    assert inner > 200_000_000 + before
+    assert inner == pytest.approx(
+        outer, abs=1_000_000
+    )  # read one after the other, a page may come between
     assert 10_000_000 < after < outer - 200_000_000
 
 
