@@ -27,6 +27,7 @@ from workspaces import TEXT, recipe
 
 import compress
 from calibration.errors import InputError
+from calibration.experts.module import experts_in
 from calibration.layers import is_linear
 from calibration.propagation import Propagate
 from calibration.skeleton import PartLoader, build_skeleton, decoder_blocks, language_model
@@ -55,7 +56,10 @@ def test_the_walk_through_a_hybrid_equals_the_plain_forward(family):
     for _ in walk(stream, loader, propagate=Propagate.BLOCK, device=CPU):
         pass
     with torch.no_grad():
-        assert torch.equal(stream.predictions(0), model(ids, use_cache=False).logits)
+        expected = model(ids, use_cache=False).logits
+    # Jamba has an expert here: see the walk's own test.
+    bound = 1e-5 if dict(experts_in(loader.model)) else 0.0
+    torch.testing.assert_close(stream.predictions(0), expected, rtol=0, atol=bound)
 
 
 def _decodes(family):

@@ -65,7 +65,8 @@ def made(request, tmp_path):
 def test_an_export_read_back_gives_the_logits_of_the_compressed_model(made, tmp_path, name):
     model = load_export(export(made, tmp_path / name, name))
     assert model.dtype == made.model.dtype
-    exact = name != "dense"
+    # Read back, experts are apart; products of their few tokens may round otherwise, with several threads.
+    exact = name != "dense" and not hasattr(made.model.config, "num_experts")
     if exact:
         assert torch.equal(logits(model), made.logits())
     else:

@@ -46,7 +46,9 @@ def test_the_walk_equals_the_plain_forward(family, padded):
         pass
     with torch.no_grad():
         expected = model(ids, attention_mask=mask).logits
-    assert torch.equal(stream.predictions(0), expected)
+    # Products of an expert's few tokens round otherwise beside others, and with several threads.
+    bound = 1e-5 if dict(experts_in(loader.model)) else 0.0
+    torch.testing.assert_close(stream.predictions(0), expected, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_a_checkpoint_on_disk_loads_block_by_block_under_its_own_names(family, t
     for _ in walk(stream, loader, propagate=Propagate.BLOCK, device=CPU):
         pass
     # The model's own experts multiply by gate and up at once, and round otherwise.
-    bound = 1e-6 if dict(experts_in(loader.model)) else 0.0
+    bound = 1e-5 if dict(experts_in(loader.model)) else 0.0
     with torch.no_grad():
         torch.testing.assert_close(stream.predictions(0), model(ids).logits, rtol=0, atol=bound)
 
