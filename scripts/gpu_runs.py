@@ -52,6 +52,16 @@ def settings() -> Iterator[Setting]:
     yield Setting("llama", "sparsegpt", {"pattern": "2:4"}, ("native", "dense"))
     for family in FAMILIES:
         yield Setting(family, "gptq", {"group_size": 32})
+    yield from mixtures()
+
+
+def mixtures() -> Iterator[Setting]:
+    """Methods of every kind on experts: by the tokens routed to them, by their gradients, with a shared dictionary."""
+    corrected = {"rank": 4, "base": {"name": "gptq", "group_size": 16}}
+    yield Setting("gpt_oss", "eora", corrected, ("native", "dense"))
+    yield Setting("deepseek_v3", "wanda", {}, ("native", "dense"))
+    yield Setting("mixtral", "fwsvd", {"keep": 0.6, "rank_multiple": 1})
+    yield Setting("mixtral", "cospadi", {"keep": 0.6, "share": "experts"})
 
 
 def runs(job: Job) -> Iterator[Row]:
