@@ -51,7 +51,7 @@ def settings() -> Iterator[Setting]:
     yield Setting("llama", "cospadi", {"keep": 0.6})
     yield Setting("llama", "sparsegpt", {"pattern": "2:4"}, ("native", "dense"))
     for family in FAMILIES:
-        yield Setting(family, "gptq", {"group_size": 32})
+        yield Setting(family, "gptq", {"group_size": 16})  # experts are that narrow
     yield from mixtures()
 
 
