@@ -8,3 +8,11 @@ Progress = Callable[[str, int, int], None]
 
 def no_progress(stage: str, done: int, total: int) -> None:
     """Tells nobody."""
+
+
+Warn = Callable[[str], None]
+"""Called with a sentence on what a run will not do."""
+
+
+def no_warning(warning: str) -> None:
+    """Tells nobody."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.cli.command import Given
-from compress.cli.showing import show, show_notes, shown_progress
+from compress.cli.showing import show, show_notes, show_warning, shown_progress
 from compress.config.recipe import Recipe
 from compress.errors import RecipeError
 from compress.report.experts import experts_line
@@ -16,7 +16,7 @@ def run(given: Given) -> None:
     from compress.pipeline import main as pipeline
 
     with shown_progress() as progress:
-        report = pipeline.run(recipe, progress=progress)
+        report = pipeline.run(recipe, progress=progress, warn=show_warning)
     show(rows(report), f"{recipe.model}, {recipe.method_name}")
     if line := experts_line(report):
         print(line)

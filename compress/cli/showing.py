@@ -34,6 +34,11 @@ def show(result: list[Row], title: str) -> None:
         print("\n".join([title, *lines(result)]))
 
 
+def show_warning(warning: str) -> None:
+    """A sentence on what a run will not do, on stderr, beside its progress."""
+    Console(stderr=True).print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+
+
 def show_notes(report: Report) -> None:
     """What was chosen or found on the way, and every fallback."""
     for note in report.notes:

@@ -223,16 +223,44 @@ class Exporter(ABC):
     def check(
         cls, compressors: Mapping[str, Compressor], shapes: Mapping[str, tuple[int, int]]
     ) -> None:
-        """Refuse what the format cannot hold. Raises RecipeError naming the layer."""
+        """Refuse what the format cannot hold, and a plan of which it would hold nothing in codes.
+
+        Raises RecipeError naming the layer.
+        """
         for name, compressor in compressors.items():
             problem = cls.problem(compressor, shapes[name])
             if problem:
                 raise RecipeError(f"export: {cls.name} cannot hold {name}: {problem}")
+        reasons = {name: cls.stores_dense(it, shapes[name]) for name, it in compressors.items()}
+        if reasons and all(reasons.values()):
+            name, reason = next(iter(reasons.items()))
+            raise RecipeError(
+                f"export: {cls.name} cannot hold {name}: {reason}; it could hold none of the chosen layers in codes; "
+                "choose native or dense"
+            )
 
     @classmethod
     @abstractmethod
     def problem(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
         """Why the format cannot hold what a compressor makes of a weight (o, i); empty if it can."""
+
+    @classmethod
+    def stores_dense(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
+        """Why the format stores the form of a weight (o, i) as an ordinary dense weight; empty if it stores the codes.
+
+        The weight is that of the whole form, its correction included, in the source's dtype. A layer that no format of
+        a run stores in codes is not compressed at all, for it would take as many bytes.
+        """
+        del compressor, shape
+        return ""
+
+    @classmethod
+    def warnings(
+        cls, compressors: Mapping[str, Compressor], shapes: Mapping[str, tuple[int, int]]
+    ) -> tuple[str, ...]:
+        """Sentences on what the servers of the format do not read of a plan, each with the export that they do read."""
+        del compressors, shapes
+        return ()
 
     @classmethod
     @abstractmethod

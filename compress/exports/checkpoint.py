@@ -50,6 +50,7 @@ class CheckpointExporter(Exporter):
         self._replaced: set[str] = set()
         self._copied: dict[str, tuple[int, ...]] = {}
         self._stacks = Stacks()
+        self._dense: dict[str, tuple[int, int]] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -91,6 +92,26 @@ class CheckpointExporter(Exporter):
 
     @abstractmethod
     def _write_config(self) -> None: ...
+
+    def _write_dense(self, layer: LayerExport) -> None:
+        """Write the weight that a layer's form stands for, in the source's dtype and place, and note its shape."""
+        weight = layer.form.dense().contiguous()
+        stored = (weight.T if layer.transposed else weight).to(self.dtype).contiguous()
+        if not bool(torch.isfinite(stored).all()):
+            largest = float(weight.abs().max())
+            raise CheckpointError(
+                f"{layer.name}: a weight of {largest:.3g} does not fit the source's {self.dtype}; "
+                "choose the native export"
+            )
+        self._dense[layer.stored_name] = layer.form.shape
+        values = (stored,) if layer.bias is None else (stored, layer.bias)
+        if layer.slices:
+            for one, value in zip(layer.slices, values, strict=True):
+                if whole := self._stacks.put(one, value):
+                    self.writer.add(*whole)
+            return
+        for leaf, value in zip(("weight", "bias"), values, strict=False):
+            self.writer.add(f"{layer.stored_name}.{leaf}", value)
 
     def base_config(self) -> dict[str, Any]:
         """The source's config.json, with the dtype that it may leave to the weights, and without a tie that is none."""

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from calibration.heads import Head
 from compress.bases import format_in
 from compress.callbacks import Progress
-from compress.errors import CheckpointError
 from compress.exports.base import CorrectionStorage, LayerExport, Planned, Traits, Use
 from compress.exports.card import CardFacts, load_with_transformers, vllm, whole_size
 from compress.exports.checkpoint import (
@@ -70,22 +69,7 @@ class DenseExporter(CheckpointExporter, name="dense"):
         return weights * plan.dtype.itemsize + plan.rest_bytes(cls.name)
 
     def _write_layer(self, layer: LayerExport) -> None:
-        weight = layer.form.dense().contiguous()
-        stored = (weight.T if layer.transposed else weight).to(self.dtype).contiguous()
-        if not bool(torch.isfinite(stored).all()):
-            largest = float(weight.abs().max())
-            raise CheckpointError(
-                f"{layer.name}: a weight of {largest:.3g} does not fit the source's {self.dtype}; "
-                "choose the native export"
-            )
-        values = (stored,) if layer.bias is None else (stored, layer.bias)
-        if layer.slices:
-            for one, value in zip(layer.slices, values, strict=True):
-                if whole := self._stacks.put(one, value):
-                    self.writer.add(*whole)
-            return
-        for leaf, value in zip(("weight", "bias"), values, strict=False):
-            self.writer.add(f"{layer.stored_name}.{leaf}", value)
+        self._write_dense(layer)
 
     def _write_config(self) -> None:
         write_json(self.folder / "config.json", self.base_config())

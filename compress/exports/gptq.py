@@ -13,7 +13,7 @@ that; transformers 5.23 loads no GPTQ checkpoint of GPT-2 at all (it initialises
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,24 +40,24 @@ from compress.exports.checkpoint import (
     LOADING_READS,
     CheckpointExporter,
 )
+from compress.exports.codes import dense_bytes, innermost, quantised_part, quantiser_of
 from compress.exports.contents import Contents, contents_of_base
 from compress.exports.peft import AdapterWriter, corrections_in, read_adapter
 from compress.exports.reading import add_corrections, load_bare
 from compress.exports.storage import Outside
 from compress.families.base import Compressor
 from compress.families.correction import Correction
-from compress.families.low_rank import Factors
 from compress.families.quantiser import Quantiser
-from compress.forms.base import Form
 from compress.forms.dense import Dense
-from compress.forms.low_rank import LowRank
 from compress.forms.packing import CODES_A_ROW, pack
-from compress.forms.product import Product
 from compress.forms.quantised import Quantised
-from compress.forms.sum import Sum
-from compress.models.checkpoint import some, write_json
+from compress.models.checkpoint import write_json
+from compress.solvers.grid import Symmetry
 
 BITS = (2, 3, 4, 8)
+SERVED_BITS = (4, 8)
+SERVED_GROUPS = (32, 64, 128)
+"""Besides whole rows: what the kernels of vLLM and SGLang take."""
 _BLOCK = re.compile(r"(?P<blocks>.+?)\.\d+\.(?P<part>.+)")
 
 
@@ -86,26 +86,50 @@ class GptqExporter(CheckpointExporter, name="gptq"):
 
     @property
     def rounded(self) -> torch.dtype | None:
-        """The dtype, in the adapter, of factors that were on grids."""
-        return None if self._adapter is None else self._adapter.rounded
+        """The dtype, in the adapter, of factors that were on grids; or that of layers that are stored dense."""
+        adapter = None if self._adapter is None else self._adapter.rounded
+        return adapter or (self.dtype if self._dense else None)
 
     @classmethod
     def problem(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
         """It holds codes on a grid that its readers know, in shapes that fill whole words."""
-        base = _quantiser_of(compressor)
+        del shape
+        base = quantiser_of(compressor)
         if base is None:
-            return f"{_innermost(compressor).name} does not quantise; choose native or dense"
-        problem = _problem(base.bits, base.group_of(shape[1]), shape)
+            return f"{innermost(compressor).name} does not quantise; choose native or dense"
+        problem = _problem(base.bits)
         return f"{problem}; choose native or dense" if problem else ""
+
+    @classmethod
+    def stores_dense(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
+        """Layers whose shape does not fill whole words, or whole groups."""
+        base = quantiser_of(compressor)
+        return "" if base is None else _obstacle(base.group_of(shape[1]), shape)
+
+    @classmethod
+    def warnings(
+        cls, compressors: Mapping[str, Compressor], shapes: Mapping[str, tuple[int, int]]
+    ) -> tuple[str, ...]:
+        """Widths, zero points, orders and groups that no server reads in this format."""
+        found = [
+            _unserved(base, shapes[name])
+            for name, compressor in compressors.items()
+            if (base := quantiser_of(compressor)) is not None
+            and not cls.stores_dense(compressor, shapes[name])
+        ]
+        return tuple(dict.fromkeys(text for texts in found for text in texts))
 
     @classmethod
     def planned_bytes(cls, plan: Planned) -> int:
         """Codes, scales, zero points and group indices of each layer, and its correction in the adapter."""
         layers = 0
         for layer in plan.layers:
-            base = _quantiser_of(layer.compressor)
+            base = quantiser_of(layer.compressor)
             if base is None:
                 raise ValueError(f"{layer.name}: {layer.compressor.name} does not quantise")
+            if cls.stores_dense(layer.compressor, layer.shape):
+                layers += dense_bytes(plan, layer.shape)
+                continue
             widened = layer.adapter_bytes - layer.correction_bytes
             layers += layer.native_bytes + widened + base.gptq_extra_bytes(layer.shape)
         return layers + plan.rest_bytes(cls.name)
@@ -139,10 +163,12 @@ class GptqExporter(CheckpointExporter, name="gptq"):
             self._copied[f"{layer.stored_name}.weight"] = layer.form.shape
             self.writer.add(f"{layer.stored_name}.weight", layer.form.weight.detach())
             return
-        base, correction = _parts(layer)
-        problem = _problem(base.bits, base.group_size, base.shape)
-        if problem:
+        base, correction = quantised_part(layer, self.name)
+        if problem := _problem(base.bits):
             raise CheckpointError(f"gptq export: {layer.name}: {problem}")
+        if _obstacle(base.group_size, base.shape):
+            self._write_dense(layer)
+            return
         facts = _Facts(base)
         self._forms[layer.stored_name] = facts
         self._refuse_mixture(layer.name, facts)
@@ -167,7 +193,7 @@ class GptqExporter(CheckpointExporter, name="gptq"):
     def _write_config(self) -> None:
         if not self._forms:
             raise CheckpointError("gptq export: no layer was quantised")
-        kept = self._kept_in_blocks()
+        kept = [*self._kept_in_blocks(), *self._dense]
         quantisation = self._quantisation(kept)
         write_json(
             self.folder / "config.json",
@@ -176,7 +202,7 @@ class GptqExporter(CheckpointExporter, name="gptq"):
         write_json(self.folder / "quantize_config.json", quantisation)
         if self._adapter is not None:
             bare = set(self._forms) - set(self._adapter.ranks)
-            self._adapter.close(bare | set(kept), self.base_reference)
+            self._adapter.close(bare | set(kept) | set(self._dense), self.base_reference)
 
     def _quantisation(self, kept: Collection[str]) -> dict[str, Any]:
         facts = list(self._forms.values())
@@ -340,38 +366,32 @@ def _targets(compressed: Collection[str], kept: Collection[str]) -> list[str]:
     return sorted(parts)
 
 
-def _parts(layer: LayerExport) -> tuple[Quantised, Factors | None]:
-    form: Form = layer.form
-    terms = [form] if not isinstance(form, Sum) else list(form.terms)
-    match terms:
-        case [Quantised() as base]:
-            return base, None
-        case [Quantised() as base, (LowRank() | Product()) as correction]:
-            return base, correction
-    kinds = some([type(term).__name__ for term in terms])
-    raise CheckpointError(
-        f"gptq export: {layer.name} is a sum of {kinds}; the format holds a quantised weight and "
-        "one low-rank correction of it"
-    )
+def _unserved(base: Quantiser, shape: tuple[int, int]) -> Iterator[str]:
+    """Why vLLM and SGLang refuse a layer's codes, and what they take instead."""
+    others = "transformers with gptqmodel does; --export compressed-tensors is served with them"
+    if base.bits not in SERVED_BITS:
+        yield f"no server reads GPTQ of {base.bits} bits (vLLM and SGLang take 4 and 8); {others}"
+    if base.symmetry is not Symmetry.SYMMETRIC:
+        yield f"no server reads GPTQ with zero points (vLLM and SGLang take symmetric grids); {others}"
+    if not base.in_order:
+        yield (
+            "no server reads GPTQ in activation order (desc_act; vLLM refuses it); transformers with gptqmodel does; "
+            "--act-order none is served"
+        )
+    size = base.group_of(shape[1])
+    if size not in SERVED_GROUPS and size != shape[1]:
+        yield (
+            f"vLLM and SGLang have no kernel for groups of {size}; take --group-size 128, 64, 32, or -1 for whole rows"
+        )
 
 
-def _quantiser_of(compressor: Compressor) -> Quantiser | None:
-    """The method that makes the codes, a base at any depth; None if nothing quantises."""
-    method: object = compressor
-    while method is not None and not isinstance(method, Quantiser):
-        method = getattr(method, "base", None)
-    return method
+def _problem(bits: int) -> str:
+    return "" if bits in BITS else f"{bits} bits; readers know {', '.join(map(str, BITS))}"
 
 
-def _innermost(compressor: Compressor) -> Compressor:
-    base = getattr(compressor, "base", None)
-    return _innermost(base) if isinstance(base, Compressor) else compressor
-
-
-def _problem(bits: int, group_size: int, shape: tuple[int, int]) -> str:
+def _obstacle(group_size: int, shape: tuple[int, int]) -> str:
+    """Why a layer's codes have no place in the layout; empty if they have."""
     o, i = shape
-    if bits not in BITS:
-        return f"{bits} bits; readers know {', '.join(map(str, BITS))}"
     if o % CODES_A_ROW or i % CODES_A_ROW:
         return f"its shape {shape} is not in multiples of {CODES_A_ROW}"
     if group_size < i and i % group_size:

@@ -19,7 +19,7 @@ import psutil
 import yaml
 
 from calibration.propagation import Propagate
-from compress.callbacks import Progress, no_progress
+from compress.callbacks import Progress, Warn, no_progress, no_warning
 from compress.config.recipe import Recipe, StatisticsMode
 from compress.errors import RecipeError
 from compress.evaluation.compare import (
@@ -78,11 +78,16 @@ def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Forecast:
 
 
 def run(
-    recipe: Recipe, *, progress: Progress = no_progress, originals: Originals | None = None
+    recipe: Recipe,
+    *,
+    progress: Progress = no_progress,
+    originals: Originals | None = None,
+    warn: Warn = no_warning,
 ) -> Report:
     """Compress, export, verify, evaluate, report; `recipe.folder` then holds the checkpoint, its card and the report.
 
-    `originals`: a store of the original model's scores, which several runs on it share.
+    `originals`: a store of the original model's scores, which several runs on it share. `warn` is called before work
+    with each sentence on what no server of a format reads.
 
     Raises RecipeError, CheckpointError, InputError or EvalError before work for what can be known by then, and
     LayerError, CheckpointError, InputError or OSError during it. Nothing half-written is left behind.
@@ -95,6 +100,8 @@ def run(
         refuse_small_disks(prepared)
     with watch("survey"):
         prepared = with_gradients(surveyed(prepared, progress), progress)
+    for warning in prepared.plan.warnings:
+        warn(warning)
     with _workshop(recipe.folder) as folder:
         folders = _export_folders(recipe, folder)
         outcome = export(prepared, folders, watch, progress)

@@ -78,6 +78,7 @@ def _totals(prepared: Prepared, outcome: Outcome, exports: Sequence[ExportReport
 
 def _notes(prepared: Prepared, outcome: Outcome) -> tuple[str, ...]:
     notes = [
+        *prepared.plan.warnings,
         *prepared.source.notes,
         *prepared.plan.notes,
         *prepared.subject.notes,

@@ -36,7 +36,7 @@ from compress.report.report import KeptTensor
 SPARE_DISK = 64 << 20
 
 
-def make_plan(  # noqa: PLR0913  (all but three have defaults)
+def make_plan(  # noqa: PLR0913  (all but four have defaults)
     loader: PartLoader,
     reader: Tensors,
     method: Compressor,
@@ -44,18 +44,20 @@ def make_plan(  # noqa: PLR0913  (all but three have defaults)
     surveys: Mapping[str, Survey] = MappingProxyType({}),
     uncalled: Collection[str] = (),
     others: Callable[[Linears], OutsideBlocks] = lambda _: OutsideBlocks(),
+    left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
     """Plan for the skeleton of a loader and its checkpoint; `patterns` are those to include and to exclude.
 
     `surveys` is what the method asked for and was found; `uncalled` are layers whose weight is read without a call.
-    `others`: what is stored otherwise than in the source, given the layers.
+    `others`: what is stored otherwise than in the source, given the layers. `left_out`: chosen layers that stay as they
+    are all the same, with the reason.
 
     Raises RecipeError for patterns that match nothing, for layers that would not get smaller, and whatever the method
     refuses; CheckpointError for a tensor whose shape contradicts the configuration.
     """
     found = chosen_linears(loader, reader, patterns, surveys, uncalled)
     refuse_inputs(found.beside, method)
-    small = method.leaves(found.shapes)
+    small = {**method.leaves(found.shapes), **left_out}
     shapes = {name: shape for name, shape in found.shapes.items() if name not in small}
     stored = others(found)
     rest = reader.total_bytes - sum(shape.n_bytes for shape in shapes.values())

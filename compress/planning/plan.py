@@ -12,6 +12,7 @@ from compress.exports.base import EXPORTS
 from compress.exports.storage import Storage
 from compress.families.base import Compressor
 from compress.models.kinds import Kind, has_experts, kind_of, leaf_of
+from compress.planning.dense import dense_notes
 from compress.planning.layer import PlannedLayer
 from compress.planning.rows import Rows, aligned, corrections_table, ranks_in_a_recipe, ranks_table
 from compress.planning.text import correction_notes, shared_lines
@@ -71,9 +72,23 @@ class Plan:
         return EXPORTS[name].planned_bytes(self)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences on what no server of a format reads, and which export they do read."""
+        compressors = {layer.name: layer.compressor for layer in self.layers}
+        shapes = {layer.name: layer.shape for layer in self.layers}
+        return tuple(
+            f"{name}: {warning}"
+            for name in self.exports
+            for warning in EXPORTS[name].warnings(compressors, shapes)
+        )
+
+    @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences on effects that the options have on the bytes."""
-        return correction_notes(self.layers, self.exports)
+        """Sentences on layers that formats store as dense weights, and on effects of the options on the bytes."""
+        return (
+            *dense_notes(self.layers, self.exports),
+            *correction_notes(self.layers, self.exports),
+        )
 
     @property
     def kept_bytes(self) -> int:
@@ -218,6 +233,7 @@ class Plan:
             )
         n_bytes = self.input_statistics_bytes + self.gradient_statistics_bytes
         out.append(f"saved statistics: at most {n_bytes:,} bytes")
+        out += [f"warning: {warning}" for warning in self.warnings]
         out += [f"note: {note}" for note in self.notes]
         return out
 

@@ -24,6 +24,7 @@ from compress.families.base import Compressor, Survey
 from compress.families.correction import Correction
 from compress.families.low_rank import Factors
 from compress.forms.base import Form
+from compress.planning.dense import stored_in_no_codes
 from compress.planning.layer import PlannedLayer
 from compress.planning.make import Linears, make_plan
 from compress.planning.plan import Plan
@@ -41,16 +42,29 @@ class OrdinaryModel(Subject):
         return self.original.loader
 
     def plan(self, recipe: Recipe, found: Mapping[str, Survey] = MappingProxyType({})) -> Plan:
-        """The plan of the method. Raises RecipeError too for a layer that an export format cannot hold."""
-        patterns = (recipe.include, recipe.exclude)
+        """The plan of the method, without layers that no format would store in codes.
+
+        Raises RecipeError too for a layer that an export format cannot hold.
+        """
+        plan = self._checked_plan(recipe, found)
+        uncoded = stored_in_no_codes(plan.layers, recipe.export)
+        return self._checked_plan(recipe, found, uncoded) if uncoded else plan
+
+    def _checked_plan(
+        self,
+        recipe: Recipe,
+        found: Mapping[str, Survey],
+        left_out: Mapping[str, str] = MappingProxyType({}),
+    ) -> Plan:
         plan = make_plan(
             self.loader,
             self.original.reader,
             recipe.method,
-            patterns,
+            (recipe.include, recipe.exclude),
             found,
             self.original.uncalled,
             partial(self._others, recipe),
+            left_out,
         )
         shapes = {layer.name: layer.shape for layer in plan.layers}
         compressors = {layer.name: layer.compressor for layer in plan.layers}
