@@ -77,4 +77,4 @@ def test_a_folder_goes_before_an_id_that_reads_the_same(workspace, cached, monke
     cached.rename(workspace / "some" / "base")
     compress.run(on_base(workspace, base_checkpoint="some/base"))
     config = json.loads((workspace / "out/adapter/adapter_config.json").read_text())
-    assert (config["base_model_name_or_path"], config["revision"]) == ("some/base", None)
+    assert (config["base_model_name_or_path"], config["revision"]) == ("./some/base", None)

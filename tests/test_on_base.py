@@ -345,7 +345,7 @@ def test_a_base_named_from_the_current_folder_is_found_from_there(workspace, mon
     (workspace / "elsewhere").mkdir()
     monkeypatch.chdir(workspace / "elsewhere")
     with pytest.raises(
-        CheckpointError, match=r"base_model_name_or_path, 'base', is no folder here"
+        CheckpointError, match=r"base_model_name_or_path, '\./base', is no folder here"
     ):
         load_export(workspace / "out" / "adapter")
 

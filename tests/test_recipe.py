@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compress.config.choices import StatisticsMode
 from compress.config.options import build, dump, parse_leaf, walk_options
-from compress.config.recipe import Dtype, Propagate, Recipe, StatisticsMode, default_folder
+from compress.config.recipe import Dtype, Propagate, Recipe, default_folder
 from compress.errors import RecipeError
 from compress.families.base import METHODS
 from compress.families.correction import Correction

@@ -12,7 +12,9 @@ import yaml
 from calibration.bos import Bos
 from calibration.experts.routing import Routing
 from calibration.propagation import Propagate
+from compress.config.choices import AdapterRanks, OnFailure, StatisticsMode
 from compress.config.options import build, dump, name_of
+from compress.config.publishing import refuse_bad_id, refuse_bad_licence
 from compress.config.yaml_file import read_yaml
 from compress.errors import RecipeError
 from compress.exports.base import EXPORTS
@@ -20,21 +22,6 @@ from compress.exports.storage import Storage
 from compress.families.base import METHODS, Compressor
 from compress.families.option_types import check_types
 from compress.models.dtype import Dtype
-
-
-class StatisticsMode(StrEnum):
-    """Whether statistics that a run on equal model, text and settings saved are used again."""
-
-    REUSE = "reuse"
-    OFF = "off"
-
-
-class OnFailure(StrEnum):
-    """What happens to a layer whose compression fails."""
-
-    RAISE = "raise"
-    KEEP = "keep"
-
 
 AUTO = "auto"
 """As the only export: native, or on a base checkpoint the adapter. As the only task: what the model's kind allows."""
@@ -49,6 +36,7 @@ _ENUMS: Mapping[str, type[StrEnum]] = {
     "moe": Routing,
     "statistics": StatisticsMode,
     "on_failure": OnFailure,
+    "adapter_ranks": AdapterRanks,
     "embeddings": Storage,
     "head": Storage,
 }
@@ -218,6 +206,39 @@ class Recipe:
         default=None, metadata=_about("evaluation", "a folder of further lm-eval tasks", "DIR")
     )
 
+    publish_as: str | None = field(
+        default=None,
+        metadata=_about(
+            "publishing",
+            "the repository on the hub that the result will be, owner/name, for its card and its adapter; several "
+            "formats are a repository each, whose names this one begins",
+            "ID",
+        ),
+    )
+    base_model: str | None = field(
+        default=None,
+        metadata=_about(
+            "publishing",
+            "the original's repository on the hub, owner/name, for the card; none: the model's own id, if it has one",
+            "ID",
+        ),
+    )
+    license: str | None = field(
+        default=None,
+        metadata=_about(
+            "publishing",
+            "the licence in the card, by the hub's id (apache-2.0); none: what the original's README says",
+        ),
+    )
+    adapter_ranks: AdapterRanks = field(
+        default=AdapterRanks.OWN,
+        metadata=_about(
+            "publishing",
+            "ranks in a PEFT adapter: each layer's own, which vLLM and PEFT know, or one for all, padded with zeros to "
+            "one that vLLM takes, for servers that ignore patterns (SGLang, TensorRT-LLM)",
+        ),
+    )
+
     def __post_init__(self) -> None:
         """Refuses what cannot work whatever the model is."""
         for name, kind in _ENUMS.items():
@@ -245,6 +266,9 @@ class Recipe:
             object.__setattr__(self, "export", settled)
         _refuse_texts(self)
         _refuse_bases(self)
+        refuse_bad_id(self.publish_as, "publish_as")
+        refuse_bad_id(self.base_model, "base_model")
+        refuse_bad_licence(self.license)
 
     @classmethod
     def from_mapping(cls, values: object) -> Self:

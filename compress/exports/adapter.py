@@ -15,6 +15,7 @@ from compress.errors import CheckpointError
 from compress.exports.base import (
     CorrectionStorage,
     LayerExport,
+    MadeOf,
     Planned,
     Traits,
     Use,
@@ -85,7 +86,7 @@ class AdapterExporter(CheckpointExporter, name="adapter"):
         return self._adapter.rounded
 
     def _write_layer(self, layer: LayerExport) -> None:
-        if layer.correction is None:
+        if layer.correction is None and layer.padded_rank is None:
             self._bare.add(layer.name)
         else:
             self._adapter.add(layer, layer.correction)
@@ -99,7 +100,7 @@ class AdapterExporter(CheckpointExporter, name="adapter"):
     def close(self) -> None:
         """Give the files their names. Raises CheckpointError if there is no correction, or a tensor was lost."""
         self._refuse_lost()
-        if not self._adapter.ranks:
+        if self._adapter.empty:
             raise CheckpointError(
                 f"{self.name} export: no correction to write, for none lowered the error on the held-out sequences; "
                 "use other text, or --holdout none"
@@ -147,6 +148,11 @@ class AdapterExporter(CheckpointExporter, name="adapter"):
             others=(),
             corrections=corrections_in(folder),
         )
+
+    @classmethod
+    def repository_suffix(cls, made: MadeOf) -> str:
+        """The method that made the corrections and their rank: "-EoRA-r64"."""
+        return f"-{made.method}" if made.rank is None else f"-{made.method}-r{made.rank}"
 
     @classmethod
     def introduction(cls, card: CardFacts) -> str:

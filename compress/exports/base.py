@@ -86,6 +86,18 @@ class Traits:
     """How it stores embeddings, heads and whatever else no method compresses."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MadeOf:
+    """Facts on a result that names of repositories tell."""
+
+    bits: int | None
+    """Bits of the codes; None without codes, or where widths differ."""
+    method: str
+    """The method as its paper writes it: "EoRA"."""
+    rank: int | None
+    """The highest rank of a correction; None without one."""
+
+
 class PlannedLayer(Protocol):
     """A layer that will be compressed; all bytes are of its weight."""
 
@@ -165,6 +177,9 @@ class LayerExport:
     """Its name in the source, where that calls an expert otherwise than the model; empty where both are one."""
     slices: tuple[Slice, ...] = ()
     """Where the source stacks experts, the parts of its tensors that are this one's weight, and its bias if any."""
+
+    padded_rank: int | None = None
+    """The rank that zeros fill its correction up to in a PEFT adapter; None: its own."""
 
     @property
     def stored_name(self) -> str:
@@ -354,6 +369,13 @@ class Exporter(ABC):
     @abstractmethod
     def contents(cls, folder: Path, progress: Progress) -> Contents | None:
         """Layers and tensors for `inspect`; None for ordinary weights, which it shows as any model's."""
+
+    # Where it is published
+
+    @classmethod
+    def repository_suffix(cls, made: MadeOf) -> str:
+        """The end of the name of a repository that holds it: "-GPTQ-Int4"."""
+        return f"-{cls.name}" if made.bits is None else f"-{cls.name}-{made.bits}bit"
 
     # On the model card, as Markdown
 

@@ -26,7 +26,7 @@ from calibration.heads import Head
 from compress.bases import format_in, open_base
 from compress.callbacks import Progress
 from compress.errors import CheckpointError
-from compress.exports.base import CorrectionStorage, LayerExport, Planned, Traits, Use
+from compress.exports.base import CorrectionStorage, LayerExport, MadeOf, Planned, Traits, Use
 from compress.exports.card import (
     CardFacts,
     load_adapter_beside,
@@ -176,7 +176,7 @@ class GptqExporter(CheckpointExporter, name="gptq"):
             self.writer.add(f"{layer.stored_name}.{key}", tensor)
         if layer.bias is not None:
             self.writer.add(f"{layer.stored_name}.bias", layer.bias)
-        if correction is not None:
+        if correction is not None or layer.padded_rank is not None:
             if self._adapter is None:
                 self._adapter = AdapterWriter(self.folder / ADAPTER)
             self._adapter.add(layer, correction)
@@ -252,6 +252,11 @@ class GptqExporter(CheckpointExporter, name="gptq"):
         """Grids of the layers, and ranks of their corrections."""
         found = contents_of_base(open_base(folder), progress)
         return replace(found, corrections=corrections_in(folder / ADAPTER))
+
+    @classmethod
+    def repository_suffix(cls, made: MadeOf) -> str:
+        """As others name them: "-GPTQ-Int4"."""
+        return "-GPTQ" if made.bits is None else f"-GPTQ-Int{made.bits}"
 
     @classmethod
     def introduction(cls, card: CardFacts) -> str:

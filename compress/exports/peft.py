@@ -1,7 +1,9 @@
 """Low-rank corrections as a PEFT LoRA adapter: W + BA, with scaling exactly 1 for every layer.
 
 PEFT scales a layer by alpha / r, taken from `alpha_pattern` and `rank_pattern` where ranks differ:
-both patterns are equal here. Servers that ignore the patterns divide lora_alpha by r, also 1.
+both patterns are equal here. Servers that ignore the patterns divide lora_alpha by r, also 1, but
+take every layer for one of rank r: for them zeros fill the factors up to one rank, and layers
+without a correction have factors of zeros.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from compress.errors import CheckpointError
 from compress.exports.base import LayerExport
@@ -37,19 +40,40 @@ class AdapterWriter:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.ranks: dict[str, int] = {}
+        """The rank, zeros included, of each layer that has factors."""
+        self.empty = True
+        """Whether no layer has a correction."""
         self.rounded: torch.dtype | None = None
         self._transposed: set[bool] = set()
+        self._zeros: dict[str, tuple[int, int]] = {}
+        self._dtype = torch.float16
         self._writer = Writer(folder, shard_bytes=1 << 62, stem=STEM)
 
-    def add(self, layer: LayerExport, correction: Factors) -> None:
-        """Add a layer's factors (r, i) and (o, r): those on grids by their values, for PEFT knows no such format."""
-        name, form = layer.name, as_low_rank(correction)
+    def add(self, layer: LayerExport, correction: Factors | None) -> None:
+        """Add a layer's factors (r, i) and (o, r): those on grids by their values, for PEFT knows no such format.
+
+        Without a correction they are zeros of the layer's padded rank, which then has to be given.
+        """
+        self._transposed.add(layer.transposed)
+        if correction is None:
+            assert layer.padded_rank is not None
+            self.ranks[layer.name] = layer.padded_rank
+            self._zeros[layer.name] = layer.form.shape
+            return
+        self.empty = False
+        form = as_low_rank(correction)
         if form is not correction:
             self.rounded = form.up.weight.dtype
-        self.ranks[name] = form.rank
-        self._transposed.add(layer.transposed)
-        self._writer.add(f"{PREFIX}{name}.lora_A.weight", form.down.weight)
-        self._writer.add(f"{PREFIX}{name}.lora_B.weight", form.up.weight)
+        up_or, down_ri = form.up.weight, form.down.weight
+        if layer.padded_rank is not None:
+            more = layer.padded_rank - form.rank
+            up_or, down_ri = pad(up_or, (0, more)), pad(down_ri, (0, 0, 0, more))
+        self._write(layer.name, up_or, down_ri)
+
+    def _write(self, name: str, up_or: Tensor, down_ri: Tensor) -> None:
+        self.ranks[name], self._dtype = down_ri.shape[0], down_ri.dtype
+        self._writer.add(f"{PREFIX}{name}.lora_A.weight", down_ri)
+        self._writer.add(f"{PREFIX}{name}.lora_B.weight", up_or)
 
     def close(
         self, others: Collection[str], base_reference: str | None, revision: str | None = None
@@ -59,6 +83,10 @@ class AdapterWriter:
         `revision`: the commit of a base that is an id of the hub.
         A leaf name stands for all layers of that name only if each of them has factors.
         """
+        for name, (o, i) in self._zeros.items():
+            rank = self.ranks[name]
+            zeros = (torch.zeros(size, dtype=self._dtype) for size in ((o, rank), (rank, i)))
+            self._write(name, *zeros)
         leaves = {name.rpartition(".")[2] for name in self.ranks}
         shared = leaves & {name.rpartition(".")[2] for name in others}
         targets = {
@@ -88,6 +116,12 @@ class AdapterWriter:
         }
         write_json(self.folder / CONFIG, config)
         self._writer.close()
+
+
+def local_reference(folder: str) -> str:
+    """A folder as an adapter names its base: a path that is the id of no repository, as out/gptq may be."""
+    is_path = Path(folder).is_absolute() or folder.startswith(("./", "../"))
+    return folder if is_path else f"./{folder}"
 
 
 def find_base(folder: Path) -> Path:

@@ -25,6 +25,11 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's --max-lora-rank accepts; it computes with that many whatever rank an adapter has."""
 
 
+def padded_rank(rank: int) -> int:
+    """The rank of a padded adapter whose highest rank this is: the next that vLLM takes, itself above the largest."""
+    return next((served for served in VLLM_RANKS if served >= rank), rank)
+
+
 class FactorDtype(enum.StrEnum):
     """The dtype of the low-rank factors where they have 16 bits."""
 

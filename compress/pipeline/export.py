@@ -16,7 +16,7 @@ from calibration.statistics.base import PairStatistic
 from calibration.store import Store
 from calibration.stream import Stream
 from compress.callbacks import Progress
-from compress.config.recipe import OnFailure
+from compress.config.choices import OnFailure
 from compress.embeddings.placing import placed
 from compress.errors import LayerError
 from compress.exports import Exporter, LayerExport
@@ -25,6 +25,7 @@ from compress.forms.dense import Dense
 from compress.models.layers import refuse_not_finite
 from compress.pipeline.beside import compress_beside
 from compress.pipeline.blocks import Job, compress_blocks
+from compress.pipeline.repositories import references
 from compress.pipeline.source_names import (
     is_beside_experts,
     is_of_experts,
@@ -64,7 +65,7 @@ def export(
 
     Raises LayerError, InputError, CheckpointError or OSError. Statistics of an unfinished run are removed.
     """
-    exporters = prepared.subject.exporters(folders, prepared.recipe.folder.name)
+    exporters = prepared.subject.exporters(folders, references(prepared.recipe, prepared.plan))
     store = prepared.store()
     saved = store if store is not None and store.complete else None
     saving = None if saved is not None else store
@@ -164,7 +165,14 @@ def _export_layers(
         name = finished.planned.name
         form, correction = prepared.subject.exported(finished.form.cpu())
         bias = prepared.subject.bias(name)
-        layer = LayerExport(name, form, bias, finished.transposed, correction=correction)
+        layer = LayerExport(
+            name,
+            form,
+            bias,
+            finished.transposed,
+            correction=correction,
+            padded_rank=finished.planned.padded_rank,
+        )
         layer = with_source(layer, prepared.subject.loader)
         with watch("write"):
             for exporter in exporters:

@@ -20,7 +20,8 @@ import yaml
 
 from calibration.propagation import Propagate
 from compress.callbacks import Progress, Warn, no_progress, no_warning
-from compress.config.recipe import Recipe, StatisticsMode
+from compress.config.choices import StatisticsMode
+from compress.config.recipe import Recipe
 from compress.errors import RecipeError
 from compress.evaluation.compare import (
     asks_for_evaluation,
@@ -34,6 +35,7 @@ from compress.exports.load import stored_in
 from compress.exports.verify import verify
 from compress.pipeline.export import export
 from compress.pipeline.report import make_report
+from compress.pipeline.repositories import missing_text
 from compress.pipeline.stopwatch import Stopwatch
 from compress.planning.make import seconds_of_forward
 from compress.planning.memory import peak_memory
@@ -70,7 +72,8 @@ def plan(recipe: Recipe, *, progress: Progress = no_progress) -> Forecast:
     names = [layer.name for layer in prepared.plan.layers]
     experts = mixture_lines(names, recipe.moe, prepared.plan.exports)
     text = text_lines(prepared.tokens, prepared.windows, prepared.tokenizer)
-    notes = (f"note: {note}" for note in prepared.reader.notes)
+    missing = missing_text(prepared)
+    notes = (f"note: {note}" for note in (*prepared.reader.notes, *([missing] if missing else [])))
     memory = peak_memory(
         prepared.plan, prepared.loader, prepared.tokens, recipe.batch_size, prepared.needs
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from calibration.statistics.gram import Gram
 from compress.callbacks import Progress
-from compress.config.recipe import OnFailure
+from compress.config.choices import OnFailure
 from compress.embeddings.plan import OutsideBlocks, PlannedTable, Role, dtype_of
 from compress.embeddings.quantise import TableForms, relative_error, table_forms
 from compress.errors import LayerError

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from compress.exports.base import widens
 from compress.families.base import Compressor
 from compress.families.correction import Correction
+from compress.families.correction_options import FACTOR_BYTES, padded_rank
 from compress.families.factorisation import Factorisation
 from compress.families.given import Given
 
@@ -31,6 +32,9 @@ class PlannedLayer:
     """A decision of the plan that its compressor does not show."""
     owner: str = ""
     """The layer that stores what this one shares with it; empty if it stores everything itself."""
+
+    padded_rank: int | None = None
+    """The rank that it has in a PEFT adapter of one rank for all layers; None where each layer has its own."""
 
     @property
     def stored_by(self) -> str:
@@ -65,7 +69,9 @@ class PlannedLayer:
 
     @property
     def adapter_bytes(self) -> int:
-        """Bytes of its correction in a PEFT adapter."""
+        """Bytes of its correction in a PEFT adapter, zeros that pad its rank included."""
+        if self.padded_rank is not None:
+            return self.padded_rank * sum(self.shape) * FACTOR_BYTES
         if not isinstance(self.compressor, Correction):
             return 0
         return self.compressor.adapter_bytes(self.shape)
@@ -77,3 +83,17 @@ class PlannedLayer:
     def held_correction_bytes(self, exports: Sequence[str]) -> int:
         """Bytes of its correction in the formats that are written."""
         return self.adapter_bytes if widens(exports) else self.correction_bytes
+
+
+def padded(layers: Sequence[PlannedLayer]) -> tuple[PlannedLayer, ...]:
+    """The layers with one rank in the adapter: the highest of their corrections, rounded up to one that vLLM takes.
+
+    Layers without a correction have factors of zeros there: servers stack q, k and v, or gate and up, at one rank.
+    """
+    ranks = [
+        layer.compressor.resolved_rank
+        for layer in layers
+        if isinstance(layer.compressor, Correction)
+    ]
+    rank = padded_rank(max(ranks)) if ranks else None
+    return tuple(replace(layer, padded_rank=rank) for layer in layers)

@@ -35,15 +35,18 @@ from calibration.text.data import Tokens
 from calibration.uncalled import uncalled_layers
 from compress.bases import open_original
 from compress.callbacks import Progress
-from compress.config.recipe import AUTO, Recipe, StatisticsMode
+from compress.config.choices import AdapterRanks, StatisticsMode
+from compress.config.recipe import AUTO, Recipe
 from compress.errors import RecipeError
 from compress.exports import EXPORTS, Use, formats_for
 from compress.families.base import Survey
+from compress.families.correction import Correction
 from compress.models.checkpoint import Tensors
 from compress.models.devices import settle_device, settle_dtype
 from compress.models.model_config import read_config
 from compress.models.resolve import SourceModel, load_tokenizer, resolve_model
 from compress.models.unstacked import unstacked
+from compress.planning.layer import padded
 from compress.planning.make import refuse_full_disk
 from compress.planning.plan import Plan
 from compress.prepare.texts import (
@@ -186,7 +189,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
         loader.model,
         loader,
         subject.settled(recipe, few_tokens(tokens), device),
-        replace(plan, exports=recipe.export),
+        _for_exports(plan, recipe),
         tokens,
         windows,
         device,
@@ -216,13 +219,21 @@ def _refuse_all_tokens(recipe: Recipe, loader: PartLoader) -> None:
 def replanned(prepared: Prepared, found: Mapping[str, Survey]) -> Prepared:
     """The job with the plan that its method makes of what a survey found. Raises RecipeError."""
     recipe = prepared.recipe
-    plan = prepared.subject.plan(recipe, found)
-    return replace(prepared, plan=replace(plan, exports=recipe.export))
+    return replace(prepared, plan=_for_exports(prepared.subject.plan(recipe, found), recipe))
+
+
+def _for_exports(plan: Plan, recipe: Recipe) -> Plan:
+    """The plan with the formats to write, and the ranks that adapters have."""
+    layers = plan.layers
+    if recipe.adapter_ranks is AdapterRanks.PADDED:
+        layers = padded(layers)
+    return replace(plan, layers=layers, exports=recipe.export)
 
 
 def refuse_early(recipe: Recipe) -> None:
     """Raises for what the recipe alone can tell, the output folder aside."""
     refuse_unknown_exports(recipe.export, opening(recipe).use)
+    _refuse_padding(recipe)
     if PairStatistic.among(recipe.method.needs) and recipe.propagate is not Propagate.BLOCK:
         raise RecipeError(
             "original fits layers to the original's outputs on inputs from the compressed blocks before "
@@ -243,6 +254,24 @@ def refuse_early(recipe: Recipe) -> None:
         )
     if recipe.tasks != (AUTO,):
         check_tasks(recipe.tasks, recipe.include_path)
+
+
+def _refuse_padding(recipe: Recipe) -> None:
+    """Raises RecipeError where ranks are to be padded, and no format that is written has a PEFT adapter."""
+    if recipe.adapter_ranks is not AdapterRanks.PADDED:
+        return
+    holding = [name for name, kind in EXPORTS.items() if kind.traits.adapter is not None]
+    if set(holding).isdisjoint(recipe.export):
+        raise RecipeError(
+            f"padded, but {', '.join(recipe.export)} has no PEFT adapter; formats that have one are "
+            f"{', '.join(holding)}",
+            option="adapter_ranks",
+        )
+    if not isinstance(recipe.method, Correction):
+        raise RecipeError(
+            f"padded, but {recipe.method.name} makes no corrections, and so no adapter; leave it out",
+            option="adapter_ranks",
+        )
 
 
 def refuse_unknown_exports(names: Sequence[str], use: Use) -> None:

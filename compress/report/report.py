@@ -157,7 +157,7 @@ class Report:
     model: str
     """The source as it was resolved: a name, and a revision or a hash."""
     licence: str | None
-    """Licence in the source's README: an id of the hub, or the name of another licence."""
+    """Licence that was given, or else that of the source's README: an id of the hub, or another licence's name."""
     licence_link: str | None = None
     """Link to the licence in the source's README."""
     fingerprint: str

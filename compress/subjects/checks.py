@@ -16,6 +16,7 @@ from calibration.errors import InputError
 from calibration.skeleton import PartLoader, decoder_blocks
 from compress.bases import AsDense, Base, SlicedView, open_base
 from compress.errors import CheckpointError
+from compress.exports.peft import local_reference
 from compress.families.given import Held
 from compress.forms.dense import Dense
 from compress.models.model_config import with_numbers
@@ -64,10 +65,10 @@ class Named:
 
 def open_named(spec: str) -> Named:
     """The checkpoint in a folder, or of the hub. Raises CheckpointError saying what was found."""
-    folder, reference, revision = Path(spec).expanduser(), spec, None
+    folder, revision = Path(spec).expanduser(), None
     if folder.name in ("", ".."):  # which nobody else could follow
         folder = folder.resolve()
-        reference = str(folder)
+    reference = local_reference(str(folder))
     if not folder.exists() and is_hub_id(spec):
         folder, revision = snapshot(spec, _WANTED)
         reference = spec.partition("@")[0]

@@ -269,9 +269,11 @@ class CorrectedBase(Subject):
         correction = _correction_in(form)
         return (_base_in(form) if correction is None else form), correction
 
-    def exporters(self, folders: Mapping[str, Path], out: str) -> list[Exporter]:
-        """Writers that take everything which no layer replaces from the base."""
-        del out
+    def exporters(
+        self, folders: Mapping[str, Path], references: Mapping[str, str]
+    ) -> list[Exporter]:
+        """Writers that take everything which no layer replaces from the base, to which adapters belong."""
+        del references
         source = replace(self.original.source, has_own_head=bool(self.into.untied))
         given = (source, self.reference, self.view.whole, self.revision)
         return [EXPORTS[name](folder, *given) for name, folder in folders.items()]

@@ -176,12 +176,12 @@ class OrdinaryModel(Subject):
     def replace_outside(self, device: torch.device) -> None:
         """Nothing to do: everything is the original's."""
 
-    def exporters(self, folders: Mapping[str, Path], out: str) -> list[Exporter]:
-        """Writers by name; an adapter refers to the output folder as published, never to a path of this machine."""
+    def exporters(
+        self, folders: Mapping[str, Path], references: Mapping[str, str]
+    ) -> list[Exporter]:
+        """Writers by name; an adapter beside its checkpoint belongs to that."""
         return [
-            EXPORTS[name](
-                folder, self.original.source, out if len(folders) == 1 else f"{out}/{name}"
-            )
+            EXPORTS[name](folder, self.original.source, references[name])
             for name, folder in folders.items()
         ]
 

@@ -135,8 +135,10 @@ class Subject(ABC):
     # On the way out
 
     @abstractmethod
-    def exporters(self, folders: Mapping[str, Path], out: str) -> list[Exporter]:
-        """Writers of formats, by name, into their folders; `out` is the output folder's name as published."""
+    def exporters(
+        self, folders: Mapping[str, Path], references: Mapping[str, str]
+    ) -> list[Exporter]:
+        """Writers of formats, by name, into their folders; `references` are what adapters beside them call these."""
 
     @abstractmethod
     def exported(self, form: Form) -> tuple[Form, Factors | None]:

@@ -16,7 +16,7 @@ from calibration.store import Store
 from calibration.stream import Stream
 from calibration.walk import SharedInput
 from compress.callbacks import Progress
-from compress.config.recipe import StatisticsMode
+from compress.config.choices import StatisticsMode
 from compress.prepare.prepare import Gradients, Prepared
 from eval.wheels import cache_root
 

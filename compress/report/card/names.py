@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from compress.report.recorded_recipe import method_text
 from compress.report.report import BaseReport, Report
@@ -21,11 +23,19 @@ def base_name(base: BaseReport) -> str:
 
 def base_model(report: Report) -> str | None:
     """The hub id of what was compressed; None for a local path, which nobody else can follow."""
-    spec = str(report.recipe["model"])
+    return base_model_of(report.recipe, report.revision)
+
+
+def base_model_of(recipe: Mapping[str, Any], revision: str | None) -> str | None:
+    """The same by the recipe, in which it may be given, and by the commit of what came from the hub."""
+    spec, given = str(recipe["model"]), recipe.get("base_model")
+    if given is not None:
+        return str(given)
     if spec == "demo":
         return _DEMO
     # Only what came from the hub has a revision; a relative path may look like a hub id.
-    return spec if report.revision is not None and _HUB_ID.fullmatch(spec) else None
+    spec = spec.partition("@")[0]
+    return spec if revision is not None and _HUB_ID.fullmatch(spec) else None
 
 
 def source_name(report: Report) -> str:
