@@ -12,10 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from calibration.heads import Head
 from compress.errors import PluginError, RecipeError
+from compress.exports.planned import Planned as Planned  # part of the contract
 from compress.exports.storage import Outside
 from compress.registry import Registry
 
@@ -96,68 +97,6 @@ class MadeOf:
     """The method as its paper writes it: "EoRA"."""
     rank: int | None
     """The highest rank of a correction; None without one."""
-
-
-class PlannedLayer(Protocol):
-    """A layer that will be compressed; all bytes are of its weight."""
-
-    @property
-    def name(self) -> str:
-        """In the model."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
-
-    @property
-    def compressor(self) -> Compressor:
-        """The method that makes its form, with all options settled."""
-
-    @property
-    def native_bytes(self) -> int:
-        """Bytes of its form as it is."""
-
-    @property
-    def correction_bytes(self) -> int:
-        """Bytes of the low-rank correction in its form; 0 without one."""
-
-    @property
-    def adapter_bytes(self) -> int:
-        """Bytes of that correction in a PEFT adapter, which holds 16 bits a number."""
-
-
-class KeptTensor(Protocol):
-    """A tensor that is copied."""
-
-    @property
-    def name(self) -> str:
-        """In the checkpoint that it is copied from."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As stored."""
-
-    @property
-    def n_bytes(self) -> int:
-        """As stored."""
-
-
-class Planned(Protocol):
-    """A plan, as far as it tells what an export will hold."""
-
-    @property
-    def layers(self) -> Sequence[PlannedLayer]:
-        """The layers that are compressed."""
-
-    def kept_in(self, export: str) -> Sequence[KeptTensor]:
-        """The tensors that a format copies as numbers."""
-
-    def rest_bytes(self, export: str) -> int:
-        """Bytes of everything but these layers in a format."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that most of the source is stored in."""
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,21 @@ tokenizer = AutoTokenizer.from_pretrained("{card.folder}")
 ```"""
 
 
+def load_with_gptqmodel(card: CardFacts) -> str:
+    """Code that loads a mixture, which transformers would fill with random numbers."""
+    return f"""\
+As a GPTQ checkpoint, with gptqmodel installed:
+
+```python
+from gptqmodel import GPTQModel
+
+model = GPTQModel.load("{card.folder}")
+```
+
+Not with `{card.auto_class}.from_pretrained`: transformers 5.23 keeps experts in stacked tensors, finds no packed \
+ones, and fills them with random numbers after a warning that they are missing."""
+
+
 def load_adapter_beside(card: CardFacts) -> str:
     """Code that adds an adapter which lies beside its checkpoint to the model that was loaded from this."""
     return f"""\

@@ -30,6 +30,7 @@ from compress.exports.base import CorrectionStorage, LayerExport, MadeOf, Planne
 from compress.exports.card import (
     CardFacts,
     load_adapter_beside,
+    load_with_gptqmodel,
     load_with_transformers,
     packed_introduction,
     vllm,
@@ -268,7 +269,7 @@ class GptqExporter(CheckpointExporter, name="gptq"):
     def how_to_load(cls, card: CardFacts) -> str:
         """With transformers and gptqmodel, a mixture with gptqmodel alone; the corrections with PEFT."""
         if card.has_experts:
-            return _load_mixture(card)
+            return load_with_gptqmodel(card)
         code = load_with_transformers(card, ', device_map="auto"')
         text = f"As a GPTQ checkpoint, with transformers and gptqmodel installed:\n\n{code}"
         return text if card.adapter is None else f"{text}\n\n{load_adapter_beside(card)}"
@@ -314,20 +315,6 @@ def _part_beside(name: str, blocks: str) -> str:
     parts, others = name.split("."), blocks.split(".")
     depth = next((k for k, part in enumerate(parts) if part not in others[k : k + 1]), 0)
     return ".".join(parts[: depth + 1])
-
-
-def _load_mixture(card: CardFacts) -> str:
-    return f"""\
-As a GPTQ checkpoint, with gptqmodel installed:
-
-```python
-from gptqmodel import GPTQModel
-
-model = GPTQModel.load("{card.folder}")
-```
-
-Not with `{card.auto_class}.from_pretrained`: transformers 5.23 keeps experts in stacked tensors, finds no packed \
-ones, and fills them with random numbers after a warning that they are missing."""
 
 
 class _Facts:

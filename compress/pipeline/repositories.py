@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from compress.config.recipe import Recipe
 from compress.exports import EXPORTS
 from compress.exports.base import MadeOf
+from compress.exports.codes import quantiser_of
 from compress.exports.peft import local_reference
-from compress.families.quantiser import Quantiser
 from compress.planning.plan import Plan
 from compress.prepare.prepare import Prepared
 from compress.report.card.names import base_model_of
@@ -18,7 +18,8 @@ def repositories(recipe: Recipe, plan: Plan) -> dict[str, str | None]:
     """The id of each format's repository; of several formats each has one, with the format at the end of its name."""
     if len(recipe.export) == 1 or recipe.publish_as is None:
         return dict.fromkeys(recipe.export, recipe.publish_as)
-    bits = {found for layer in plan.layers if (found := _bits(layer.compressor)) is not None}
+    found = (quantiser_of(layer.compressor) for layer in plan.layers)
+    bits = {quantiser.bits for quantiser in found if quantiser is not None}
     ranks = [layer.padded_rank or getattr(layer.compressor, "rank", None) for layer in plan.layers]
     made = MadeOf(
         bits=bits.pop() if len(bits) == 1 else None,
@@ -28,13 +29,6 @@ def repositories(recipe: Recipe, plan: Plan) -> dict[str, str | None]:
     return {
         name: recipe.publish_as + EXPORTS[name].repository_suffix(made) for name in recipe.export
     }
-
-
-def _bits(method: object) -> int | None:
-    """Bits of the codes that a method makes, or its base at any depth; None if nothing quantises."""
-    while method is not None and not isinstance(method, Quantiser):
-        method = getattr(method, "base", None)
-    return None if method is None else method.bits
 
 
 def references(recipe: Recipe, plan: Plan) -> Mapping[str, str]:

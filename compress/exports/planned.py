@@ -1,0 +1,73 @@
+"""A plan as export formats see it: what will be compressed, what is copied, and the bytes of everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from compress.families.base import Compressor
+
+
+class PlannedLayer(Protocol):
+    """A layer that will be compressed; all bytes are of its weight."""
+
+    @property
+    def name(self) -> str:
+        """In the model."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+
+    @property
+    def compressor(self) -> Compressor:
+        """The method that makes its form, with all options settled."""
+
+    @property
+    def native_bytes(self) -> int:
+        """Bytes of its form as it is."""
+
+    @property
+    def correction_bytes(self) -> int:
+        """Bytes of the low-rank correction in its form; 0 without one."""
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of that correction in a PEFT adapter, which holds 16 bits a number."""
+
+
+class KeptTensor(Protocol):
+    """A tensor that is copied."""
+
+    @property
+    def name(self) -> str:
+        """In the checkpoint that it is copied from."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored."""
+
+    @property
+    def n_bytes(self) -> int:
+        """As stored."""
+
+
+class Planned(Protocol):
+    """A plan, as far as it tells what an export will hold."""
+
+    @property
+    def layers(self) -> Sequence[PlannedLayer]:
+        """The layers that are compressed."""
+
+    def kept_in(self, export: str) -> Sequence[KeptTensor]:
+        """The tensors that a format copies as numbers."""
+
+    def rest_bytes(self, export: str) -> int:
+        """Bytes of everything but these layers in a format."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that most of the source is stored in."""
