@@ -19,14 +19,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from calibration.outputs import predictions
+from calibration.heads import Head
+from calibration.outputs import head_of, predictions
 from compress.errors import CheckpointError, RecipeError
 from compress.exports.load import load_export, loader_name
-from compress.exports.verify import PROBE, TOLERANCE_16_BIT, TOLERANCES, read_probe, write_probe
+from compress.exports.verification.places import EARLIER_PROBE
+from compress.exports.verification.probe import make_probe, read_probe, write_probe
+from compress.exports.verification.verify import TOLERANCE_16_BIT, TOLERANCES
 from compress.forms.registered import FORMS
 from compress.models.checkpoint import Reader, Writer
 
-MADE_ANEW = (PROBE, "report.json", "README.md", "report.html")
+MADE_ANEW = (EARLIER_PROBE.name, "report.json", "README.md", "report.html")
 """Files of the export that say what the trained model no longer is."""
 
 
@@ -118,9 +121,9 @@ def _write_tensors(model: PreTrainedModel, source: Path, folder: Path) -> None:
 
 def _prove(model: PreTrainedModel, source: Path, folder: Path) -> None:
     """Write the probe of the trained model, which the folder, loaded, must reproduce."""
-    (input_ids, _, positions), _ = read_probe(source / PROBE)
+    input_ids = read_probe(source)[0].input_ids
     loaded = load_export(folder, model.dtype, str(model.device))
-    expected, found = (_logits(each, input_ids, positions) for each in (model, loaded))
+    expected, found = (_logits(each, input_ids) for each in (model, loaded))
     stored = {reader.dtype(name) for reader in (Reader(folder),) for name in reader}
     tolerance = max(TOLERANCES.get(dtype, TOLERANCE_16_BIT) for dtype in stored)
     difference = float((found - expected).norm() / expected.norm())
@@ -128,13 +131,14 @@ def _prove(model: PreTrainedModel, source: Path, folder: Path) -> None:
         raise CheckpointError(
             f"{folder}: the factors as they are stored change the logits by {difference:.1e}, more than {tolerance:.0e}"
         )
-    write_probe(folder, input_ids, found, positions, model.dtype)
+    head = head_of(model.config) or Head.NEXT_TOKEN
+    write_probe(folder, make_probe(input_ids, found, head), model.dtype)
 
 
-def _logits(model: PreTrainedModel, input_ids: Tensor, positions: Tensor) -> Tensor:
+def _logits(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     was_training = model.training
     model.eval()
     with torch.no_grad():
         logits = predictions(model(input_ids=input_ids.to(model.device)))[0]
     model.train(was_training)
-    return logits[positions.to(logits.device)].float().cpu()
+    return logits.float().cpu()

@@ -215,12 +215,12 @@ def _cell(text: str) -> str:
 def exports() -> str:
     """Every export format with the facts that cards tell of it."""
     lines = [
-        "| `--export` | what it holds | written by runs on | vLLM |",
+        "| `--export` | what it holds | written by runs on | engines |",
         "| --- | --- | --- | --- |",
     ]
     for name, kind in EXPORTS.items():
         runs = ", ".join(sorted(str(use) for use in kind.traits.uses))
-        served = "yes" if kind.traits.vllm else "no"
+        served = ", ".join(kind.traits.engines) or "none"
         lines.append(f"| `{name}` | {_cell(_summary(kind))} | {runs} | {served} |")
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ from gpu_parts import LOCAL_ERROR, LOCAL_OPTIMA, Job, Row
 
 from compress.callbacks import no_progress
 from compress.config.recipe import Recipe
-from compress.exports.verify import check
+from compress.exports.verification.verify import check
 from compress.pipeline.export import export
 from compress.pipeline.stopwatch import Stopwatch
 from compress.prepare.prepare import prepare

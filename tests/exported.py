@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from compress.exports import EXPORTS, LayerExport, Use, formats_for
-from compress.exports.verify import write_probe
+from compress.exports.verification.probe import make_probe, write_probe
 from compress.forms.base import Form
 from compress.forms.linear import CompressedLinear
 from compress.forms.low_rank import LowRank
@@ -25,7 +25,6 @@ from compress.models.resolve import SourceModel
 
 FORMATS = formats_for(Use.MODEL)
 IDS = torch.tensor([[1, 5, 9, 2, 77, 31, 8, 100, 64, 3, 17, 90]])
-POSITIONS = torch.tensor([0, 3, 7, 11])
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def export(made: Compressed, folder: Path, name: str) -> Path:
         if memory.rpartition(".")[0] not in made.layers:
             exporter.add_tensor(memory, reader[key])
     exporter.close()
-    write_probe(folder, IDS, made.logits()[POSITIONS], POSITIONS, made.model.dtype)
+    write_probe(folder, make_probe(IDS, made.logits()), made.model.dtype)
     return folder
 
 

@@ -333,8 +333,8 @@ def test_eval_of_several_exports_takes_the_first_of_the_recipe_and_says_so(
 ) -> None:
     (tmp_path / "recipe.yaml").write_text("export: [native, dense]\n")
     for name in ("dense", "native"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "probe.safetensors").touch()
+        (tmp_path / name / "verification").mkdir(parents=True)
+        (tmp_path / name / "verification" / "probe.st").touch()
     main(["eval", "--reference", "there", str(tmp_path)])
     ((folder, recipe),) = evaluated
     assert (folder, recipe.model) == (tmp_path / "native", "there")

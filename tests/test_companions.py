@@ -13,7 +13,8 @@ import compress.models.companions
 import compress.models.resolve
 from compress import run
 from compress.errors import CheckpointError
-from compress.exports.verify import PROBE, file_digests, write_probe
+from compress.exports.verification.places import PROBE
+from compress.exports.verification.probe import file_digests, make_probe, write_probe
 from compress.methods.rtn import RTN
 from compress.models.companions import companions, copy_companions
 from compress.models.resolve import resolve_model
@@ -218,10 +219,10 @@ def test_folders_of_modules_are_fetched_from_the_hub(made, monkeypatch):
 
 def test_two_equal_probes_have_equal_bytes(made, tmp_path):
     folder = export(made, tmp_path / "dense", "dense")
-    arguments = (torch.zeros(1, 3, dtype=torch.long), torch.ones(2, 4), torch.arange(2))
+    probe = make_probe(torch.zeros(1, 3, dtype=torch.long), torch.ones(3, 4))
     contents = set()
     for _ in range(8):
-        write_probe(folder, *arguments, torch.float32, torch.float16)
+        write_probe(folder, probe, torch.float32, torch.float16)
         contents.add((folder / PROBE).read_bytes())
     assert len(contents) == 1
 

@@ -11,7 +11,8 @@ from workspaces import recipe
 import compress
 from compress.errors import CheckpointError, RecipeError
 from compress.exports.load import load_export, unpack
-from compress.exports.verify import PROBE, check, read_probe
+from compress.exports.verification.probe import read_probe
+from compress.exports.verification.verify import check
 from compress.forms.shared import Common, Shared
 from compress.methods.cospadi.method import CoSpaDi
 from compress.methods.eora import EoRA
@@ -60,8 +61,8 @@ def test_expanding_the_codes_changes_no_output(done):
 def test_a_checkpoint_loads_in_a_process_without_the_toolkit(workspace):
     job = recipe(workspace, method=METHODS["shared"])
     compress.run(job)
-    (ids, expected, positions), _ = read_probe(job.folder / PROBE)
-    torch.save((ids, positions), workspace / "probe.pt")
+    probe, _ = read_probe(job.folder)
+    torch.save((probe.input_ids, probe.positions), workspace / "probe.pt")
     ran = python(
         "import torch\nfrom transformers import AutoModelForCausalLM\n"
         "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True, dtype=torch.float32)\n"
@@ -73,8 +74,8 @@ def test_a_checkpoint_loads_in_a_process_without_the_toolkit(workspace):
         cwd=workspace,
     )
     assert ran.code == 0, ran.err
-    found = torch.tensor(json.loads(ran.out)).view_as(expected)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    found = torch.tensor(json.loads(ran.out)).view_as(probe.logits)
+    torch.testing.assert_close(found, probe.logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("quick_verification")

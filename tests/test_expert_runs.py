@@ -15,7 +15,7 @@ from calibration.experts.module import take_all_apart
 from compress.errors import RecipeError
 from compress.exports import EXPORTS
 from compress.exports.load import load_export
-from compress.exports.verify import verify
+from compress.exports.verification.verify import verify
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
@@ -41,8 +41,6 @@ def headers(folder):
     """Dtype and shape of every tensor on disk."""
     found = {}
     for path in folder.glob("*.safetensors"):
-        if path.name == "probe.safetensors":
-            continue
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 one = file.get_slice(name)

@@ -25,7 +25,9 @@ from compress.config.recipe import Recipe
 from compress.errors import CheckpointError, PluginError, RecipeError
 from compress.exports.base import EXPORTS, Exporter, Traits, Use, formats_for
 from compress.exports.load import format_of, load_export, recognised, stored_in
-from compress.exports.verify import PROBE, check, file_digests, read_probe, verify
+from compress.exports.verification.places import PROBE
+from compress.exports.verification.probe import file_digests, read_probe
+from compress.exports.verification.verify import check, verify
 from compress.families.base import METHODS
 from compress.inspection.checkpoint import inspect
 from compress.methods.eora import EoRA
@@ -155,9 +157,10 @@ def test_what_is_read_back_gives_the_logits_of_the_compressed_model(
     written: Run, name: str
 ) -> None:
     folder = written(name).folder
-    (input_ids, expected, positions), _ = read_probe(folder / PROBE)
+    probe, _ = read_probe(folder)
+    expected = probe.logits
     with torch.inference_mode():
-        logits = load_export(folder)(input_ids=input_ids).logits[0, positions].float()
+        logits = load_export(folder)(input_ids=probe.input_ids).logits[0, probe.positions].float()
     tolerance = check(folder, "cpu").tolerance
     assert float((logits - expected).norm() / expected.norm()) <= tolerance
     assert tolerance == written(name).export.tolerance
@@ -187,7 +190,11 @@ def test_every_file_that_loading_reads_is_verified(written: Run, name: str, tmp_
 @pytest.mark.parametrize("name", NAMES)
 def test_a_flipped_bit_of_the_weights_is_found(written: Run, name: str, tmp_path: Path) -> None:
     weights = max(
-        (path for path in written(name).folder.rglob("*") if path.name != PROBE and path.is_file()),
+        (
+            path
+            for path in written(name).folder.rglob("*")
+            if path.name != PROBE.name and path.is_file()
+        ),
         key=lambda path: (path.suffix != ".json", path.suffix != ".html", path.stat().st_size),
     ).relative_to(written(name).folder)
 

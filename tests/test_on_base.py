@@ -26,7 +26,7 @@ from compress.config.recipe import Recipe
 from compress.errors import CheckpointError, LayerError, RecipeError
 from compress.exports.load import load_export
 from compress.exports.peft import read_adapter
-from compress.exports.verify import verify
+from compress.exports.verification.verify import verify
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN

@@ -20,7 +20,7 @@ from compress.exports import shipping
 from compress.exports.load import load_export
 from compress.exports.native import NativeExporter
 from compress.exports.shipping import shipped
-from compress.exports.verify import check
+from compress.exports.verification.verify import check
 from compress.forms.base import REGISTERED
 from compress.forms.build import empty
 from compress.forms.dense import Dense

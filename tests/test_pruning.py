@@ -11,7 +11,7 @@ from workspaces import recipe
 import compress
 from calibration.statistics.gram import Gram
 from compress.errors import RecipeError
-from compress.exports.verify import check
+from compress.exports.verification.verify import check
 from compress.families.base import LayerShape
 from compress.forms.sparse import Sparse
 from compress.methods.admm import ADMM

@@ -14,7 +14,8 @@ import compress
 from calibration.statistics.collection import Pooled
 from calibration.walk import SharedInput
 from compress.errors import LayerError, RecipeError
-from compress.exports.verify import PROBE, check, read_probe
+from compress.exports.verification.probe import read_probe
+from compress.exports.verification.verify import check
 from compress.families.base import LayerShape, Survey
 from compress.methods.cospadi import method as cospadi
 from compress.methods.cospadi.method import CoSpaDi
@@ -242,8 +243,8 @@ def test_the_file_holds_the_planned_bytes_and_one_dictionary_for_a_projection_of
 def test_a_process_without_the_toolkit_predicts_what_the_run_did(mixture):
     asked = job(mixture)
     compress.run(asked)
-    (ids, expected, positions), _ = read_probe(asked.folder / PROBE)
-    torch.save((ids, positions), mixture / "probe.pt")
+    probe, _ = read_probe(asked.folder)
+    torch.save((probe.input_ids, probe.positions), mixture / "probe.pt")
     ran = python(
         "import torch\nfrom transformers import AutoModelForCausalLM\n"
         "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True, dtype=torch.float32)\n"
@@ -255,8 +256,8 @@ def test_a_process_without_the_toolkit_predicts_what_the_run_did(mixture):
         cwd=mixture,
     )
     assert ran.code == 0, ran.err
-    found = torch.tensor(json.loads(ran.out)).view_as(expected)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    found = torch.tensor(json.loads(ran.out)).view_as(probe.logits)
+    torch.testing.assert_close(found, probe.logits, atol=1e-4, rtol=1e-4)
 
 
 VARIANTS = {

@@ -9,7 +9,8 @@ from workspaces import recipe
 import compress
 from calibration.text.data import Split, TextSource, load_tokens
 from compress.errors import CheckpointError, RecipeError
-from compress.exports.verify import PROBE, check
+from compress.exports.verification.places import PROBE
+from compress.exports.verification.verify import check
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.methods.lord import LoRD

@@ -5,13 +5,15 @@ import re
 
 import pytest
 import torch
-from exported import FORMATS, IDS, POSITIONS, compressed, export
+from exported import FORMATS, IDS, compressed, export
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from compress.errors import CheckpointError, PluginError, RecipeError
-from compress.exports import verify as verification
-from compress.exports.verify import PROBE, digests, file_digests, verify, write_probe
+from compress.exports.verification import verify as verification
+from compress.exports.verification.places import EARLIER_PROBE, PROBE
+from compress.exports.verification.probe import digests, file_digests, make_probe, write_probe
+from compress.exports.verification.verify import verify
 from compress.models.checkpoint import Reader
 
 FRESH = ("test_an_export_is_verified_in_a_fresh_process", "test_a_process_that_dies_is_a_failure")
@@ -108,7 +110,7 @@ def test_a_tensor_lost_before_the_probe_was_written_is_an_error_too(made, tmp_pa
     """The digests say nothing then; the loader must."""
     folder = export(made, tmp_path / name, name)
     rewrite(folder, lambda tensors: tensors.pop("model.norm.weight"))
-    write_probe(folder, IDS, made.logits()[POSITIONS], POSITIONS)
+    write_probe(folder, make_probe(IDS, made.logits()))
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight"):
         verify(folder)
 
@@ -144,7 +146,7 @@ def test_a_config_changed_before_the_probe_was_written_is_found_by_the_logits(ma
     config = json.loads((native / "config.json").read_text())
     config["base_config"]["rms_norm_eps"] = 0.1
     (native / "config.json").write_text(json.dumps(config))
-    write_probe(native, IDS, made.logits()[POSITIONS], POSITIONS)
+    write_probe(native, make_probe(IDS, made.logits()))
     with pytest.raises(CheckpointError, match="relative difference"):
         verify(native)
 
@@ -158,7 +160,7 @@ def test_the_adapters_config_is_covered(made, tmp_path):
 def test_a_damaged_probe_is_refused_by_name(native, kept):
     path = native / PROBE
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match=r"probe\.safetensors is damaged"):
+    with pytest.raises(CheckpointError, match=r"probe\.st is damaged"):
         verify(native)
 
 
@@ -185,9 +187,9 @@ def test_a_device_that_is_not_there_is_refused_in_a_line(native, device):
 
 
 def test_logits_that_are_not_numbers_never_pass(made, native):
-    logits = made.logits()[POSITIONS]
+    logits = made.logits().clone()
     logits[0, 0] = float("nan")
-    write_probe(native, IDS, logits, POSITIONS)
+    write_probe(native, make_probe(IDS, logits))
     with pytest.raises(CheckpointError, match="relative difference"):
         verify(native)
 
@@ -195,14 +197,25 @@ def test_logits_that_are_not_numbers_never_pass(made, native):
 def test_the_dtype_of_the_probe_is_the_dtype_of_the_verification(tmp_path):
     made = compressed(tmp_path / "source", dtype=torch.bfloat16)
     folder = export(made, tmp_path / "native", "native")
-    write_probe(folder, IDS, made.model.float()(IDS).logits[0, POSITIONS], POSITIONS, torch.float32)
+    logits = made.model.float()(IDS).logits[0].detach()
+    write_probe(folder, make_probe(IDS, logits), torch.float32)
     assert verify(folder).tolerance == 1e-4
 
 
 def test_a_folder_without_a_probe_is_refused(native):
     (native / PROBE).unlink()
-    with pytest.raises(CheckpointError, match="no probe"):
+    with pytest.raises(CheckpointError, match=r"no verification/probe\.st"):
         verify(native)
+
+
+def test_an_export_of_an_earlier_version_is_verified_by_the_probe_beside_its_weights(native):
+    (native / PROBE).rename(native / EARLIER_PROBE)
+    assert verify(native).passed
+
+
+def test_no_loader_of_safetensors_finds_the_probe(native):
+    assert (native / PROBE).is_file()
+    assert {path.name for path in native.rglob("*.safetensors")} == {"model.safetensors"}
 
 
 def test_a_process_that_dies_is_a_failure(native, monkeypatch):

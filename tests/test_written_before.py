@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from compress.bases import AsDense, open_base
 from compress.exports.load import load_export, load_unpacked
-from compress.exports.verify import check
+from compress.exports.verification.verify import check
 from compress.forms.base import Form
 from compress.forms.sparse import Along, Layout
 

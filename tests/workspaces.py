@@ -10,7 +10,7 @@ from lm_eval.tasks import TaskManager
 from compress.config.recipe import Recipe
 from compress.evaluation import compare as evaluating
 from compress.exports.native import NativeExporter
-from compress.exports.verify import Verification, check
+from compress.exports.verification.verify import Verification, check
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.pipeline import main as pipeline

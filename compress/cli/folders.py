@@ -8,6 +8,7 @@ from typing import Any
 
 from compress.config.yaml_file import read_yaml
 from compress.errors import CheckpointError
+from compress.exports.verification.places import probe_in
 
 RECIPE_NAME = "recipe.yaml"
 
@@ -22,5 +23,5 @@ def exports(folder: Path) -> list[Path]:
     """`folder` itself if it is an export, or the exports in it."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
-    found = [path.parent for path in sorted(folder.glob("*/probe.safetensors"))]
-    return [folder] if (folder / "probe.safetensors").is_file() or not found else found
+    found = [path for path in sorted(folder.iterdir()) if probe_in(path) is not None]
+    return [folder] if probe_in(folder) is not None or not found else found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compress.cli.command import Given
 from compress.cli.folders import exports
-from compress.exports import verify as verification
+from compress.exports.verification import verify as verification
 
 
 def verify(given: Given) -> None:

@@ -53,7 +53,7 @@ class AdapterExporter(CheckpointExporter, name="adapter"):
         library="peft",
         relation="adapter",
         weights="corrections, without the base",
-        vllm=True,
+        engines=("vllm", "peft"),
         outside=Outside.ABSENT,
     )
 

@@ -81,8 +81,8 @@ class Traits:
     """The model card's `base_model_relation`: quantized, adapter, finetune or merge."""
     weights: str
     """Its contents in a few words, for a table of several formats: "packed"."""
-    vllm: bool
-    """Whether vLLM serves it."""
+    engines: tuple[str, ...]
+    """Names of the engines that it is for, best first: "vllm", "openvino", "transformers"."""
     outside: Outside
     """How it stores embeddings, heads and whatever else no method compresses."""
 

@@ -39,7 +39,7 @@ class DenseExporter(CheckpointExporter, name="dense"):
         library="transformers",
         relation="quantized",
         weights="dequantised to full precision",
-        vllm=True,
+        engines=("vllm", "openvino", "transformers"),
         outside=Outside.WHOLE,
     )
 

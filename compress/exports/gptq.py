@@ -77,7 +77,7 @@ class GptqExporter(CheckpointExporter, name="gptq"):
         library="transformers",
         relation="quantized",
         weights="packed",
-        vllm=True,
+        engines=("vllm", "gptqmodel"),
         outside=Outside.HALF,
     )
 

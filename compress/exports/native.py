@@ -58,7 +58,7 @@ class NativeExporter(CheckpointExporter, name="native"):
         library="transformers",
         relation="quantized",
         weights="packed",
-        vllm=False,
+        engines=("transformers",),
         outside=Outside.CODES,
     )
 

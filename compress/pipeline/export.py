@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from calibration.heads import Head
+from calibration.outputs import head_of
 from calibration.skeleton import decoder_blocks
 from calibration.statistics.base import PairStatistic
 from calibration.store import Store
@@ -20,7 +22,7 @@ from compress.config.choices import OnFailure
 from compress.embeddings.placing import placed
 from compress.errors import LayerError
 from compress.exports import Exporter, LayerExport
-from compress.exports.verify import write_probe
+from compress.exports.verification.probe import make_probe, write_probe
 from compress.forms.dense import Dense
 from compress.models.layers import refuse_not_finite
 from compress.pipeline.beside import compress_beside
@@ -38,8 +40,6 @@ from compress.prepare.prepare import Prepared
 from compress.prepare.texts import few_tokens
 from compress.report.report import LayerReport
 from compress.survey.gradients import gradients_of_block
-
-PROBE_POSITIONS = 8
 
 
 @dataclass
@@ -256,12 +256,11 @@ def _write_probes(
             logits = probe.predictions(0)[0].float().cpu()
         for exporter in exporters:
             if tables.placed_in(prepared.plan, exporter.name) == found:
-                _write_logits(probe.batches[0].input_ids, logits, exporter, prepared.dtype)
+                _write_logits(probe.batches[0].input_ids, logits, exporter, prepared)
 
 
-def _write_logits(ids: Tensor, logits: Tensor, exporter: Exporter, dtype: torch.dtype) -> None:
-    n = len(logits)  # one for each token, or one for all
+def _write_logits(ids: Tensor, logits: Tensor, exporter: Exporter, prepared: Prepared) -> None:
     if not bool(torch.isfinite(logits).all()):
         raise LayerError("the compressed model's logits hold NaN or infinity; try --dtype float32")
-    positions = torch.linspace(0, n - 1, min(PROBE_POSITIONS, n)).round().long()
-    write_probe(exporter.folder, ids, logits[positions], positions, dtype, rounded=exporter.rounded)
+    probe = make_probe(ids, logits, head_of(prepared.config) or Head.NEXT_TOKEN)
+    write_probe(exporter.folder, probe, prepared.dtype, rounded=exporter.rounded)

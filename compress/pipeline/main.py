@@ -32,7 +32,7 @@ from compress.evaluation.compare import (
 from compress.evaluation.original_scores import Originals
 from compress.exports import EXPORTS
 from compress.exports.load import stored_in
-from compress.exports.verify import verify
+from compress.exports.verification.verify import verify
 from compress.pipeline.export import export
 from compress.pipeline.report import make_report
 from compress.pipeline.repositories import missing_text

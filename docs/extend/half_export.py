@@ -35,7 +35,7 @@ class HalfExporter(CheckpointExporter, name="half"):
         library="transformers",
         relation="quantized",
         weights="halved",
-        vllm=False,
+        engines=("transformers",),
         outside=Outside.WHOLE,
     )
 

@@ -1,6 +1,6 @@
 """Proof that an export on disk is the model that was compressed.
 
-Every export folder holds `probe.safetensors`: token ids, the compressed model's logits at some
+Every export folder holds a probe (`probe.py`): token ids, the compressed model's logits at some
 positions, and a digest of every tensor and every file written that loading reads: configuration,
 tokenizer, shipped code. A fresh process loads the export, which must hold exactly these, and must
 reproduce these logits. README.md, report.json, recipe.yaml and licences may change.
@@ -8,7 +8,6 @@ reproduce these logits. README.md, report.json, recipe.yaml and licences may cha
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -21,26 +20,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from calibration.errors import OptionError
 from calibration.experts.module import take_all_apart
 from calibration.outputs import predictions
-from compress.bases import open_base
 from compress.errors import CheckpointError, PluginError, RecipeError
-from compress.exports.base import EXPORTS, Exporter
-from compress.exports.load import format_of
+from compress.exports.base import EXPORTS
+from compress.exports.verification.places import PROBE, probe_in
+from compress.exports.verification.probe import (
+    base_digest,
+    digests,
+    file_digests,
+    kind_of,
+    read_probe,
+)
 from compress.forms.registered import FORMS
 from compress.models.checkpoint import read_json, some
-from compress.models.companions import module_files
-from compress.models.safetensors_file import write_file
 
-PROBE = "probe.safetensors"
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Relative L2 difference of the logits, by the narrowest dtype on the way."""
 TOLERANCE_16_BIT = 2e-2
-_FREE = ("report.json",)
 
 
 @dataclass(frozen=True)
@@ -63,71 +62,6 @@ class Verification:
         return self.relative_difference <= self.tolerance
 
 
-def write_probe(
-    folder: Path,
-    input_ids: Tensor,
-    logits: Tensor,
-    positions: Tensor,
-    dtype: torch.dtype | None = None,
-    rounded: torch.dtype | None = None,
-) -> None:
-    """Write the probe of a finished export.
-
-    input_ids (1, t) int64; logits (n, vocabulary) fp32 of the compressed model at `positions` (n,)
-    int64, computed in `dtype` (None: the one that config.json names). `rounded`: what the format rounds
-    to that the compressed model does not (None: nothing).
-    """
-    tensors = {"input_ids": input_ids, "logits": logits.float(), "positions": positions}
-    metadata = {
-        "tensors": json.dumps(digests(folder)),
-        "files": json.dumps(file_digests(folder)),
-        "base": json.dumps(base_digest(folder)),
-    }
-    if dtype is not None:
-        metadata["dtype"] = str(dtype).removeprefix("torch.")
-    if rounded is not None:
-        metadata["rounded"] = str(rounded).removeprefix("torch.")
-    write_file(folder / PROBE, tensors, metadata)
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """A digest of dtype, shape and bytes of every tensor of an export, its adapter's too."""
-    return {name: _digest(tensor) for name, tensor in _format_of(folder).tensors(folder)}
-
-
-def file_digests(folder: Path) -> dict[str, str]:
-    """Sha256 of every file of an export that loading reads, its tensors apart."""
-    patterns = _format_of(folder).traits.loading_reads
-    paths = {path for pattern in patterns for path in folder.glob(pattern)}
-    paths |= {folder / name for name in module_files(folder)}
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(paths)
-        if path.is_file() and path.name not in _FREE
-    }
-
-
-def base_digest(folder: Path) -> dict[str, str]:
-    """Sha256 of the checkpoint that an export belongs to and does not hold; empty for one that is whole."""
-    base = _format_of(folder).base_of(folder)
-    return {} if base is None else {"sha256": open_base(base).reader.fingerprint}
-
-
-def _format_of(folder: Path) -> type[Exporter]:
-    """Raises CheckpointError for a checkpoint that is no export."""
-    found = format_of(folder)
-    if found is None:
-        raise CheckpointError(f"{folder} is in a format that other tools write, so it is no export")
-    return found
-
-
-def _digest(tensor: Tensor) -> str:
-    head = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
-    digest = hashlib.sha256(head)
-    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:32]
-
-
 def verify(folder: Path, device: str = "cpu") -> Verification:
     """Load an export in a fresh process and compare it with its probe.
 
@@ -135,7 +69,7 @@ def verify(folder: Path, device: str = "cpu") -> Verification:
     """
     folder = Path(folder)
     _refuse_device(device)
-    if not (folder / PROBE).is_file():
+    if probe_in(folder) is None:
         raise CheckpointError(f"{folder} has no {PROBE}, which every export has; is it an export?")
     found = _answer_of_a_fresh_process(folder, device)
     if "error" in found:
@@ -158,7 +92,7 @@ def _answer_of_a_fresh_process(folder: Path, device: str) -> dict[str, Any]:
             [
                 sys.executable,
                 "-m",
-                "compress.exports.verify",
+                "compress.exports.verification.verify",
                 str(folder.resolve()),
                 device,
                 str(answer),
@@ -178,17 +112,17 @@ def _answer_of_a_fresh_process(folder: Path, device: str) -> dict[str, Any]:
 
 def check(folder: Path, device: str) -> Verification:
     """Do in this process what `verify` does in a fresh one, apart from judging the difference."""
-    tensors, metadata = read_probe(folder / PROBE)
-    input_ids, logits, positions = tensors
+    probe, metadata = read_probe(folder)
+    logits, positions = probe.logits, probe.positions
     _refuse_changes(folder, "files", file_digests(folder), json.loads(metadata["files"]))
     _refuse_changes(folder, "tensors", digests(folder), json.loads(metadata["tensors"]))
     _refuse_changes(folder, "its base", base_digest(folder), json.loads(metadata.get("base", "{}")))
     dtype = getattr(torch, metadata["dtype"]) if "dtype" in metadata else None
-    kind = _format_of(folder)
+    kind = kind_of(folder)
     model = kind.load(folder, dtype, torch.device(device))
     take_all_apart(model)
     with torch.inference_mode():
-        output = predictions(model(input_ids=input_ids.to(device)))
+        output = predictions(model(input_ids=probe.input_ids.to(device)))
     found = output[0, positions.to(device)].double().cpu()
     difference, expected = found - logits.double(), logits.double()
     stored = kind.weights_dtype(folder) or model.dtype
@@ -202,38 +136,6 @@ def check(folder: Path, device: str) -> Verification:
         top1_agreement=float((found.argmax(-1) == expected.argmax(-1)).double().mean()),
         tolerance=max(tolerances),
     )
-
-
-def read_probe(path: Path) -> tuple[list[Tensor], Mapping[str, str]]:
-    """Token ids, logits and positions, and the digests. Raises CheckpointError if the file is damaged."""
-    try:
-        with safe_open(path, framework="pt") as probe:
-            metadata: Mapping[str, str] = probe.metadata() or {}
-            tensors = [probe.get_tensor(name) for name in ("input_ids", "logits", "positions")]
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); get the export again") from error
-    absent = [name for name in ("tensors", "files") if name not in metadata]
-    if absent:
-        raise CheckpointError(
-            f"{path} has no digests of {' and '.join(absent)}: it is damaged or of another version;"
-            " get the export again"
-        )
-    for name, text in metadata.items():
-        if not _is_read(name, text):
-            raise CheckpointError(
-                f"{path} is damaged: {name} in its metadata is {text[:40]!r}; get the export again"
-            )
-    return tensors, metadata
-
-
-def _is_read(name: str, text: str) -> bool:
-    """Whether an entry of a probe's metadata is what `write_probe` wrote: a table of digests, or a dtype's name."""
-    if name in ("dtype", "rounded"):
-        return isinstance(getattr(torch, text, None), torch.dtype)
-    try:
-        return isinstance(json.loads(text), dict)
-    except json.JSONDecodeError:
-        return name not in ("tensors", "files", "base")
 
 
 def _refuse_device(name: str) -> None:

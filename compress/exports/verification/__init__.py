@@ -1,0 +1,1 @@
+"""Proof that an export on disk is the model that was compressed."""
