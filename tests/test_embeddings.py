@@ -79,7 +79,7 @@ def test_a_head_loses_less_on_its_inputs_than_rounded_to_nearest(bits):
     lost = [
         output_energy(weight_vd.double() - form.dense(), gram.mean_ii()) for form in (found, plain)
     ]
-    assert lost[0] < 0.9 * lost[1]
+    assert lost[0] < 0.92 * lost[1]
 
 
 def test_the_error_of_a_head_is_that_of_its_outputs_and_that_of_embeddings_of_their_rows():

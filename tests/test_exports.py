@@ -20,6 +20,7 @@ from compress.exports.peft import AdapterWriter, read_adapter
 from compress.families.base import LayerShape
 from compress.forms.dense import Dense
 from compress.forms.linear import CompressedLinear
+from compress.forms.loading import FORMAT_VERSION
 from compress.forms.low_rank import LowRank
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
@@ -189,7 +190,7 @@ def test_stock_transformers_with_the_toolkit_also_refuses_a_missing_tensor(tmp_p
 def test_a_newer_format_version_is_refused(tmp_path):
     folder = export(compressed(tmp_path / "source"), tmp_path / "native", "native")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"format_version": 6}))
+    (folder / "config.json").write_text(json.dumps(config | {"format_version": FORMAT_VERSION + 1}))
     with pytest.raises(CheckpointError, match="format_version"):
         load_export(folder)
 

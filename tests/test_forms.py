@@ -45,7 +45,7 @@ def quantised(o=12, i=96, bits=4, size=32, kind="symmetric"):
     groups = -(-i // size)
     scales = torch.randn(o, groups, generator=generator)
     zeros = None
-    if kind != "symmetric":
+    if kind not in ("symmetric", "affine"):
         zeros = torch.randint(0, 1 << bits, (o, groups), generator=generator)
     order = torch.arange(i) // size
     if kind == "shuffled":
@@ -58,11 +58,15 @@ def quantised(o=12, i=96, bits=4, size=32, kind="symmetric"):
         group_size=size,
         groups_i=order if kind == "shuffled" else None,
     )
+    if kind == "affine":
+        offsets = torch.randn(o, groups, generator=generator).half()
+        expected = scales.half().float()[:, order] * codes + offsets.float()[:, order]
+        return form.with_offsets(offsets), expected
     zero = torch.full((o, groups), 1 << (bits - 1)) if zeros is None else zeros
     return form, scales.half().float()[:, order] * (codes - zero[:, order])
 
 
-KINDS = ["symmetric", "asymmetric", "shuffled"]
+KINDS = ["symmetric", "asymmetric", "shuffled", "affine"]
 
 
 @pytest.mark.parametrize("i", [96, 80])  # 80: the last group is shorter, the last word is not full
@@ -71,6 +75,16 @@ KINDS = ["symmetric", "asymmetric", "shuffled"]
 def test_a_quantised_form_equals_scale_times_code_minus_zero(bits, kind, i):
     form, expected = quantised(bits=bits, kind=kind, i=i)
     assert torch.equal(form.dense(), expected)
+
+
+def test_an_affine_form_has_no_integer_zeros_to_mistake_for_its_own():
+    form, _ = quantised(kind="affine")
+    assert form.affine
+    assert not form.symmetric
+    with pytest.raises(ValueError, match="no integer zero points"):
+        form.zeros()
+    with pytest.raises(ValueError, match="only symmetric grids"):
+        Quantised.joined([form, form])
 
 
 def test_an_unknown_form_is_refused_by_name():

@@ -43,7 +43,8 @@ def quantised(o, i, bits=4, size=16, kind="symmetric"):
     zeros = None
     if kind == "asymmetric":
         zeros = torch.randint(0, 1 << bits, (o, n_groups), generator=generator)
-    return Quantised.from_codes(codes, scales, zeros, bits=bits, group_size=size)
+    form = Quantised.from_codes(codes, scales, zeros, bits=bits, group_size=size)
+    return form.with_offsets(-8 * scales) if kind == "affine" else form
 
 
 def wide(o, i):
@@ -82,6 +83,7 @@ EXAMPLES = {
     "product, a dictionary": lambda o, i: Product(low_rank(o, 8), sparse(8, i, Along.COLUMNS)),
     "quantised": quantised,
     "quantised, asymmetric": lambda o, i: quantised(o, i, kind="asymmetric"),
+    "quantised, affine": lambda o, i: quantised(o, i, kind="affine"),
     "quantised, wide scales": wide,
     "short": lambda o, i: Short.from_values(numbers(o, i) / 8, 12),
     "sparse": sparse,

@@ -143,7 +143,7 @@ def test_refitted_scales_never_lose_more_and_reach_least_squares():
             1,
         )
         best = torch.linalg.lstsq(design, (w[row].double() @ root)[:, None]).solution.flatten()
-        torch.testing.assert_close(refitted[row].double(), best, rtol=2e-3, atol=1e-5)
+        torch.testing.assert_close(refitted[row].double(), best, rtol=2**-8, atol=1e-5)  # 8 bits
 
 
 def test_a_group_of_zeros_stays_zero():
@@ -153,6 +153,8 @@ def test_a_group_of_zeros_stays_zero():
         RTN(group_size=32),
         GPTQ(group_size=32),
         GPTQ(group_size=32, symmetry="asymmetric"),
+        RTN(group_size=32, symmetry="affine"),
+        GPTQ(group_size=32, symmetry="affine"),
     ):
         [form] = method.compress([w], statistics(inputs(64)))
         assert torch.isfinite(form.dense()).all()
@@ -168,7 +170,7 @@ def test_every_combination_of_options_plans_the_bytes_that_it_stores(bits, symme
     method = GPTQ(bits=bits, symmetry=symmetry, act_order=order, group_size=32)
     [form] = method.compress([weight(*shape)], statistics(inputs(shape[1])))
     assert form.n_bytes() == method.planned_bytes(shape)
-    if bits != 5 and shape[0] % 32 == 0:
+    if bits != 5 and shape[0] % 32 == 0 and symmetry is not Symmetry.AFFINE:
         stored = sum(tensor.nbytes for tensor in gptq_tensors(form).values())
         assert stored == method.planned_bytes(shape) + method.gptq_extra_bytes(shape)
 
@@ -185,7 +187,7 @@ def test_an_all_dead_input_is_an_error():
 
 
 def test_a_weight_beyond_fp16_scales_is_an_error():
-    with pytest.raises(LayerError, match="does not fit fp16"):
+    with pytest.raises(LayerError, match="beyond 65280"):
         RTN(group_size=32).compress([weight(8, 32) * 1e9], statistics(inputs(32)))
 
 
@@ -218,7 +220,10 @@ def test_a_whole_row_can_be_one_group():
     [
         ({"bits": 7}, "bits: 7 is not supported; choose 2, 3, 4, 5, 6, 8"),
         ({"group_size": 0}, "group_size: must be 1 or more, .* got 0"),
-        ({"symmetry": "skewed"}, "symmetry: unknown 'skewed'; choose symmetric, asymmetric"),
+        (
+            {"symmetry": "skewed"},
+            "symmetry: unknown 'skewed'; choose symmetric, asymmetric, affine",
+        ),
         ({"damping": -1.0}, "damping: must be at least 0 .* got -1.0"),
     ],
 )

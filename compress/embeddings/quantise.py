@@ -32,13 +32,12 @@ from compress.forms.sum import Sum
 from compress.forms.tied import Tied
 from compress.methods.gptq import GPTQ
 from compress.methods.rtn import RTN
+from compress.solvers.grid import LEAST, MOST
 
 ROWS_AT_ONCE = 1 << 14
 MIDDLE = 128
 EXPONENTS = (-125, 127)
 """Those of powers of two that fp32 holds, as do their inverses."""
-HALF_A_DIGIT = 2.0**-11
-"""The largest relative error of a number that is rounded to fp16 and within its range."""
 LOOKUP_SHARE = 0.25
 """The share of the looked-up use in the metric of tied weights: the best of 0.25, 0.5 and 0.75 on the demo model."""
 
@@ -157,10 +156,10 @@ def _parts(
 
 
 def _stored(scales: Tensor) -> Tensor:
-    """Scales in fp16 where that rounds them no more than it rounds 1, else all in bf16, which has the range of fp32."""
-    rounded = scales.to(torch.float16)
-    fits = ((rounded.float() - scales).abs() <= scales.abs() * HALF_A_DIGIT).all()
-    return rounded if bool(fits) else scales.to(torch.bfloat16)
+    """Scales, which have 8 significant bits, in fp16 where it has the range of them all, else in bf16: both exactly."""
+    sizes = scales.abs()
+    fits = bool(((sizes >= LEAST) & (sizes <= MOST)).all())
+    return scales.to(torch.float16 if fits else torch.bfloat16)
 
 
 def relative_error(

@@ -98,6 +98,8 @@ class GptqExporter(CheckpointExporter, name="gptq"):
         base = quantiser_of(compressor)
         if base is None:
             return f"{innermost(compressor).name} does not quantise; choose native or dense"
+        if base.symmetry is Symmetry.AFFINE:
+            return f"its zero points are integers, and --symmetry {base.symmetry} has none; choose native, mlx or gguf"
         problem = _problem(base.bits)
         return f"{problem}; choose native or dense" if problem else ""
 
@@ -165,7 +167,10 @@ class GptqExporter(CheckpointExporter, name="gptq"):
             self.writer.add(f"{layer.stored_name}.weight", layer.form.weight.detach())
             return
         base, correction = quantised_part(layer, self.name)
-        if problem := _problem(base.bits):
+        problem = _problem(base.bits)
+        if base.affine:
+            problem = "its grid is affine, and the format has integer zero points alone"
+        if problem:
             raise CheckpointError(f"gptq export: {layer.name}: {problem}")
         if _obstacle(base.group_size, base.shape):
             self._write_dense(layer)

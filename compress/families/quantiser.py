@@ -13,7 +13,7 @@ from torch import Tensor
 from compress.errors import RecipeError
 from compress.families.base import Compressor, LayerShape
 from compress.forms.base import Form
-from compress.forms.packing import CODES_A_ROW
+from compress.forms.packing import words_for
 from compress.forms.quantised import Quantised
 from compress.solvers.grid import Grid, ScaleSearch, Symmetry
 
@@ -21,6 +21,7 @@ BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (128, 64, 32)
 FACTOR_GROUP = 64
 WHOLE_ROW = -1
+WORD_BYTES, SCALE_BYTES = 4, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,11 @@ class Quantiser(Compressor, ABC):
         },
     )
     symmetry: Symmetry = field(
-        default=Symmetry.SYMMETRIC, metadata={"help": "whether groups store a zero point"}
+        default=Symmetry.SYMMETRIC,
+        metadata={
+            "help": "what a group stores beside its scale: nothing, a zero point, or (affine) a float offset; "
+            "gptq exports hold no offsets"
+        },
     )
     scales: ScaleSearch = field(
         default=ScaleSearch.SEARCH,
@@ -122,16 +127,20 @@ class Quantiser(Compressor, ABC):
         return n_inputs if self.group_size in (None, WHOLE_ROW) else int(self.group_size or 0)
 
     def planned_bytes(self, shape: tuple[int, int]) -> int:
-        """Bytes of codes and fp16 scales; of zero points if asymmetric; of input groups if out of order."""
-        zeros, groups = self._zeros_and_groups(shape)
-        stored = (zeros if self.symmetry is Symmetry.ASYMMETRIC else 0) + (
-            0 if self.in_order else groups
-        )
-        o, i = shape
-        return -(-i // CODES_A_ROW) * self.bits * o * 4 + self._n_groups(i) * o * 2 + stored
+        """Bytes of codes and fp16 scales; of zero points or fp16 offsets; of input groups if out of order."""
+        (o, i), (zeros, groups) = shape, self._zeros_and_groups(shape)
+        scales = self._n_groups(i) * o * SCALE_BYTES
+        beside = {Symmetry.ASYMMETRIC: zeros, Symmetry.AFFINE: scales}.get(self.symmetry, 0)
+        codes = words_for(i, self.bits) * o * WORD_BYTES
+        return codes + scales + beside + (0 if self.in_order else groups)
 
     def gptq_extra_bytes(self, shape: tuple[int, int]) -> int:
-        """Bytes that the GPTQ layout stores beyond the form: it always has zero points and every input's group."""
+        """Bytes that the GPTQ layout stores beyond the form: it always has zero points and every input's group.
+
+        Raises ValueError for an affine grid, which it does not hold.
+        """
+        if self.symmetry is Symmetry.AFFINE:
+            raise ValueError("the GPTQ layout holds no affine grid")
         zeros, groups = self._zeros_and_groups(shape)
         return (0 if self.symmetry is Symmetry.ASYMMETRIC else zeros) + (
             groups if self.in_order else 0
@@ -148,7 +157,7 @@ class Quantiser(Compressor, ABC):
     def _zeros_and_groups(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Bytes of the packed zeros and of the int32 group of every input."""
         o, i = shape
-        return self._n_groups(i) * -(-o // CODES_A_ROW) * self.bits * 4, i * 4
+        return self._n_groups(i) * words_for(o, self.bits) * WORD_BYTES, i * WORD_BYTES
 
     def forms(
         self,
@@ -158,9 +167,14 @@ class Quantiser(Compressor, ABC):
         rows: Sequence[int],
         groups_i: Tensor | None = None,
     ) -> list[Form]:
-        """The forms of a stack of quantised rows, one for each weight; `groups_i` if groups are not in order."""
-        stored = None if self.symmetry is Symmetry.SYMMETRIC else zeros_og
-        return [
+        """The forms of a stack of quantised rows, one for each weight; `groups_i` if groups are not in order.
+
+        On an affine grid the zeros are real numbers, -offset / scale.
+        """
+        each: list[Tensor | None] = [None] * len(rows)
+        if self.symmetry is Symmetry.ASYMMETRIC:
+            each = list(zeros_og.to(torch.uint8).split(list(rows)))
+        found = [
             Quantised.from_codes(
                 codes,
                 scales,
@@ -170,12 +184,13 @@ class Quantiser(Compressor, ABC):
                 groups_i=groups_i,
             )
             for codes, scales, zeros in zip(
-                codes_oi.split(list(rows)),
-                scales_og.split(list(rows)),
-                [None] * len(rows) if stored is None else stored.split(list(rows)),
-                strict=True,
+                codes_oi.split(list(rows)), scales_og.split(list(rows)), each, strict=True
             )
         ]
+        if self.symmetry is not Symmetry.AFFINE:
+            return list(found)
+        offsets = self.grid.offsets(scales_og, zeros_og).split(list(rows))
+        return [form.with_offsets(part) for form, part in zip(found, offsets, strict=True)]
 
 
 def stacked(weights: Sequence[Tensor]) -> tuple[Tensor, list[int]]:

@@ -35,9 +35,5 @@ class Rounding(Quantiser):
             codes.append(self.grid.codes(part, scale[:, None], zero[:, None]))
             scales.append(scale)
             zeros.append(zero)
-        stack = (
-            torch.cat(codes, 1).to(torch.uint8),
-            torch.stack(scales, 1),
-            torch.stack(zeros, 1).to(torch.uint8),
-        )
+        stack = torch.cat(codes, 1).to(torch.uint8), torch.stack(scales, 1), torch.stack(zeros, 1)
         return self.forms(*stack, rows)

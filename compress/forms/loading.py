@@ -27,9 +27,10 @@ from .embedding import CompressedEmbedding
 from .linear import CompressedLinear
 
 FORMAT = "compress"
-FORMAT_VERSION = 5
-READ_VERSIONS = (1, 2, 3, 4, 5)
-"""1 had no products of forms, and no offsets; 2 nothing sparse, and nothing shared; 3 no embeddings; 4 no experts."""
+FORMAT_VERSION = 6
+READ_VERSIONS = (1, 2, 3, 4, 5, 6)
+"""1 had no products of forms, and no offsets; 2 nothing sparse, and nothing shared; 3 no embeddings; 4 no experts;
+5 no affine grids."""
 
 logger = logging.get_logger(__name__)
 

@@ -18,14 +18,16 @@ class Quantised(Form, name="quantised"):
     """Integer codes on a grid: W[o, i] = scales[g, o] * (codes[i, o] - zeros[g, o]), g = the group of input i.
 
     Symmetric: no zeros are stored, they are all 2**(bits - 1); a scale may then be negative, which puts the longer
-    side of the grid, -2**(bits - 1), where the weights need it. Without `g_idx`, input i is in group i // group_size
-    (the last group may be shorter). Tensors: qweight (ceil(i / 32) * bits, o) int32, scales (G, o) fp16 or bf16,
-    qzeros (G, ceil(o / 32) * bits) int32, g_idx (i,) int32.
+    side of the grid, -2**(bits - 1), where the weights need it. Affine: W = scales * codes + offsets, with the weight
+    at code 0 stored in the place of an integer zero. Without `g_idx`, input i is in group i // group_size (the last
+    group may be shorter). Tensors: qweight (ceil(i / 32) * bits, o) int32, scales (G, o) fp16 or bf16, qzeros
+    (G, ceil(o / 32) * bits) int32, offsets (G, o) as scales, g_idx (i,) int32.
     """
 
     qweight: Tensor
     scales: Tensor
     qzeros: Tensor | None
+    offsets: Tensor | None
     g_idx: Tensor | None
 
     def __init__(
@@ -33,7 +35,7 @@ class Quantised(Form, name="quantised"):
     ) -> None:
         super().__init__(shape)
         self.bits, self.group_size = bits, group_size
-        for name in ("qweight", "scales", "qzeros", "g_idx"):
+        for name in ("qweight", "scales", "qzeros", "offsets", "g_idx"):
             self.register_buffer(name, tensors.get(name))
 
     @classmethod
@@ -59,9 +61,19 @@ class Quantised(Form, name="quantised"):
             tensors["g_idx"] = groups_i.to(torch.int32)
         return cls((o, i), bits, group_size, tensors)
 
+    def with_offsets(self, offsets_og: Tensor) -> "Quantised":
+        """The affine form of these codes and scales, with offsets (o, G) in the place of zeros."""
+        tensors = {"qweight": self.qweight, "scales": self.scales}
+        tensors["offsets"] = offsets_og.T.to(self.scales.dtype).contiguous()
+        if self.g_idx is not None:
+            tensors["g_idx"] = self.g_idx
+        return Quantised(self.shape, self.bits, self.group_size, tensors)
+
     @classmethod
     def joined(cls, parts: Sequence["Quantised"]) -> "Quantised":
         """Forms of the same settings with their rows one below the other; symmetric, groups in order."""
+        if not all(part.symmetric and part.g_idx is None for part in parts):
+            raise ValueError("only symmetric grids with their groups in order are joined")
         first, o = parts[0], sum(part.shape[0] for part in parts)
         tensors = {
             name: torch.cat([getattr(part, name) for part in parts], 1)
@@ -74,10 +86,13 @@ class Quantised(Form, name="quantised"):
         (o, i), bits, group_size = shape, int(spec["bits"]), int(spec["group_size"])
         n_groups = -(-i // group_size)
         sizes = {"qweight": (words_for(i, bits), o)}
-        if not spec["symmetric"]:
+        affine = bool(spec.get("affine", False))
+        if not (spec["symmetric"] or affine):
             sizes["qzeros"] = (n_groups, words_for(o, bits))
         tensors = {name: build.tensor(*size, dtype=torch.int32) for name, size in sizes.items()}
         tensors["scales"] = build.scales(spec, n_groups, o)
+        if affine:
+            tensors["offsets"] = build.scales(spec, n_groups, o)
         if not spec["ordered"]:
             tensors["g_idx"] = build.tensor(i, dtype=torch.int32)
         return cls(shape, bits, group_size, tensors)
@@ -85,14 +100,21 @@ class Quantised(Form, name="quantised"):
     @property
     def symmetric(self) -> bool:
         """Whether every zero is 2**(bits - 1), and none is stored."""
-        return self.qzeros is None
+        return self.qzeros is None and self.offsets is None
+
+    @property
+    def affine(self) -> bool:
+        """Whether each group stores an offset, and has no integer zero."""
+        return self.offsets is not None
 
     def codes(self) -> Tensor:
         """The unpacked codes: (i, o) int32."""
         return unpack(self.qweight, self.bits, self.shape[1])
 
     def zeros(self) -> Tensor:
-        """The unpacked zero points: (G, o) int32."""
+        """The unpacked zero points: (G, o) int32. Raises ValueError for an affine grid, which has none."""
+        if self.offsets is not None:
+            raise ValueError("an affine grid has offsets, and no integer zero points")
         if self.qzeros is None:
             return torch.full_like(self.scales, 1 << (self.bits - 1), dtype=torch.int32)
         return unpack(self.qzeros.T.contiguous(), self.bits, self.shape[0]).T
@@ -104,28 +126,26 @@ class Quantised(Form, name="quantised"):
         return torch.arange(self.shape[1], device=self.qweight.device) // self.group_size
 
     def dense(self) -> Tensor:  # noqa: D102
-        values_io, scales, zeros = self.codes().float(), self.scales.float(), self.zeros().float()
+        values_io, every = self.codes().float(), slice(None)
         i, o = values_io.shape
         if self.g_idx is None and i % self.group_size == 0:
-            grouped = values_io.view(-1, self.group_size, o)
-            grouped.sub_(zeros[:, None]).mul_(scales[:, None])
+            self._apply_(values_io.view(-1, self.group_size, o), every, (every, None))
         else:
-            groups = self.groups()
-            values_io.sub_(zeros[groups]).mul_(scales[groups])
+            self._apply_(values_io, every, self.groups())
         return values_io.T  # as it lies in memory: transposing it costs more than all of the above
 
     def rows(self, index: Tensor) -> Tensor:  # noqa: D102
-        groups = self.groups()
         codes_in = unpack(self.qweight[:, index], self.bits, self.shape[1]).float()
-        zeros_gn = self._zeros_of(index)
-        scales_gn = self.scales[:, index].float()
-        return codes_in.sub_(zeros_gn[groups]).mul_(scales_gn[groups]).T
+        return self._apply_(codes_in, index, self.groups()).T
 
-    def _zeros_of(self, index: Tensor) -> Tensor:
-        """Zero points of these rows: (G, n), fp32."""
+    def _apply_(self, values: Tensor, rows: Tensor | slice, groups: Any) -> Tensor:
+        """Codes of these rows, in place, to weights; `groups` picks from (G, n) what belongs to each."""
+        scales = self.scales[:, rows].float()[groups]
+        if self.offsets is not None:
+            return values.mul_(scales).add_(self.offsets[:, rows].float()[groups])
         if self.qzeros is None:
-            return torch.full_like(self.scales[:, index], 1 << (self.bits - 1)).float()
-        return self.zeros()[:, index].float()
+            return values.sub_(1 << (self.bits - 1)).mul_(scales)
+        return values.sub_(self.zeros()[:, rows].float()[groups]).mul_(scales)
 
     def spec(self) -> dict[str, Any]:  # noqa: D102
         return {
@@ -134,6 +154,7 @@ class Quantised(Form, name="quantised"):
             "group_size": self.group_size,
             "symmetric": self.symmetric,
             "ordered": self.g_idx is None,
+            **({"affine": True} if self.affine else {}),
             **scales_spec(self.scales),
         }
 
@@ -141,7 +162,7 @@ class Quantised(Form, name="quantised"):
         return Dense(self.dense().to(dtype))
 
     def describe(self) -> str:  # noqa: D102
-        kind = "" if self.symmetric else " asymmetric"
+        kind = " affine" if self.affine else "" if self.symmetric else " asymmetric"
         return f"{self.label()}{kind}{told_scales(self.scales)}"
 
     def label(self) -> str:  # noqa: D102

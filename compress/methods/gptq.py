@@ -7,8 +7,8 @@ Shapes: o = out_features (stacked), i = in_features, G = groups.
 Differs from the authors' code: scales are searched inside the sweep with the inputs' second moments as weights (theirs
 take max-abs); the Gram is shrunk towards its diagonal (see `linalg.shrink_`; with `shrinkage` 0 it is theirs); damping
 is relative to the median of diag(G), not its mean (outlier channels, see `linalg.add_ridge_`); once the codes are
-known, all scales of a row are refitted together by least squares in the metric of the whole Gram, and kept where that
-helps after rounding to fp16.
+known, all scales of a row (and offsets, on an affine grid) are refitted together by least squares in the metric of the
+whole Gram, and kept where that helps after rounding to stored values.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from calibration.statistics.gram import Gram
 from compress.families.base import refuse_damping, refuse_shrinkage
 from compress.families.quantiser import Quantiser, stacked
 from compress.forms.base import Form
-from compress.solvers.grid import Grid
-from compress.solvers.grid_refit import refit_scales
+from compress.solvers.grid import Grid, Symmetry
+from compress.solvers.grid_refit import refit_affine, refit_scales
 from compress.solvers.linalg import conditioned_, inverse_factor
 
 COLUMNS_AT_ONCE = 64
@@ -86,14 +86,18 @@ class GPTQ(Quantiser, name="gptq"):
         upper_ii = inverse_factor(self._metric(gram, order))
         codes, scales, zeros = sweep(weight_oi, upper_ii, importance_i, self.grid, size)
         del upper_ii
-        steps = codes - _spread(zeros, size, codes.shape[1])
         widths = [part.shape[0] for part in importance_i.split(size)]
-        scales = refit_scales(weight_oi, steps, scales, self._metric(gram, order), widths)
+        metric_ii = self._metric(gram, order)
+        if self.symmetry is Symmetry.AFFINE:
+            scales, zeros = refit_affine(weight_oi, codes, (scales, zeros), metric_ii, widths)
+        else:
+            steps = codes - _spread(zeros, size, codes.shape[1])
+            scales = refit_scales(weight_oi, steps, scales, metric_ii, widths, self.grid.digits)
         groups = None
         if order is not None:
             back = order.argsort()
             codes, groups = codes[:, back], (back // size)
-        return self.forms(codes.to(torch.uint8), scales, zeros.to(torch.uint8), rows, groups)
+        return self.forms(codes.to(torch.uint8), scales, zeros, rows, groups)
 
     def _metric(self, gram: Gram, order: Tensor | None) -> Tensor:
         """The mean Gram, shrunk and damped, in the order of the sweep: (i, i), fp64."""

@@ -1,6 +1,6 @@
 """Scales fitted together once codes are known: what an error in one group costs depends on those of the others.
 
-Shapes: o = out_features, i = in_features, G = groups.
+Shapes: o = out_features, i = in_features, G = groups, u = unknowns of a row.
 """
 
 from __future__ import annotations
@@ -10,42 +10,119 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from compress.solvers.grid import to_fp16_values
+from compress.solvers.grid import DIGITS, MOST, stored_offsets, stored_scales
 
 ROWS_AT_ONCE = 512
+ENTRIES_AT_ONCE = 1 << 24
+"""Entries of the normal matrices of an affine grid that are made at a time."""
 
 
 def refit_scales(
-    weight_oi: Tensor, steps_oi: Tensor, scales_og: Tensor, gram_ii: Tensor, widths: Sequence[int]
+    weight_oi: Tensor,
+    steps_oi: Tensor,
+    scales_og: Tensor,
+    gram_ii: Tensor,
+    widths: Sequence[int],
+    digits: int = DIGITS,
 ) -> Tensor:
     """For each row, the scales of all groups that minimise (w - S q) G (w - S q)^T for its codes minus zero, q.
 
     Group g is the next `widths[g]` inputs; where a weight is pruned, q = 0. A G x G least-squares problem a row. The
-    new scales replace the old where, rounded to fp16, they lose less. Rows have nothing to do with one another: some
-    at a time, so that what they need in fp64 is small beside the Gram.
+    new scales replace the old where, rounded to `digits` significant bits, they lose less. Rows have nothing to do with
+    one another: some at a time, so that what they need in fp64 is small beside the Gram.
     """
     parts = [each.split(ROWS_AT_ONCE) for each in (weight_oi, steps_oi, scales_og)]
     return torch.cat(
-        [_refit_rows(w, q, s, gram_ii, widths) for w, q, s in zip(*parts, strict=True)]
+        [_refit_rows(w, q, s, gram_ii, widths, digits) for w, q, s in zip(*parts, strict=True)]
     )
 
 
 def _refit_rows(
-    weight_oi: Tensor, steps_oi: Tensor, scales_og: Tensor, gram_ii: Tensor, widths: Sequence[int]
+    weight_oi: Tensor,
+    steps_oi: Tensor,
+    scales_og: Tensor,
+    gram_ii: Tensor,
+    widths: Sequence[int],
+    digits: int,
 ) -> Tensor:
     target_oi = weight_oi.double() @ gram_ii
     grouped = _by_group(target_oi.mul_(steps_oi), widths)
     normal_ogg = _normal_matrices(steps_oi, gram_ii, widths)
     old = scales_og.double()
-    # A group whose codes are all the zero point has no say in its scale: pin it to the old one.
-    idle = normal_ogg.diagonal(dim1=1, dim2=2) == 0
-    normal_ogg.diagonal(dim1=1, dim2=2).add_(idle.double())
-    right = torch.where(idle, old, grouped)
-    solved, info = torch.linalg.solve_ex(normal_ogg, right)
-    usable = (info == 0)[:, None] & torch.isfinite(solved) & (solved != 0)
-    new = to_fp16_values(torch.where(usable, solved, old).float()).double()
+    new = _solved(normal_ogg, grouped, old, digits)
     better = _row_loss(new, normal_ogg, grouped) < _row_loss(old, normal_ogg, grouped)
     return torch.where(better[:, None], new, old).float()
+
+
+def refit_affine(
+    weight_oi: Tensor,
+    codes_oi: Tensor,
+    grid_og: tuple[Tensor, Tensor],
+    gram_ii: Tensor,
+    widths: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """For each row, scales and zeros of all groups that minimise (w - S c - b) G (w - S c - b)^T for its codes, c.
+
+    `grid_og`: the scales and zeros of the codes, zero = -offset / scale, as those that are returned. Twice as many
+    unknowns a row as groups: first all together, then the offsets b again for the scales as they are stored. The new
+    ones replace the old where, stored, they lose less.
+    """
+    rows = max(1, min(ROWS_AT_ONCE, ENTRIES_AT_ONCE // (2 * len(widths)) ** 2))
+    parts = [each.split(rows) for each in (weight_oi, codes_oi, *grid_og)]
+    gram_ig = _by_group(gram_ii, widths)
+    found = [
+        _refit_affine_rows(w, c, (s, z), (gram_ii, gram_ig), widths)
+        for w, c, s, z in zip(*parts, strict=True)
+    ]
+    scales, zeros = (torch.cat(each) for each in zip(*found, strict=True))
+    return scales, zeros
+
+
+def _refit_affine_rows(
+    weight_oi: Tensor,
+    codes_oi: Tensor,
+    grid_og: tuple[Tensor, Tensor],
+    grams: tuple[Tensor, Tensor],
+    widths: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Unknowns are the scales of codes less their group's mean m, and the weights at that mean: s (c - m) + d."""
+    (gram_ii, gram_ig), n_groups = grams, len(widths)
+    sizes = torch.tensor(widths, device=codes_oi.device)
+    means_og = _by_group(codes_oi.double(), widths) / sizes
+    steps_oi = codes_oi - means_og.repeat_interleave(sizes, 1)
+    target_oi = weight_oi.double() @ gram_ii
+    right_ou = torch.cat([_by_group(target_oi * steps_oi, widths), _by_group(target_oi, widths)], 1)
+    mixed_ogg, level_gg = _mixed_matrices(steps_oi, gram_ig, widths), _by_group(gram_ig.T, widths)
+    upper = torch.cat([_normal_matrices(steps_oi, gram_ii, widths), mixed_ogg], 2)
+    lower = torch.cat([mixed_ogg.mT, level_gg.expand(len(codes_oi), -1, -1)], 2)
+    normal_ouu = torch.cat([upper, lower], 1)
+    old_scales, old_zeros = (each.double() for each in grid_og)
+    old = torch.cat([old_scales, old_scales * (means_og - old_zeros)], 1)
+    scales = _solved(normal_ouu, right_ou, old, DIGITS)[:, :n_groups]
+    rest_og = right_ou[:, n_groups:] - (scales[:, None] @ mixed_ogg).squeeze(1)
+    levels = torch.linalg.solve(level_gg, rest_og.T).T
+    offsets = stored_offsets((levels - scales * means_og).float()).double()
+    new = torch.cat([scales, offsets + scales * means_og], 1)
+    better = _row_loss(new, normal_ouu, right_ou) < _row_loss(old, normal_ouu, right_ou)
+    better &= (offsets.abs() <= MOST).all(1)
+    return (
+        torch.where(better[:, None], scales, old_scales).float(),
+        torch.where(better[:, None], -offsets / scales, old_zeros).float(),
+    )
+
+
+def _solved(normal_ouu: Tensor, right_ou: Tensor, old_ou: Tensor, digits: int) -> Tensor:
+    """The solution of the normal equations, rounded as scales are stored; the old where it cannot be one.
+
+    A group whose codes are all the zero point has no say in its scale: it is pinned to the old one, by a 1 on the
+    diagonal of `normal_ouu`, which stays there.
+    """
+    idle = normal_ouu.diagonal(dim1=1, dim2=2) == 0
+    normal_ouu.diagonal(dim1=1, dim2=2).add_(idle.double())
+    solved, info = torch.linalg.solve_ex(normal_ouu, torch.where(idle, old_ou, right_ou))
+    rounded = stored_scales(solved.float(), digits).double()
+    usable = (info == 0)[:, None] & (rounded.abs() <= MOST) & (solved != 0)
+    return torch.where(usable, rounded, old_ou)
 
 
 def _normal_matrices(steps_oi: Tensor, gram_ii: Tensor, widths: Sequence[int]) -> Tensor:
@@ -66,10 +143,16 @@ def _normal_matrices(steps_oi: Tensor, gram_ii: Tensor, widths: Sequence[int]) -
     return normal_ogg
 
 
-def _row_loss(scales_og: Tensor, normal_ogg: Tensor, right_og: Tensor) -> Tensor:
+def _mixed_matrices(steps_oi: Tensor, gram_ig: Tensor, widths: Sequence[int]) -> Tensor:
+    """q_g G_gh 1_h^T for all groups g, h of every row: (o, G, G)."""
+    parts = zip(steps_oi.split(list(widths), dim=1), gram_ig.split(list(widths)), strict=True)
+    return torch.stack([steps @ gram for steps, gram in parts], 1)
+
+
+def _row_loss(values_ou: Tensor, normal_ouu: Tensor, right_ou: Tensor) -> Tensor:
     """The quadratic loss of each row, up to a constant: s N s - 2 s r."""
     return (
-        (normal_ogg @ scales_og[:, :, None]).squeeze(2) * scales_og - 2 * right_og * scales_og
+        (normal_ouu @ values_ou[:, :, None]).squeeze(2) * values_ou - 2 * right_ou * values_ou
     ).sum(1)
 
 
