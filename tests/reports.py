@@ -80,6 +80,8 @@ def make_report() -> Report:
                 top1_agreement=1.0,
                 tolerance=1e-4,
                 adapter="gptq/adapter" if name == "gptq" else None,
+                bits=None if name == "dense" else 4,
+                warnings=(),
             )
             for name in ("native", "gptq", "dense")
         ),

@@ -13,6 +13,7 @@ from reports import RECIPE, layer, make_report
 
 from compress.config.recipe import Recipe
 from compress.errors import CheckpointError
+from compress.report.card.beside import adapter_card
 from compress.report.card.card import model_card
 from compress.report.card.names import base_model
 from compress.report.numbers import counted, megabytes, with_error
@@ -163,7 +164,8 @@ def test_the_code_in_the_card_is_python_and_names_every_export(report: Report) -
     for block in blocks:
         ast.parse(block)
     named = set(re.findall(r'"THIS_FOLDER/([\w/]+)"', "".join(blocks)))
-    assert named == {"native", "gptq", "gptq/adapter", "dense"}
+    assert named == {"native", "gptq", "dense"}
+    assert '(model, "THIS_FOLDER/gptq", subfolder="adapter")' in "".join(blocks)
 
 
 def test_the_card_says_how_vllm_serves_what_it_can(report: Report) -> None:
@@ -178,6 +180,72 @@ def test_the_card_says_how_vllm_serves_what_it_can(report: Report) -> None:
     assert "vLLM serves no adapter of rank 600: the highest rank it takes is 512." in model_card(
         report
     )
+
+
+def test_the_card_gives_no_command_for_a_server_that_refuses_the_grid(report: Report) -> None:
+    native, gptq, _ = report.exports
+    ranked = replace(report, layers=tuple(replace(it, rank=8) for it in report.layers))
+    refused = replace(gptq, warnings=("no server reads GPTQ of 3 bits",))
+    for export in (refused, replace(gptq, warnings=None)):
+        for card in (model_card(ranked, export), adapter_card(ranked, export)):
+            assert "vllm serve" not in card
+            assert ("no server reads GPTQ of 3 bits" in card) == bool(export.warnings)
+    assert "vllm serve" in model_card(ranked, gptq)
+    assert "vllm serve" not in model_card(ranked, native)
+
+
+def test_a_card_of_a_repository_names_it_where_the_hub_is_asked_and_its_files_elsewhere(
+    report: Report,
+) -> None:
+    published = replace(report.exports[1], repository="me/tiny-GPTQ-Int4")
+    ranked = replace(report, layers=tuple(replace(it, rank=8) for it in report.layers))
+    card = model_card(ranked, published)
+    assert "THIS_FOLDER" not in card
+    assert 'AutoTokenizer.from_pretrained("me/tiny-GPTQ-Int4")' in card
+    assert 'PeftModel.from_pretrained(model, "me/tiny-GPTQ-Int4", subfolder="adapter")' in card
+    assert "`hf download me/tiny-GPTQ-Int4 --local-dir tiny-GPTQ-Int4`" in card
+    assert "--lora-modules corrected=tiny-GPTQ-Int4/adapter`" in card
+    matter = yaml.safe_load(card.split("---")[1])
+    assert matter["quantized_by"] == "me"
+    assert {"gptq", "4-bit"} <= set(matter["tags"])
+
+
+def test_an_adapter_beside_its_checkpoint_has_a_card_that_names_it_as_its_base(
+    report: Report,
+) -> None:
+    published = replace(report.exports[1], repository="me/tiny-GPTQ-Int4")
+    card = adapter_card(report, published)
+    matter = yaml.safe_load(card.split("---")[1])
+    assert (matter["base_model"], matter["base_model_relation"]) == ("me/tiny-GPTQ-Int4", "adapter")
+    assert matter["library_name"] == "peft"
+    assert '"me/tiny-GPTQ-Int4", subfolder="adapter")' in card
+    local = adapter_card(report, report.exports[1])
+    assert "base_model" not in yaml.safe_load(local.split("---")[1])
+    assert '"CHECKPOINT_FOLDER", subfolder="adapter")' in local
+
+
+@pytest.mark.parametrize(
+    ("changes", "differ"),
+    [({}, False), ({"rank": 16}, True), ({"rank": None}, True)],
+)
+def test_an_adapter_of_several_ranks_is_promised_to_no_server_that_ignores_patterns(
+    report: Report, changes: dict[str, int | None], *, differ: bool
+) -> None:
+    base = BaseReport(
+        checkpoint="o/n", revision="abc", format="gptq, 4 bits", kind="gptq", producer=None,
+        fingerprint="f" * 64, tensor_bytes=1, n_packed=1,
+    )  # fmt: skip
+    export = replace(report.exports[0], format="adapter", folder="adapter", adapter="adapter")
+    first, *others = (replace(it, rank=8) for it in report.layers)
+    made = replace(
+        report, base=base, exports=(export,), layers=(replace(first, **changes), *others)
+    )
+    assert ("`--adapter-ranks padded`" in model_card(made)) == differ
+    padded = replace(made, recipe=made.recipe | {"adapter_ranks": "padded"})
+    assert "compute the same" in model_card(padded)
+    refused = replace(made, base=replace(base, unserved=("vLLM takes no GPTQ with 3 bits",)))
+    assert "vllm serve" not in model_card(refused)
+    assert "- vLLM takes no GPTQ with 3 bits" in model_card(refused)
 
 
 @pytest.mark.parametrize(
@@ -212,8 +280,8 @@ def test_the_card_of_an_export_is_about_that_export_alone(report: Report) -> Non
     for export in sized.exports:
         card = model_card(sized, export)
         named = set(re.findall(r"THIS_FOLDER[\w/]*", card))
-        adapter = {"THIS_FOLDER/adapter"} if export.format == "gptq" else set()
-        assert named == {"THIS_FOLDER"} | adapter
+        assert named == {"THIS_FOLDER"}
+        assert ('(model, "THIS_FOLDER", subfolder="adapter")' in card) == (export.format == "gptq")
         size = megabytes(export.tensor_bytes)
         assert f"The whole checkpoint takes {size}; the original takes 538.0 MB." in card
         assert f"| whole checkpoint | 538.0 MB | {size} |" in card
@@ -229,7 +297,7 @@ def test_the_only_export_is_described_in_the_output_folder(report: Report) -> No
     only = replace(report.exports[1], folder=".", adapter="adapter")
     single = replace(report, exports=(only,))
     assert model_card(single) == model_card(single, only)
-    assert '"THIS_FOLDER/adapter"' in model_card(single)
+    assert '(model, "THIS_FOLDER", subfolder="adapter")' in model_card(single)
 
 
 def test_the_card_of_a_dense_export_does_not_call_it_packed(report: Report) -> None:

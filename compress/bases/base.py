@@ -115,6 +115,11 @@ class Base(ABC):
         return ", ".join(part for part in (self.format, self.grid) if part)
 
     @property
+    def unserved(self) -> tuple[str, ...]:
+        """Reasons for which the servers of the format refuse this checkpoint of it."""
+        return ()
+
+    @property
     def producer(self) -> str | None:
         """The tool that wrote it, if it says so."""
         return None

@@ -32,6 +32,9 @@ from compress.forms.packing import CODES_A_ROW, WORD, pack, unpack
 from compress.forms.quantised import Quantised
 
 BITS = (2, 3, 4, 8)
+SERVED_BITS = (4, 8)
+SERVED_GROUPS = (32, 64, 128)
+"""Besides whole rows: what the kernels of vLLM and SGLang take."""
 ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
 """The number to add to a stored zero point, by checkpoint_format."""
 
@@ -59,6 +62,20 @@ class GptqBase(Base, name="gptq"):
         version = ", v2" if kind == "gptq_v2" else ""
         order = ", by act-order" if self.settings.get("desc_act") else ""
         return f"{self.settings.get('bits')} bits, {groups}{order}{version}"
+
+    @property
+    def unserved(self) -> tuple[str, ...]:
+        """Widths, zero points, orders and groups that vLLM and SGLang refuse."""
+        bits, size = self.settings.get("bits"), self.settings.get("group_size")
+        found = {
+            f"{bits} bits": bits not in SERVED_BITS,
+            "zero points": not self.settings.get("sym", True),
+            "activation order (desc_act)": bool(self.settings.get("desc_act")),
+            f"groups of {size}": size not in (*SERVED_GROUPS, -1),
+        }
+        return tuple(
+            f"vLLM and SGLang take no GPTQ with {what}" for what, is_so in found.items() if is_so
+        )
 
     @property
     def producer(self) -> str | None:

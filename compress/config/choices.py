@@ -15,12 +15,3 @@ class OnFailure(StrEnum):
 
     RAISE = "raise"
     KEEP = "keep"
-
-
-class AdapterRanks(StrEnum):
-    """The ranks that corrections have in a PEFT adapter."""
-
-    OWN = "own"
-    """Each layer its own, which the adapter's patterns tell."""
-    PADDED = "padded"
-    """One for all layers, filled up with zeros: for servers that ignore patterns."""

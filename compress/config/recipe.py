@@ -12,13 +12,13 @@ import yaml
 from calibration.bos import Bos
 from calibration.experts.routing import Routing
 from calibration.propagation import Propagate
-from compress.config.choices import AdapterRanks, OnFailure, StatisticsMode
+from compress.config.choices import OnFailure, StatisticsMode
 from compress.config.options import build, dump, name_of
 from compress.config.publishing import refuse_bad_id, refuse_bad_licence
 from compress.config.yaml_file import read_yaml
 from compress.errors import RecipeError
 from compress.exports.base import EXPORTS
-from compress.exports.storage import Storage
+from compress.exports.storage import AdapterRanks, Storage
 from compress.families.base import METHODS, Compressor
 from compress.families.option_types import check_types
 from compress.models.dtype import Dtype

@@ -20,7 +20,15 @@ from compress.exports.base import (
     Traits,
     Use,
 )
-from compress.exports.card import CardBase, CardFacts, vllm_lora, widened_note
+from compress.exports.card import (
+    CardBase,
+    CardFacts,
+    adapter_line,
+    other_servers,
+    unserved,
+    vllm_lora,
+    widened_note,
+)
 from compress.exports.checkpoint import CheckpointExporter
 from compress.exports.contents import Contents
 from compress.exports.peft import (
@@ -186,7 +194,7 @@ model = compress.load_export("{card.folder}")
             f"from transformers import {card.auto_class}",
             "",
             f'model = {card.auto_class}.from_pretrained("{card.base.name}"{arguments})',
-            f'model = PeftModel.from_pretrained(model, "{card.folder}")',
+            adapter_line(card),
         ]
         return "\n".join([_on_base(card.base), "", "```python", *lines, "```"])
 
@@ -195,11 +203,13 @@ model = compress.load_export("{card.folder}")
         """As a LoRA on the base, where vLLM serves the base."""
         assert card.base is not None
         loading = card.base.loading
-        if loading is None:
-            return vllm_lora(card, card.base.name, card.base.revision)
-        if loading.vllm is None:
+        if loading is not None and loading.vllm is None:
             return f"vLLM does not serve it: its base is in the {card.base.kind} format, which vLLM does not read."
-        return vllm_lora(card, card.base.name, card.base.revision, loading.vllm)
+        if card.base.unserved:
+            return unserved(card.base.unserved, "its base")
+        arguments = () if loading is None or loading.vllm is None else loading.vllm
+        served = vllm_lora(card, card.base.name, card.base.revision, arguments)
+        return f"{served}\n\n{other_servers(card)}" if card.rank is not None else served
 
 
 def _on_base(base: CardBase) -> str:

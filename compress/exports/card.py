@@ -27,6 +27,8 @@ class CardBase:
     """The name of its format; None if the report is of a version that did not record it."""
     loading: Loading | None
     """How others load it; None where the format is not known."""
+    unserved: tuple[str, ...]
+    """Reasons for which the servers of its format refuse it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +36,13 @@ class CardFacts:
     """Facts of a run and of one of its exports, from the report; sizes are texts such as "4.2 GB"."""
 
     folder: str
-    """The export's folder as the card's reader writes it: "THIS_FOLDER"."""
+    """The export's folder on disk as the card's reader writes it: "THIS_FOLDER", or where its repository is put."""
+    source: str
+    """What libraries take that fetch from the hub by themselves: the repository's id, or the folder on disk."""
     adapter: str | None
-    """The same of its PEFT adapter; None if there is none."""
+    """Its adapter's folder on disk; None if there is none."""
+    subfolder: str | None
+    """Where that is within the export's folder; None if it is that folder itself, or there is none."""
     auto_class: str
     """The transformers class that loads the model: "AutoModelForCausalLM"."""
     writes_text: bool
@@ -59,6 +65,10 @@ class CardFacts:
     """Whether factors of corrections were rounded to fewer than 16 bits."""
     base: CardBase | None
     """None: the model itself was compressed."""
+    warnings: tuple[str, ...] | None
+    """Why servers of the format refuse it; None if the report is of a version that did not record it."""
+    ranks_differ: bool
+    """Whether layers of its adapter differ in rank, or layers that servers stack with others have none."""
     has_experts: bool
     """Whether experts of a mixture are among the compressed layers."""
 
@@ -91,8 +101,8 @@ def load_with_transformers(card: CardFacts, options: str = "") -> str:
 ```python
 from transformers import {card.auto_class}, AutoTokenizer
 
-model = {card.auto_class}.from_pretrained("{card.folder}"{options})
-tokenizer = AutoTokenizer.from_pretrained("{card.folder}")
+model = {card.auto_class}.from_pretrained("{card.source}"{options})
+tokenizer = AutoTokenizer.from_pretrained("{card.source}")
 ```"""
 
 
@@ -104,7 +114,7 @@ As a GPTQ checkpoint, with gptqmodel installed:
 ```python
 from gptqmodel import GPTQModel
 
-model = GPTQModel.load("{card.folder}")
+model = GPTQModel.load("{card.source}")
 ```
 
 Not with `{card.auto_class}.from_pretrained`: transformers 5.23 keeps experts in stacked tensors, finds no packed \
@@ -119,8 +129,14 @@ The low-rank corrections are a PEFT adapter beside it; without it the model is n
 ```python
 from peft import PeftModel
 
-model = PeftModel.from_pretrained(model, "{card.adapter}")
+{adapter_line(card)}
 ```"""
+
+
+def adapter_line(card: CardFacts) -> str:
+    """The statement that puts the adapter on a model; with `subfolder`, of a folder and of a repository alike."""
+    within = "" if card.subfolder is None else f', subfolder="{card.subfolder}"'
+    return f'model = PeftModel.from_pretrained(model, "{card.source}"{within})'
 
 
 def vllm(card: CardFacts) -> str:
@@ -129,7 +145,29 @@ def vllm(card: CardFacts) -> str:
         return NO_TEXT
     if card.adapter is not None:
         return vllm_lora(card, card.folder, None)
-    return f"With vLLM: `vllm serve {card.folder}`."
+    return f"With vLLM: `vllm serve {card.source}`."
+
+
+def unserved(reasons: Sequence[str], what: str = "it") -> str:
+    """The reasons for which servers refuse an export, or what it belongs to."""
+    return "\n".join([f"Servers refuse {what}:", "", *(f"- {reason}" for reason in reasons)])
+
+
+UNKNOWN_GRID = (
+    "No command for serving is given: the report does not tell whether servers take its grid. They take GPTQ of 4 and "
+    "8 bits, symmetric, in order, in groups of 32, 64 or 128 or whole rows."
+)
+"""For a report of a version that did not record why servers refuse an export."""
+
+
+def other_servers(card: CardFacts) -> str:
+    """Whether servers that ignore an adapter's patterns may have it."""
+    if not card.ranks_differ:
+        return "All layers have one rank: servers that ignore PEFT's patterns (SGLang, TensorRT-LLM) compute the same."
+    return (
+        "Layers differ in rank: PEFT and vLLM read that from `rank_pattern`; servers that ignore it (SGLang, "
+        "TensorRT-LLM) compute something else or refuse it. `--adapter-ranks padded` makes an adapter of one rank."
+    )
 
 
 def vllm_lora(
@@ -143,8 +181,9 @@ def vllm_lora(
     most = next((rank for rank in VLLM_RANKS if rank >= card.rank), None)
     if most is None:
         return f"vLLM serves no adapter of rank {card.rank}: the highest rank it takes is {VLLM_RANKS[-1]}."
+    place = card.source if card.subfolder is None else card.adapter
     more = "".join([f" --revision {revision}" if revision else "", *(f" {it}" for it in arguments)])
     return (
         f"With vLLM: `vllm serve {quote(model)}{more} --enable-lora --max-lora-rank {most} "
-        f'--lora-modules corrected={card.adapter}`. Requests for the corrected model name "corrected".'
+        f'--lora-modules corrected={place}`. Requests for the corrected model name "corrected".'
     )

@@ -24,15 +24,18 @@ from transformers import PreTrainedModel
 
 from calibration.heads import Head
 from compress.bases import format_in, open_base
+from compress.bases.gptq import SERVED_BITS, SERVED_GROUPS
 from compress.callbacks import Progress
 from compress.errors import CheckpointError
 from compress.exports.base import CorrectionStorage, LayerExport, MadeOf, Planned, Traits, Use
 from compress.exports.card import (
+    UNKNOWN_GRID,
     CardFacts,
     load_adapter_beside,
     load_with_gptqmodel,
     load_with_transformers,
     packed_introduction,
+    unserved,
     vllm,
     widened_note,
 )
@@ -56,9 +59,6 @@ from compress.models.checkpoint import write_json
 from compress.solvers.grid import Symmetry
 
 BITS = (2, 3, 4, 8)
-SERVED_BITS = (4, 8)
-SERVED_GROUPS = (32, 64, 128)
-"""Besides whole rows: what the kernels of vLLM and SGLang take."""
 _BLOCK = re.compile(r"(?P<blocks>.+?)\.\d+\.(?P<part>.+)")
 
 
@@ -281,8 +281,10 @@ class GptqExporter(CheckpointExporter, name="gptq"):
 
     @classmethod
     def how_to_serve(cls, card: CardFacts) -> str:
-        """With vLLM, which takes the adapter as a LoRA."""
-        return vllm(card)
+        """With vLLM, which takes the adapter as a LoRA, where servers take the grid."""
+        if card.warnings is None:
+            return UNKNOWN_GRID
+        return unserved(card.warnings) if card.warnings else vllm(card)
 
     def _kept_in_blocks(self) -> list[str]:
         """Matrices of the blocks that stay as they are, and that readers would take for ours."""

@@ -52,3 +52,12 @@ class Outside(enum.StrEnum):
         if self is Outside.ABSENT:
             return storage in (Storage.AUTO, Storage.AS_IS)
         return storage.bits is None or self is Outside.CODES
+
+
+class AdapterRanks(enum.StrEnum):
+    """The ranks that corrections have in a PEFT adapter."""
+
+    OWN = "own"
+    """Each layer its own, which the adapter's patterns tell."""
+    PADDED = "padded"
+    """One for all layers, filled up with zeros: for servers that ignore patterns."""

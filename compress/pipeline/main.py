@@ -35,7 +35,7 @@ from compress.exports.load import stored_in
 from compress.exports.verification.verify import verify
 from compress.pipeline.export import export
 from compress.pipeline.report import make_report
-from compress.pipeline.repositories import missing_text
+from compress.pipeline.repositories import missing_text, with_publishing
 from compress.pipeline.stopwatch import Stopwatch
 from compress.planning.make import seconds_of_forward
 from compress.planning.memory import peak_memory
@@ -49,7 +49,9 @@ from compress.prepare.prepare import (
     refuse_small_statistics_disk,
 )
 from compress.prepare.texts import text_lines
+from compress.report.card.beside import adapter_card
 from compress.report.card.card import model_card
+from compress.report.card.facts import adapter_place
 from compress.report.card.pictures import PICTURES
 from compress.report.pages import run_page, write_pictures
 from compress.report.report import Comparison, ExportReport, Report
@@ -111,6 +113,7 @@ def run(
         with watch("verify"):
             device = str(prepared.device)
             exports = [_verified(name, folder, device, progress) for name in folders]
+            exports = with_publishing(prepared, exports)
         (folder / VERIFIED).touch()
         # Should the evaluation fail, `compress eval` finds there what to do.
         (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
@@ -265,3 +268,7 @@ def _describe(report: Report, folder: Path) -> None:
         (path / CARD).write_text(card, encoding="utf-8")
         (path / REPORT).write_text(report.to_json(), encoding="utf-8")
         (path / RECIPE).write_text(yaml.safe_dump(report.recipe, sort_keys=False), encoding="utf-8")
+    for each in report.exports:
+        if adapter_place(each) is not None:
+            card = adapter_card(report, each)
+            (folder / str(each.adapter) / CARD).write_text(card, encoding="utf-8")

@@ -2,33 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from compress.config.recipe import Recipe
 from compress.exports import EXPORTS
-from compress.exports.base import MadeOf
+from compress.exports.base import CorrectionStorage, MadeOf, Traits
 from compress.exports.codes import quantiser_of
 from compress.exports.peft import local_reference
 from compress.planning.plan import Plan
 from compress.prepare.prepare import Prepared
 from compress.report.card.names import base_model_of
+from compress.report.report import ExportReport
 
 
 def repositories(recipe: Recipe, plan: Plan) -> dict[str, str | None]:
     """The id of each format's repository; of several formats each has one, with the format at the end of its name."""
     if len(recipe.export) == 1 or recipe.publish_as is None:
         return dict.fromkeys(recipe.export, recipe.publish_as)
-    found = (quantiser_of(layer.compressor) for layer in plan.layers)
-    bits = {quantiser.bits for quantiser in found if quantiser is not None}
     ranks = [layer.padded_rank or getattr(layer.compressor, "rank", None) for layer in plan.layers]
     made = MadeOf(
-        bits=bits.pop() if len(bits) == 1 else None,
+        bits=_bits(plan),
         method=type(recipe.method).__name__,
         rank=max((rank for rank in ranks if rank is not None), default=None),
     )
     return {
         name: recipe.publish_as + EXPORTS[name].repository_suffix(made) for name in recipe.export
     }
+
+
+def with_publishing(prepared: Prepared, exports: Sequence[ExportReport]) -> list[ExportReport]:
+    """The exports with their repositories, the bits of their codes, and why servers refuse them."""
+    plan, ids = prepared.plan, repositories(prepared.recipe, prepared.plan)
+    compressors = {layer.name: layer.compressor for layer in plan.layers}
+    shapes = {layer.name: layer.shape for layer in plan.layers}
+    return [
+        replace(
+            export,
+            repository=ids[export.format],
+            bits=_bits(plan) if _holds_codes(EXPORTS[export.format].traits) else None,
+            warnings=EXPORTS[export.format].warnings(compressors, shapes),
+        )
+        for export in exports
+    ]
+
+
+def _holds_codes(traits: Traits) -> bool:
+    return traits.corrections is not CorrectionStorage.MERGED and not traits.needs_base
+
+
+def _bits(plan: Plan) -> int | None:
+    """Bits of the codes that a plan's layers have; None without codes, or where widths differ."""
+    found = (quantiser_of(layer.compressor) for layer in plan.layers)
+    bits = {quantiser.bits for quantiser in found if quantiser is not None}
+    return bits.pop() if len(bits) == 1 else None
 
 
 def references(recipe: Recipe, plan: Plan) -> Mapping[str, str]:

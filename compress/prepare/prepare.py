@@ -35,10 +35,11 @@ from calibration.text.data import Tokens
 from calibration.uncalled import uncalled_layers
 from compress.bases import open_original
 from compress.callbacks import Progress
-from compress.config.choices import AdapterRanks, StatisticsMode
+from compress.config.choices import StatisticsMode
 from compress.config.recipe import AUTO, Recipe
 from compress.errors import RecipeError
 from compress.exports import EXPORTS, Use, formats_for
+from compress.exports.storage import AdapterRanks
 from compress.families.base import Survey
 from compress.families.correction import Correction
 from compress.models.checkpoint import Tensors

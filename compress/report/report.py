@@ -87,6 +87,8 @@ class BaseReport:
     """The commit, for a checkpoint of the hub."""
     kind: str | None = None
     """The name of its format: "gptq"; None if it was not recorded."""
+    unserved: tuple[str, ...] = ()
+    """Reasons for which the servers of its format refuse it."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -116,6 +118,12 @@ class ExportReport:
     """Largest relative difference that verification accepts."""
     adapter: str | None
     """Folder of the PEFT adapter, relative to the output folder; None if there is none."""
+    repository: str | None = None
+    """Id of the repository on the hub that it is to be; None if none was given."""
+    bits: int | None = None
+    """Bits of its codes; None if it has none, or of several widths, or they were not recorded."""
+    warnings: tuple[str, ...] | None = None
+    """Reasons for which servers of the format refuse it; None if they were not recorded."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

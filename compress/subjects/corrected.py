@@ -290,6 +290,7 @@ class CorrectedBase(Subject):
             n_packed=len(base.layers),
             revision=self.revision,
             kind=base.format,
+            unserved=base.unserved,
         )
 
     def install(self, block: Block, replaced: Collection[str], device: torch.device) -> None:

@@ -11,10 +11,14 @@ from compress.bases import BASES
 from compress.errors import CheckpointError
 from compress.exports.base import EXPORTS, Exporter, stores_codes
 from compress.exports.card import CardBase, CardFacts
-from compress.families.correction_options import FULL_BITS
+from compress.exports.storage import AdapterRanks
+from compress.families.correction_options import FULL_BITS, padded_rank
 from compress.report.card.names import base_name, source_name
 from compress.report.numbers import counted, megabytes
 from compress.report.report import BaseReport, ExportReport, Report
+
+THIS_FOLDER = "THIS_FOLDER"
+"""What cards call the folder that they lie in."""
 
 
 def exporter_of(export: ExportReport) -> type[Exporter]:
@@ -26,16 +30,23 @@ def exporter_of(export: ExportReport) -> type[Exporter]:
     return EXPORTS[export.format]
 
 
-def facts_of(report: Report, export: ExportReport, root: str) -> CardFacts:
-    """What the card in the folder `root` of the output tells of an export."""
-    base = report.base
+def facts_of(report: Report, export: ExportReport, root: str | None) -> CardFacts:
+    """What a card tells of an export: its own, or with `root` that of the output folder, which is no repository."""
+    base, repository = report.base, export.repository if root is None else None
+    folder = seen_from(root or export.folder, export.folder)
+    if repository is not None:
+        folder = repository.partition("/")[2]
+    subfolder = adapter_place(export)
     added = export.tensor_bytes
     if base is not None and exporter_of(export).traits.needs_base:
         added -= base.tensor_bytes
-    ranks = [layer.rank for layer in report.layers if layer.rank is not None]
     return CardFacts(
-        folder=seen_from(root, export.folder),
-        adapter=None if export.adapter is None else seen_from(root, export.adapter),
+        folder=folder,
+        source=repository or folder,
+        adapter=None
+        if export.adapter is None
+        else folder + ("" if subfolder is None else f"/{subfolder}"),
+        subfolder=subfolder,
         auto_class=AUTO_CLASSES[Head(report.head)].__name__,
         writes_text=Head(report.head).writes_text,
         stored=stored_text(report, export),
@@ -44,11 +55,31 @@ def facts_of(report: Report, export: ExportReport, root: str) -> CardFacts:
         size=megabytes(export.tensor_bytes),
         original_size=megabytes(report.totals.tensor_bytes_before),
         added_size=megabytes(added),
-        rank=max(ranks, default=None),
+        rank=adapter_rank(report),
         few_bits=has_few_bits(report),
+        warnings=export.warnings,
+        ranks_differ=not is_padded(report) and len({layer.rank for layer in report.layers}) > 1,
         has_experts=any(layer.tokens is not None for layer in report.layers),
         base=None if base is None else _card_base(base),
     )
+
+
+def adapter_place(export: ExportReport) -> str | None:
+    """The folder of its adapter within its own; None if that is the adapter, or it has none."""
+    if export.adapter is None or export.adapter == export.folder:
+        return None
+    return PurePosixPath(export.adapter).relative_to(export.folder).as_posix()
+
+
+def is_padded(report: Report) -> bool:
+    """Whether adapters have one rank for all layers, filled up with zeros."""
+    return report.recipe.get("adapter_ranks") == AdapterRanks.PADDED.value
+
+
+def adapter_rank(report: Report) -> int | None:
+    """The highest rank of a layer in an adapter; None if there is none, or it was not recorded."""
+    rank = max((layer.rank for layer in report.layers if layer.rank is not None), default=None)
+    return padded_rank(rank) if rank is not None and is_padded(report) else rank
 
 
 def _card_base(base: BaseReport) -> CardBase:
@@ -58,7 +89,13 @@ def _card_base(base: BaseReport) -> CardBase:
             f"report.base.kind: {base.kind!r} is no base format that is installed here; there are {', '.join(BASES)}"
         )
     loading = None if base.kind is None else BASES[base.kind].loading
-    return CardBase(name=base_name(base), revision=base.revision, kind=base.kind, loading=loading)
+    return CardBase(
+        name=base_name(base),
+        revision=base.revision,
+        kind=base.kind,
+        loading=loading,
+        unserved=base.unserved,
+    )
 
 
 def stored_text(report: Report, export: ExportReport | None) -> str:
@@ -108,4 +145,4 @@ def has_few_bits(report: Report) -> bool:
 
 def seen_from(root: str, folder: str) -> str:
     """A folder of the output as seen from `root`, the folder of the output that has this card."""
-    return PurePosixPath("THIS_FOLDER", PurePosixPath(folder).relative_to(root)).as_posix()
+    return PurePosixPath(THIS_FOLDER, PurePosixPath(folder).relative_to(root)).as_posix()

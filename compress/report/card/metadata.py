@@ -5,7 +5,7 @@ The library checks the shape of it without a network; `ModelCard.validate` asks 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ PIPELINES: Mapping[str, str] = {
     Head.FEATURES: "feature-extraction",
     Head.IMAGE_TEXT: "image-text-to-text",
 }
+
+_TAGS = ("compress", "compressed")
 
 _METRICS = {
     "acc": "accuracy",
@@ -75,15 +77,10 @@ _LICENCES = frozenset(
 
 def front_matter(report: Report, export: ExportReport | None) -> ModelCardData:
     """What a card says to machines; results only of the export that was evaluated."""
-    matter: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": PIPELINES[report.head],
-        "tags": ["compress", "compressed", *_methods(report.recipe["method"])],
-        **_licence(report),
-    }
+    matter = _common(report, () if export is None else _format_tags(export))
     if export is not None:
         traits = exporter_of(export).traits
-        matter["library_name"] = traits.library
+        matter |= {"library_name": traits.library, **_owner(export)}
         base = _base_of(report, export)
         if base is not None:
             matter |= {"base_model": base, "base_model_relation": traits.relation}
@@ -93,6 +90,37 @@ def front_matter(report: Report, export: ExportReport | None) -> ModelCardData:
     if results:
         matter |= {"model_name": model_name(report), "eval_results": results}
     return ModelCardData(**matter)
+
+
+def adapter_matter(report: Report, export: ExportReport) -> ModelCardData:
+    """The same for an adapter in a folder of its export, to whose repository it belongs."""
+    matter = _common(report, ("lora",)) | {"library_name": "peft"}
+    if export.repository is not None:
+        matter |= {"base_model": export.repository, "base_model_relation": "adapter"}
+    return ModelCardData(**matter)
+
+
+def _common(report: Report, tags: Iterable[str]) -> dict[str, Any]:
+    return {
+        "library_name": "transformers",
+        "pipeline_tag": PIPELINES[report.head],
+        "tags": list(dict.fromkeys([*_TAGS, *_methods(report.recipe["method"]), *tags])),
+        **_licence(report),
+    }
+
+
+def _format_tags(export: ExportReport) -> Iterator[str]:
+    """The format, and the bits of its codes: "4-bit"."""
+    yield export.format
+    if export.bits is not None:
+        yield f"{export.bits}-bit"
+
+
+def _owner(export: ExportReport) -> dict[str, str]:
+    """Who publishes it, by the key that uploaders of quantised models use."""
+    if export.repository is None:
+        return {}
+    return {"quantized_by": export.repository.partition("/")[0]}
 
 
 def _base_of(report: Report, export: ExportReport) -> str | None:
