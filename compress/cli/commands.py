@@ -140,6 +140,42 @@ _ALL = (
         ),
     ),
     Command(
+        name="publish",
+        about="Upload an export to the Hugging Face hub, into a repository of its own.",
+        usage="DIR [OWNER/NAME] [options]",
+        home="publishing.publish",
+        arguments=(
+            Argument(
+                name="folder", metavar="DIR", kind=Path, about="an export, or a folder of some"
+            ),
+            Argument(
+                name="repository",
+                metavar="OWNER/NAME",
+                nargs="?",
+                about="the repository (default: --publish-as of the run); several exports are a repository each, whose "
+                "names this one begins",
+            ),
+            Argument(
+                name="--public",
+                const="public",
+                default="private",
+                about="a new repository is for everybody to see",
+            ),
+            Argument(
+                name="--dry-run", const=True, about="print the files and the card; upload nothing"
+            ),
+            Argument(
+                name="--base-model", metavar="ID", about="the original's repository, for the card"
+            ),
+            Argument(name="--license", metavar="LICENSE", about="the licence, by the hub's id"),
+            Argument(
+                name="--base",
+                metavar="ID",
+                about="the repository of the checkpoint that an adapter belongs to, where the run had a folder",
+            ),
+        ),
+    ),
+    Command(
         name="eval",
         about="Evaluate an export beside its original.",
         usage="DIR [--reference MODEL] [options]",

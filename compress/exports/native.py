@@ -183,14 +183,14 @@ As a native checkpoint of compress-llm, with the toolkit installed:
 import compress  # registers the format
 from transformers import {card.auto_class}, AutoTokenizer
 
-model = {card.auto_class}.from_pretrained("{card.folder}")
-tokenizer = AutoTokenizer.from_pretrained("{card.folder}")
+model = {card.auto_class}.from_pretrained("{card.source}")
+tokenizer = AutoTokenizer.from_pretrained("{card.source}")
 ```
 
 Weights stay packed and are dequantised in every matmul. `compress.load_unpacked("{card.folder}")` dequantises them \
 once: faster, in as much memory as dense weights or factors take.
 
-Without the toolkit, `from_pretrained("{card.folder}", trust_remote_code=True)` runs the code beside the weights."""
+Without the toolkit, `from_pretrained("{card.source}", trust_remote_code=True)` runs the code beside the weights."""
 
     @classmethod
     def how_to_serve(cls, card: CardFacts) -> str:

@@ -72,13 +72,6 @@ def write_probe(
     `dtype`: what the model computed in (None: the dtype that config.json names). `rounded`: the dtype that the format
     rounds to and the compressed model does not (None: it rounds nothing).
     """
-    tensors = {
-        "input_ids": probe.input_ids,
-        "logits": probe.logits.float(),
-        "positions": probe.positions,
-    }
-    if probe.log_probabilities is not None:
-        tensors["log_probabilities"] = probe.log_probabilities
     metadata = {
         "tensors": json.dumps(digests(folder)),
         "files": json.dumps(file_digests(folder)),
@@ -88,6 +81,24 @@ def write_probe(
         metadata["dtype"] = str(dtype).removeprefix("torch.")
     if rounded is not None:
         metadata["rounded"] = str(rounded).removeprefix("torch.")
+    _write(folder, probe, metadata)
+
+
+def copy_probe(folder: Path, target: Path, changed: Mapping[str, str]) -> None:
+    """Write the probe of an export into a copy of it, with the digests of files that are changed there."""
+    probe, metadata = read_probe(folder)
+    files = json.dumps(json.loads(metadata["files"]) | changed)
+    _write(target, probe, {**metadata, "files": files})
+
+
+def _write(folder: Path, probe: Probe, metadata: Mapping[str, str]) -> None:
+    tensors = {
+        "input_ids": probe.input_ids,
+        "logits": probe.logits.float(),
+        "positions": probe.positions,
+    }
+    if probe.log_probabilities is not None:
+        tensors["log_probabilities"] = probe.log_probabilities
     (folder / PROBE).parent.mkdir(exist_ok=True)
     write_file(folder / PROBE, tensors, metadata)
 

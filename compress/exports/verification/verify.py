@@ -114,8 +114,7 @@ def check(folder: Path, device: str) -> Verification:
     """Do in this process what `verify` does in a fresh one, apart from judging the difference."""
     probe, metadata = read_probe(folder)
     logits, positions = probe.logits, probe.positions
-    _refuse_changes(folder, "files", file_digests(folder), json.loads(metadata["files"]))
-    _refuse_changes(folder, "tensors", digests(folder), json.loads(metadata["tensors"]))
+    refuse_changed(folder, metadata)
     _refuse_changes(folder, "its base", base_digest(folder), json.loads(metadata.get("base", "{}")))
     dtype = getattr(torch, metadata["dtype"]) if "dtype" in metadata else None
     kind = kind_of(folder)
@@ -136,6 +135,12 @@ def check(folder: Path, device: str) -> Verification:
         top1_agreement=float((found.argmax(-1) == expected.argmax(-1)).double().mean()),
         tolerance=max(tolerances),
     )
+
+
+def refuse_changed(folder: Path, metadata: Mapping[str, str]) -> None:
+    """Raises CheckpointError if files or tensors are not those of the probe's metadata, a base elsewhere apart."""
+    _refuse_changes(folder, "files", file_digests(folder), json.loads(metadata["files"]))
+    _refuse_changes(folder, "tensors", digests(folder), json.loads(metadata["tensors"]))
 
 
 def _refuse_device(name: str) -> None:

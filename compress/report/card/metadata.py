@@ -125,8 +125,11 @@ def _owner(export: ExportReport) -> dict[str, str]:
 
 def _base_of(report: Report, export: ExportReport) -> str | None:
     """The hub id of what an export is made from; None for a folder of somebody's, whose original would be wrong."""
-    if not exporter_of(export).traits.needs_base:
-        return base_model(report)
+    return base_id(report) if exporter_of(export).traits.needs_base else base_model(report)
+
+
+def base_id(report: Report) -> str | None:
+    """The hub id of the base checkpoint; None if there is none, or it was a folder."""
     return None if report.base is None or report.base.revision is None else base_name(report.base)
 
 
