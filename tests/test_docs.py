@@ -38,6 +38,7 @@ STARTS = (
     ("compress.sweep.run", "plan_sweep"),
     ("compress.inspection.checkpoint", "inspect"),
     ("compress.cli.reporting", "load_runs"),
+    ("compress.cli.publishing", "exports"),
     ("compress.exports.verification.verify", "verify"),
 )
 """Where each command starts to work: all its options are read by then."""

@@ -19,13 +19,14 @@ def publish(given: Given) -> None:
     refuse_bad_id(own.base_model, "--base-model")
     refuse_bad_id(own.base and own.base.partition("@")[0], "--base")
     refuse_bad_licence(own.license)
+    folders = exports(own.folder)
     names = Names(
         repository=own.repository,
         base_model=own.base_model,
         licence=own.license,
         base=None if own.base is None else commit_of(own.base, api),
     )
-    found = publications(exports(own.folder), names)
+    found = publications(folders, names)
     for publication in found:
         for option in publication.lacks:
             print(f"note: {publication.repository}: its card lacks what {option} gives")
