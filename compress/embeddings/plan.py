@@ -73,7 +73,9 @@ class PlannedTable:
 
     def bytes_in(self, export: str) -> int:
         """Bytes that a format takes for it, the correction of its head included."""
-        return self._bytes_in(self.storage(export))
+        storage = self.storage(export)
+        found = self._bytes_in(storage)
+        return found if storage.bits is None else EXPORTS[export].table_bytes(self.shape, found)
 
     def _bytes_in(self, storage: Storage) -> int:
         (v, d), bits = self.shape, storage.bits
@@ -117,7 +119,7 @@ class OutsideBlocks:
     @staticmethod
     def narrows(export: str) -> bool:
         """Whether a format stores fp32 tensors in bf16 where nothing is lost."""
-        return EXPORTS[export].traits.outside in (Outside.CODES, Outside.HALF)
+        return EXPORTS[export].traits.outside in (Outside.CODES, Outside.BYTES, Outside.HALF)
 
 
 def planned_tables(

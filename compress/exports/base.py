@@ -23,7 +23,7 @@ from compress.registry import Registry
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from calibration.experts.names import Slice
     from compress.bases import AsDense
@@ -97,6 +97,10 @@ class MadeOf:
     """The method as its paper writes it: "EoRA"."""
     rank: int | None
     """The highest rank of a correction; None without one."""
+
+    @property
+    def config(self) -> PretrainedConfig | None:
+        """The model's configuration; None for a plan of bare layers."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +237,24 @@ class Exporter(ABC):
         return ""
 
     @classmethod
+    def problem_of_model(
+        cls,
+        source: SourceModel,
+        config: PretrainedConfig,
+        compressors: Mapping[str, Compressor],
+        shapes: Mapping[str, tuple[int, int]],
+    ) -> str:
+        """Why the format's readers do not take a model, or a part of it compressed so; empty if they do."""
+        del source, config, compressors, shapes
+        return ""
+
+    @classmethod
+    def table_bytes(cls, shape: tuple[int, int], native_bytes: int) -> int:
+        """Bytes of an embedding or a head (v, d) in codes, which the form itself takes `native_bytes` for."""
+        del shape
+        return native_bytes
+
+    @classmethod
     def experts_text(cls) -> str:
         """How it stores the experts of a mixture and what can't load them, for a plan; empty: as any other layer."""
         return ""
@@ -298,6 +320,12 @@ class Exporter(ABC):
     @abstractmethod
     def stored(cls, folder: Path) -> Stored:
         """Bytes that an export takes, without a base that it does not hold."""
+
+    @classmethod
+    def file_in(cls, folder: Path) -> str | None:
+        """The name of the file in an export that a user gives to programs; None where they take the folder."""
+        del folder
+        return None
 
     @classmethod
     def weights_dtype(cls, folder: Path) -> torch.dtype | None:  # noqa: ARG003  (for formats that round)

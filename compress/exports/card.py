@@ -43,6 +43,8 @@ class CardFacts:
     """Its adapter's folder on disk; None if there is none."""
     subfolder: str | None
     """Where that is within the export's folder; None if it is that folder itself, or there is none."""
+    file: str | None = None
+    """The file that holds the weights, in the folder, for a format that is one file; None for any other."""
     auto_class: str
     """The transformers class that loads the model: "AutoModelForCausalLM"."""
     writes_text: bool

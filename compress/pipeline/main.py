@@ -241,6 +241,7 @@ def _verified(name: str, root: Path, device: str, progress: Progress) -> ExportR
         format=name,
         folder=str(path.relative_to(root)),
         adapter=str(adapter.relative_to(root)) if adapter and adapter.is_dir() else None,
+        file=EXPORTS[name].file_in(path),
         tensor_bytes=stored_in(path).tensor_bytes,
         loader=found.loader,
         relative_difference=found.relative_difference,

@@ -81,6 +81,7 @@ def make_plan(  # noqa: PLR0913  (all but four have defaults)
         *statistics,
         main_dtype(reader),
         outside=stored,
+        config=loader.model.config,
     )
 
 

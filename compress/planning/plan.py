@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field, fields, replace
 
 import torch
+from transformers import PretrainedConfig
 
 from compress.embeddings.plan import OutsideBlocks
 from compress.exports.base import EXPORTS
@@ -43,6 +44,8 @@ class Plan:
     """Bytes of that base checkpoint, as stored."""
     outside: OutsideBlocks = field(default_factory=OutsideBlocks)
     """Embeddings and heads, which are not among the kept tensors, and kept tensors that are stored narrower."""
+    config: PretrainedConfig | None = None
+    """The model's configuration."""
 
     @property
     def blocks_at_once(self) -> int:

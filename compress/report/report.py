@@ -124,6 +124,8 @@ class ExportReport:
     """Bits of its codes; None if it has none, or of several widths, or they were not recorded."""
     warnings: tuple[str, ...] | None = None
     """Reasons for which servers of the format refuse it; None if they were not recorded."""
+    file: str | None = None
+    """Name of the file in its folder that holds the weights, for a format that is one file; None for any other."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -71,6 +71,7 @@ class OrdinaryModel(Subject):
         for name in recipe.export:
             self._refuse_stacked(name, compressors)
             EXPORTS[name].check(compressors, shapes)
+            self._refuse_model(name, compressors, shapes)
             self._refuse_experts(name, compressors)
         return plan
 
@@ -84,6 +85,19 @@ class OrdinaryModel(Subject):
                     "--exclude '*experts*'",
                     option="export",
                 )
+
+    def _refuse_model(
+        self,
+        export: str,
+        compressors: Mapping[str, Compressor],
+        shapes: Mapping[str, tuple[int, int]],
+    ) -> None:
+        """Raises RecipeError for a format whose readers do not take the model."""
+        source, config = self.original.source, self.loader.model.config
+        if problem := EXPORTS[export].problem_of_model(source, config, compressors, shapes):
+            raise RecipeError(
+                f"{export} cannot hold {source.spec}: {problem}; choose another export", option="export"
+            )
 
     def _refuse_stacked(self, export: str, layers: Collection[str]) -> None:
         """Raises RecipeError for a format that cannot hold an expert of a stack."""

@@ -47,6 +47,7 @@ def facts_of(report: Report, export: ExportReport, root: str | None) -> CardFact
         if export.adapter is None
         else folder + ("" if subfolder is None else f"/{subfolder}"),
         subfolder=subfolder,
+        file=export.file,
         auto_class=AUTO_CLASSES[Head(report.head)].__name__,
         writes_text=Head(report.head).writes_text,
         stored=stored_text(report, export),
