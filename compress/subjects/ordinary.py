@@ -96,7 +96,8 @@ class OrdinaryModel(Subject):
         source, config = self.original.source, self.loader.model.config
         if problem := EXPORTS[export].problem_of_model(source, config, compressors, shapes):
             raise RecipeError(
-                f"{export} cannot hold {source.spec}: {problem}; choose another export", option="export"
+                f"{export} cannot hold {source.spec}: {problem}; choose another export",
+                option="export",
             )
 
     def _refuse_stacked(self, export: str, layers: Collection[str]) -> None:

@@ -1,7 +1,7 @@
 """Low-rank corrections as a GGUF adapter: W + B A, with a scaling of exactly 1 for every layer.
 
-llama.cpp divides the adapter's one alpha by the rank of each layer, so no alpha is right where ranks differ; an alpha of 0
-means a scaling of 1.
+llama.cpp divides the adapter's one alpha by the rank of each layer, so no alpha is right where ranks differ; an alpha
+of 0 means a scaling of 1.
 
 Shapes: o = out_features, i = in_features, r = rank.
 """
@@ -67,7 +67,10 @@ class AdapterFile:
 def read_factors(folder: Path) -> dict[str, LowRank]:
     """The factors of every layer by the name of its weight in the file; none where there is no adapter."""
     pairs = _pairs(folder)
-    return {name: LowRank.from_factors(floats_of(up), floats_of(down)) for name, (down, up) in pairs.items()}
+    return {
+        name: LowRank.from_factors(floats_of(up), floats_of(down))
+        for name, (down, up) in pairs.items()
+    }
 
 
 def corrections_in(folder: Path) -> tuple[StoredTensor, ...]:

@@ -1,8 +1,9 @@
 """Blocks of 32 weights as ggml stores them: which type holds the codes of a form exactly, and their bytes.
 
-A block lies along the inputs of one output. Its fields follow one another: a scale d (fp16), an offset m (fp16) in types
-that have one, the fifth bits of all codes in types of 5 bits, then the codes, those of the first half of the block in
-the low halves of bytes. Values: d * (q - 8) in Q4_0, d * (q - 16) in Q5_0, d * q in Q8_0, d * q + m in Q4_1 and Q5_1.
+A block lies along the inputs of one output. Its fields follow one another: a scale d (fp16), an offset m (fp16) in
+types that have one, the fifth bits of all codes in types of 5 bits, then the codes, those of the first half of the
+block in the low halves of bytes. Values: d * (q - 8) in Q4_0, d * (q - 16) in Q5_0, d * q in Q8_0, and d * q + m in
+Q4_1 and Q5_1.
 
 Shapes: o = outputs, i = inputs, n = blocks of an output.
 """

@@ -210,8 +210,8 @@ class GgufExporter(CheckpointExporter, name="gguf"):
         kinds = {kind for kind, _ in stack.values()}
         if len(kinds) > 1:
             raise CheckpointError(
-                f"gguf export: experts of {place.name} are {' and '.join(sorted(kinds))}, and they are one tensor of one "
-                "type"
+                f"gguf export: experts of {place.name} are {' and '.join(sorted(kinds))}; one tensor of one type holds "
+                "them all"
             )
         whole = np.stack([stack[number][1] for number in sorted(stack)])
         self._file.add(place.name, kind, whole)
@@ -224,7 +224,9 @@ class GgufExporter(CheckpointExporter, name="gguf"):
         """
         self._refuse_lost()
         if self._experts:
-            raise CheckpointError(f"gguf export: experts of {next(iter(self._experts))} are missing")
+            raise CheckpointError(
+                f"gguf export: experts of {next(iter(self._experts))} are missing"
+            )
         for name, tensor in rope_tensors(self._model_config).items():
             self._file.add_floats(name, tensor)
         self._write_config()

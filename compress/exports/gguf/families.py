@@ -1,8 +1,8 @@
 """Families of models that the format knows: the keys of each one's configuration, and what no key can say.
 
-llama.cpp computes a family in code of its own, which takes its sizes from keys of the file and everything else as given.
-So a configuration can be written if its sizes have keys, and if all else is as that code has it (`implied`). Reading
-goes the other way: sizes from keys, all else as implied.
+llama.cpp computes a family in code of its own, which takes its sizes from keys of the file and everything else as
+given. So a configuration can be written if its sizes have keys, and if all else is as that code has it (`implied`).
+Reading goes the other way: sizes from keys, all else as implied.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def _gemma_fault(config: PretrainedConfig) -> str:
     of_all_heads = config.num_hidden_layers in (46, 62)  # the largest of each generation
     right = config.hidden_size // config.num_attention_heads if of_all_heads else config.head_dim
     if config.query_pre_attn_scalar != right:
-        return f"query_pre_attn_scalar is {config.query_pre_attn_scalar}, and llama.cpp takes {right}"
+        return (
+            f"query_pre_attn_scalar is {config.query_pre_attn_scalar}, and llama.cpp takes {right}"
+        )
     return ""
 
 
@@ -204,7 +206,7 @@ ROPE_COUNTED = ("llama", "phi3")
 
 
 def size_of(config: PretrainedConfig, name: str) -> Any:
-    """An attribute of a configuration; features of a head are those of all heads by their number, where none are given."""
+    """An attribute of a configuration; the features of a head follow from others where they are not given."""
     found = getattr(config, name, None)
     if found is None and name == "head_dim":
         return config.hidden_size // config.num_attention_heads
@@ -263,5 +265,7 @@ def problem_of_config(config: PretrainedConfig, owns_head: str) -> str:
     if owns_head and not family.has_own_head:
         return f"{owns_head} is not the embeddings, which llama.cpp takes for it in {config.model_type}"
     if not owns_head and family.must_own_head:
-        return f"its head is tied to its embeddings, and llama.cpp wants a head in {config.model_type}"
+        return (
+            f"its head is tied to its embeddings, and llama.cpp wants a head in {config.model_type}"
+        )
     return family.fault(config)

@@ -19,8 +19,12 @@ from compress.exports.gguf.families import FAMILIES, Family, size_of
 
 LONGEST = 63
 """Bytes of the longest name; ggml keeps 64, one of them a zero."""
-_EXPERT = re.compile(r"(?P<stack>.+\.experts)\.(?P<number>\d+)\.(?P<part>\w+)(?P<leaf>\.weight|\.bias)?")
-_STACK = re.compile(r"(?P<stack>.+\.experts)\.(?P<part>gate_up_proj|gate_proj|up_proj|down_proj)(\.weight)?")
+_EXPERT = re.compile(
+    r"(?P<stack>.+\.experts)\.(?P<number>\d+)\.(?P<part>\w+)(?P<leaf>\.weight|\.bias)?"
+)
+_STACK = re.compile(
+    r"(?P<stack>.+\.experts)\.(?P<part>gate_up_proj|gate_proj|up_proj|down_proj)(\.weight)?"
+)
 _PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _IN_FLOAT32 = ("ffn_gate_inp", "ffn_gate_inp_shexp")
 """Matrices that llama.cpp reads in fp32 alone: routers."""
@@ -73,7 +77,10 @@ class Names:
         """The order (o,) in which a file has the rows of a weight or bias; None for the source's own."""
         if not self.family.permuted:
             return None
-        heads = {"q_proj": self.config.num_attention_heads, "k_proj": self.config.num_key_value_heads}
+        heads = {
+            "q_proj": self.config.num_attention_heads,
+            "k_proj": self.config.num_key_value_heads,
+        }
         parts = name.removesuffix(".weight").removesuffix(".bias").rpartition(".")
         if parts[2] not in heads:
             return None

@@ -93,9 +93,7 @@ def problem_of_stacks(
     for name, kinds in types.items():
         n = Names(config).n_experts
         if len(set(kinds)) > 1:
-            return f"{name} would be {' and '.join(sorted(set(kinds)))}, and all experts of a layer are one tensor of one type"
+            return f"{name} would be {' and '.join(sorted(set(kinds)))}; one tensor holds all experts, and has one type"
         if len(kinds) != n:
-            return (
-                f"{len(kinds)} of the {n} experts of {name} are compressed, and all of them are one tensor of one type"
-            )
+            return f"{len(kinds)} of the {n} experts of {name} are compressed; one tensor of one type holds all"
     return ""

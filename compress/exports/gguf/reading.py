@@ -55,7 +55,7 @@ def is_in(folder: Path) -> bool:
 def load(folder: Path, dtype: torch.dtype | None, device: torch.device) -> PreTrainedModel:
     """The model in eval mode; `dtype` None is fp32.
 
-    Raises CheckpointError for a file of an architecture that is not known, and for one whose tensors do not fit its keys.
+    Raises CheckpointError for a file of another architecture, and for one whose tensors do not fit its keys.
     """
     model = _Model(_only(folder))
     loaded: Any = AutoModelForCausalLM._model_mapping[type(model.config)].from_pretrained(
@@ -88,15 +88,15 @@ def contents(folder: Path) -> Contents:
         kind, shape = tensor.tensor_type.name, tuple(int(n) for n in reversed(tensor.shape))
         if kind in FLOATS.values():
             others.append(
-                StoredTensor(name=tensor.name, shape=shape, stored=kind, n_bytes=int(tensor.n_bytes))
+                StoredTensor(
+                    name=tensor.name, shape=shape, stored=kind, n_bytes=int(tensor.n_bytes)
+                )
             )
             continue
         name, n = tensor.name.removesuffix(".weight"), shape[0] if len(shape) == 3 else 1
         names = [name] if len(shape) == 2 else [f"{name}.{number}" for number in range(n)]
         layers += [
-            StoredTensor(
-                name=each, shape=shape[-2:], stored=kind, n_bytes=int(tensor.n_bytes) // n
-            )
+            StoredTensor(name=each, shape=shape[-2:], stored=kind, n_bytes=int(tensor.n_bytes) // n)
             for each in names
         ]
     kinds = dict.fromkeys(layer.stored for layer in layers)
@@ -279,7 +279,9 @@ class _Model:
         found = {}
         for place, factors in read_factors(folder).items():
             if place not in layers:
-                raise CheckpointError(f"{folder}: the adapter has factors for {place}, which the model has not")
+                raise CheckpointError(
+                    f"{folder}: the adapter has factors for {place}, which the model has not"
+                )
             name = layers[place]
             up = self._in_order(f"{name}.weight", factors.up.weight.detach())
             found[name] = LowRank.from_factors(up, factors.down.weight.detach())

@@ -81,7 +81,9 @@ def rope_keys(config: PretrainedConfig) -> dict[str, str | int | float]:
             settings["original_max_position_embeddings"]
         )
         names = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
-        keys |= {f"rope.scaling.{ours}": float(settings[k]) for k, ours in names.items() if k in settings}
+        keys |= {
+            f"rope.scaling.{ours}": float(settings[k]) for k, ours in names.items() if k in settings
+        }
     if config.model_type in _WITH_FACTORS:
         keys["rope.scaling.original_context_length"] = _original(config)
     if kind == "longrope":
@@ -97,7 +99,9 @@ def rope_tensors(config: PretrainedConfig) -> dict[str, Tensor]:
         return {"rope_freqs.weight": _llama3(config)}
     if kind == "longrope":
         return {
-            f"rope_factors_{name}.weight": torch.tensor(settings[f"{name}_factor"], dtype=torch.float32)
+            f"rope_factors_{name}.weight": torch.tensor(
+                settings[f"{name}_factor"], dtype=torch.float32
+            )
             for name in ("long", "short")
         }
     return {}

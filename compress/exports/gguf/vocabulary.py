@@ -49,6 +49,7 @@ _WHOLE = {"dbrx": "llama-bpe", "tekken": "tekken"}
 _MERGED = frozenset(_RULES.values()) - {"tekken"}
 """The names of rules without."""
 _SPACE = "▁"
+_BARS = ("|", "\N{FULLWIDTH VERTICAL LINE}")
 _ADDED_SCORE = -1000.0
 
 
@@ -78,7 +79,9 @@ def problem_of_tokenizer(folder: Path, n_rows: int) -> str:
     if n_tokens > n_rows:
         return f"its tokenizer has {n_tokens} tokens, and its embeddings {n_rows} rows"
     definition = _definition(tokenizer)
-    return "" if _rule(definition) else f"its tokenizer splits text by a rule that llama.cpp has no name for: {_told(definition)}"
+    if _rule(definition):
+        return ""
+    return f"llama.cpp has no name for the rule by which its tokenizer splits text: {_told(definition)}"
 
 
 def read_vocabulary(folder: Path, n_rows: int) -> Vocabulary:
@@ -225,12 +228,12 @@ def _kinds(definition: Mapping[str, Any], by_id: Mapping[int, str]) -> dict[int,
 
 
 def _looks_special(token: str) -> bool:
-    """Whether a token is one that models emit for themselves, though its tokenizer does not say so (Gemma's <unused>)."""
+    """Whether a token is no text, though its tokenizer does not say so: Gemma's <unused0>, say."""
     if token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]"):
         return True
     if token.startswith("<unused") and token.endswith(">"):
         return True
-    return token.startswith(("<|", "<｜")) and token.endswith(("|>", "｜>"))
+    return any(token.startswith(f"<{bar}") and token.endswith(f"{bar}>") for bar in _BARS)
 
 
 def _token(token: str | None, kind: int | None, row: int) -> str:
@@ -240,9 +243,7 @@ def _token(token: str | None, kind: int | None, row: int) -> str:
     return token.replace(_SPACE, " ") if kind == _kind("USER_DEFINED") else token
 
 
-def _scores(
-    definition: Mapping[str, Any], by_id: Mapping[int, str], n_rows: int
-) -> list[float]:
+def _scores(definition: Mapping[str, Any], by_id: Mapping[int, str], n_rows: int) -> list[float]:
     """Scores that make llama.cpp merge in the tokenizer's order: the earlier a merge, the higher."""
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(definition["model"]["merges"]):
