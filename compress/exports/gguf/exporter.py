@@ -7,6 +7,7 @@ Shapes: o = out_features, i = in_features.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ from compress.exports.gguf.blocks import Q8_0, Bytes, quantised_blocks, row_bloc
 from compress.exports.gguf.families import problem_of_config
 from compress.exports.gguf.file import FLOATS, GgufFile
 from compress.exports.gguf.metadata import (
+    Parameters,
     describe_source,
     file_name,
     write_description,
@@ -235,7 +237,7 @@ class GgufExporter(CheckpointExporter, name="gguf"):
                 shutil.copyfile(path, self.folder / path.name)
 
     def _write_config(self) -> None:
-        metadata = describe_source(self.source, self._n_parameters())
+        metadata = describe_source(self.source, self._parameters())
         file_type = self._file.main_type()
         vocabulary = read_vocabulary(self.source.folder, self._model_config.vocab_size)
 
@@ -249,8 +251,11 @@ class GgufExporter(CheckpointExporter, name="gguf"):
         if self._adapter is not None:
             self._adapter.close(f"{metadata.name}, corrections")
 
-    def _n_parameters(self) -> int:
-        return sum(int(np.prod(self.reader.shape(name))) for name in self.reader)
+    def _parameters(self) -> Parameters:
+        sizes = {name: math.prod(self.reader.shape(name)) for name in self.reader}
+        of_experts = sum(n for name, n in sizes.items() if ".experts." in name)
+        n_experts = self._names.n_experts if of_experts else 0
+        return Parameters(sum(sizes.values()), of_experts, n_experts)
 
     # On disk
 

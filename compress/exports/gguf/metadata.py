@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,26 @@ HUB = "https://huggingface.co"
 _OF_VALUES = "attention.value_length"
 
 
-def describe_source(source: SourceModel, n_parameters: int) -> Metadata:
-    """What the model's card and name tell of it; it is the model that the file was made of."""
-    from gguf import Metadata
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters, for the label of a model's size."""
 
-    found = Metadata.load(model_path=source.folder, total_params=n_parameters)
+    total: int
+    of_experts: int
+    n_experts: int
+
+
+def describe_source(source: SourceModel, parameters: Parameters) -> Metadata:
+    """What the model's card and name tell of it; it is the model that the file was made of."""
+    from gguf import Metadata, size_label
+
+    found = Metadata.load(model_path=source.folder, total_params=parameters.total)
+    if found.size_label is None:
+        shared = parameters.total - parameters.of_experts
+        n = parameters.n_experts
+        found.size_label = size_label(
+            parameters.total, shared, parameters.of_experts // max(n, 1), n
+        )
     spec = source.spec.partition("@")[0]
     if is_hub_id(source.spec) and "/" in spec:
         owner, name = spec.split("/")

@@ -1,7 +1,7 @@
 """A tokenizer as keys of a file: its tokens and merges, and the name of the rule by which llama.cpp splits text.
 
-llama.cpp runs no pre-tokenizer out of a file: it has the rules of known tokenizers in code, by name. So a tokenizer can be
-written if its own rule, as the tokenizers library states it, is one of these; any other would split text otherwise
+llama.cpp runs no pre-tokenizer out of a file: it has the rules of known tokenizers in code, by name. So a tokenizer can
+be written if its own rule, as the tokenizers library states it, is one of these; any other would split text otherwise
 without a word.
 """
 
