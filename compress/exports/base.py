@@ -98,10 +98,6 @@ class MadeOf:
     rank: int | None
     """The highest rank of a correction; None without one."""
 
-    @property
-    def config(self) -> PretrainedConfig | None:
-        """The model's configuration; None for a plan of bare layers."""
-
 
 @dataclass(frozen=True)
 class LayerExport:

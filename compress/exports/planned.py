@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PretrainedConfig
 
     from compress.families.base import Compressor
 
@@ -71,3 +72,7 @@ class Planned(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that most of the source is stored in."""
+
+    @property
+    def config(self) -> PretrainedConfig | None:
+        """The model's configuration; None for a plan of bare layers."""

@@ -99,7 +99,9 @@ def row_blocks(form: Int8) -> Bytes:
 
 
 def _offsets(form: Quantised) -> Tensor:
-    """What codes of 0 stand for: (G, o), in fp32."""
+    """What codes of 0 stand for: (G, o)."""
+    if form.offsets is not None:
+        return form.offsets
     return -form.scales.float() * form.zeros().float()
 
 
@@ -123,12 +125,12 @@ def _packed(codes_on: Tensor, kind: BlockType) -> list[Bytes]:
     codes = codes_on.contiguous().numpy()
     if kind.bits == 8:
         return [(codes - (1 << 7)).astype(np.int8).view(np.uint8)]
-    codes = codes.astype(np.uint8)
-    first, second = codes[..., : BLOCK // 2], codes[..., BLOCK // 2 :]
-    nibbles = (first & 15) | (second << 4)
+    unsigned: Bytes = codes.astype(np.uint8)
+    first, second = unsigned[..., : BLOCK // 2], unsigned[..., BLOCK // 2 :]
+    nibbles: Bytes = (first & 15) | (second << 4)
     if kind.bits == 4:
         return [nibbles]
-    return [np.packbits(codes >> 4, axis=-1, bitorder="little"), nibbles]
+    return [np.packbits(unsigned >> 4, axis=-1, bitorder="little"), nibbles]
 
 
 def _joined(fields: list[Bytes]) -> Bytes:

@@ -21,14 +21,21 @@ from transformers import PretrainedConfig, PreTrainedModel
 from calibration.heads import Head
 from compress.callbacks import Progress
 from compress.errors import CheckpointError
-from compress.exports.base import CorrectionStorage, LayerExport, Planned, Traits, Use
+from compress.exports.base import CorrectionStorage, LayerExport, MadeOf, Traits, Use
 from compress.exports.card import CardFacts, packed_introduction, widened_note
 from compress.exports.checkpoint import CheckpointExporter
 from compress.exports.codes import quantised_part
 from compress.exports.contents import Contents
 from compress.exports.gguf import cards, planned, reading
 from compress.exports.gguf.adapter import AdapterFile
-from compress.exports.gguf.blocks import Q8_0, Bytes, quantised_blocks, row_blocks, type_of
+from compress.exports.gguf.blocks import (
+    Q8_0,
+    Bytes,
+    problem_of_groups,
+    quantised_blocks,
+    row_blocks,
+    type_of,
+)
 from compress.exports.gguf.families import problem_of_config
 from compress.exports.gguf.file import FLOATS, GgufFile
 from compress.exports.gguf.metadata import (
@@ -45,6 +52,7 @@ from compress.exports.gguf.vocabulary import (
     read_vocabulary,
     write_vocabulary,
 )
+from compress.exports.planned import Planned
 from compress.exports.storage import Outside
 from compress.families.base import Compressor
 from compress.families.correction import Correction
@@ -78,7 +86,7 @@ class GgufExporter(CheckpointExporter, name="gguf"):
         library="gguf",
         relation="quantized",
         weights="packed in blocks of 32",
-        vllm=False,
+        engines=("llama.cpp",),
         outside=Outside.BYTES,
     )
 
@@ -182,7 +190,7 @@ class GgufExporter(CheckpointExporter, name="gguf"):
             weight = layer.form.weight.detach()
             return FLOATS[weight.dtype], _bytes_of(weight)
         base, correction = quantised_part(layer, self.name)
-        if planned.problem_of_groups(base.group_size, base.shape[1]):
+        if problem_of_groups(base.group_size, base.shape[1]):
             self._rounded = self.dtype
             weight = layer.form.dense().to(self.dtype)
             return FLOATS[self.dtype], _bytes_of(weight)
@@ -291,6 +299,12 @@ class GgufExporter(CheckpointExporter, name="gguf"):
         return reading.model_files(folder)[0].name
 
     # On the card
+
+    @classmethod
+    def repository_suffix(cls, made: MadeOf) -> str:
+        """As others name them: "-GGUF"."""
+        del made
+        return "-GGUF"
 
     @classmethod
     def introduction(cls, card: CardFacts) -> str:

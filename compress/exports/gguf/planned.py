@@ -12,12 +12,13 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
-from compress.exports.base import Planned
 from compress.exports.codes import dense_bytes, innermost, quantiser_of
 from compress.exports.gguf.blocks import BlockType, offset_type, problem_of_groups, symmetric_type
 from compress.exports.gguf.names import Names, is_float32
 from compress.exports.gguf.rope import rope_tensors
+from compress.exports.planned import Planned
 from compress.families.base import Compressor
+from compress.families.correction import Correction
 from compress.families.quantiser import Quantiser
 from compress.solvers.grid import Symmetry
 
@@ -67,7 +68,10 @@ def planned_bytes(plan: Planned, export: str) -> int:
         kind = None if quantiser is None else type_for(quantiser)
         if kind is None:
             raise ValueError(f"{layer.name}: {problem_of_method(layer.compressor)}")
-        total += kind.bytes_of(layer.shape) + layer.adapter_bytes
+        total += kind.bytes_of(layer.shape)
+        if isinstance(layer.compressor, Correction):
+            # Of its own rank: what pads an adapter for servers that know one rank alone, llama.cpp needs not.
+            total += layer.compressor.adapter_bytes(layer.shape)
     for tensor in plan.kept_in(export):
         places = names.tensor(tensor.name)
         if is_float32(places[0][0].name, len(tensor.shape)):

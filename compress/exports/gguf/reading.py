@@ -58,7 +58,8 @@ def load(folder: Path, dtype: torch.dtype | None, device: torch.device) -> PreTr
     Raises CheckpointError for a file of another architecture, and for one whose tensors do not fit its keys.
     """
     model = _Model(_only(folder))
-    loaded: Any = AutoModelForCausalLM._model_mapping[type(model.config)].from_pretrained(
+    kind: Any = AutoModelForCausalLM._model_mapping[type(model.config)]
+    loaded = kind.from_pretrained(
         None, config=model.config, state_dict=model.state(), dtype=dtype or torch.float32
     )
     found: PreTrainedModel = loaded.to(device).eval()

@@ -37,7 +37,8 @@ _OF_FORMULA = ("llama",)
 def parameters_of(config: PretrainedConfig) -> Mapping[str, Any]:
     """The settings of layers that see the whole text."""
     found: Mapping[str, Any] = config.rope_parameters
-    return found.get("full_attention", found)
+    whole: Mapping[str, Any] = found.get("full_attention", found)
+    return whole
 
 
 def problem_of_rope(config: PretrainedConfig) -> str:
