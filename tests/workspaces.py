@@ -65,6 +65,7 @@ def quicken(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(catalog, "TaskManager", own_tasks)
     monkeypatch.setattr(pipeline, "verify", in_this_process)
+    monkeypatch.setattr(pipeline, "with_engines", lambda export, *_: export)
     monkeypatch.setattr(NativeExporter, "verify_alone", lambda _: None)
     monkeypatch.setattr(pipeline, "run_page", lambda _: "<html></html>")
     monkeypatch.setattr(pipeline, "write_pictures", no_pictures)

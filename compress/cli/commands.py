@@ -11,6 +11,7 @@ from compress.cli.command import Argument, Command, of_export, of_file
 from compress.cli.folders import RECIPE_NAME
 from compress.config.recipe import Recipe
 from compress.config.yaml_file import read_yaml
+from compress.engines.base import ENGINES
 from compress.errors import RecipeError
 from compress.report.metrics import Shown, shown_in
 
@@ -124,7 +125,7 @@ _ALL = (
     Command(
         name="verify",
         about="Load an export in a fresh process and compare its logits.",
-        usage="DIR [--device DEVICE]",
+        usage="DIR [--device DEVICE] [--engine NAME ...]",
         home="verifying.verify",
         extra="",
         arguments=(
@@ -136,6 +137,15 @@ _ALL = (
                 metavar="DEVICE",
                 default="cpu",
                 about="where to load it (default: cpu)",
+            ),
+            Argument(
+                name="--engine",
+                metavar="NAME",
+                nargs="+",
+                default=(),
+                choices=lambda: ["auto", *ENGINES],
+                about="engines that must load it too, and reproduce its log-probabilities; auto: all that its format "
+                "is for, where they are installed",
             ),
         ),
     ),

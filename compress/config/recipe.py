@@ -16,6 +16,7 @@ from compress.config.choices import OnFailure, StatisticsMode
 from compress.config.options import build, dump, name_of
 from compress.config.publishing import refuse_bad_id, refuse_bad_licence
 from compress.config.yaml_file import read_yaml
+from compress.engines.base import ENGINES
 from compress.errors import RecipeError
 from compress.exports.base import EXPORTS
 from compress.exports.storage import AdapterRanks, Storage
@@ -110,12 +111,17 @@ class Recipe:
     )
     export: tuple[str, ...] = field(
         default=(AUTO,),
+        metadata=_about("general", "formats to write", "FORMAT") | {"values": EXPORTS},
+    )
+    engines: tuple[str, ...] = field(
+        default=(AUTO,),
         metadata=_about(
             "general",
-            "formats to write",
-            "FORMAT",
+            "programs that must load each export and reproduce its log-probabilities, of those that its format is for; "
+            "auto: all that are installed; none",
+            "ENGINE",
         )
-        | {"values": EXPORTS},
+        | {"values": ENGINES},
     )
     device: str = field(
         default="auto",
@@ -325,7 +331,7 @@ def _refuse_texts(recipe: Recipe) -> None:
     for name in ("model", "device", "eval_text"):
         if not getattr(recipe, name).strip():
             raise RecipeError("empty; leave the option out for its default", option=name)
-    for name in ("export", "tasks"):
+    for name in ("export", "tasks", "engines"):
         given = getattr(recipe, name)
         twice = sorted({part for part in given if given.count(part) > 1})
         if twice:

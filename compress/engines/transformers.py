@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from compress.engines.base import PROGRAMS, Arithmetic, Engine, Export
+from compress.engines.base import PROGRAMS, Arithmetic, Engine, Export, Origin
 
 _PACKAGES = {"gptq": "gptqmodel", "compressed-tensors": "compressed_tensors"}
 """What its quantisers import, by quant_method."""
@@ -14,8 +14,22 @@ _PACKAGES = {"gptq": "gptqmodel", "compressed-tensors": "compressed_tensors"}
 class Transformers(Engine, name="transformers"):
     """Loads with `from_pretrained`, and PEFT for an adapter beside the checkpoint."""
 
-    requirements = ("torch", "transformers>=5.20,<6", "accelerate", "peft", "compressed-tensors")
+    module = "transformers"
+    requirements: ClassVar[tuple[str, ...]] = (
+        "torch",
+        "transformers>=5.20,<6",
+        "accelerate",
+        "peft",
+        "compressed-tensors",
+    )
     program = PROGRAMS / "with_transformers.py"
+
+    @classmethod
+    def problem(cls, export: Export) -> str:
+        """It runs no code that it finds in a folder, but that which this program has just put there."""
+        if "auto_map" in export.config and export.origin is Origin.ANYBODY:
+            return "it would run the code in the folder"
+        return ""
 
     @classmethod
     def modules(cls, export: Export) -> tuple[str, ...]:

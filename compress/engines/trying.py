@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from compress.engines.base import ENGINES, Arithmetic, Engine, Export
+from compress.engines.asked import AUTO
+from compress.engines.base import ENGINES, Arithmetic, Engine, Export, Origin
 from compress.engines.bounds import Bound, bound_of
 from compress.engines.running import SECONDS, SECONDS_A_GIGABYTE, answer_of, interpreter
 from compress.errors import CheckpointError
@@ -19,7 +20,6 @@ from compress.exports.verification.probe import Probe, kind_of, read_probe
 from compress.models.checkpoint import read_json
 from eval.footprint import bytes_on_disk
 
-AUTO = "auto"
 _NARROWEST_FIRST = ("bfloat16", "float16")
 
 
@@ -41,13 +41,13 @@ class Trial:
     """Why it was not tried, or how far it came; None if it computed."""
 
 
-def engines_of(folder: Path, asked: Sequence[str] = (AUTO,)) -> tuple[str, ...]:
+def engines_of(folder: Path, asked: Sequence[str] = AUTO) -> tuple[str, ...]:
     """The engines to try for an export: those that its format is for, of which `asked` may name some.
 
     Raises CheckpointError naming an engine that the format is not for.
     """
     kind = kind_of(folder)
-    if tuple(asked) == (AUTO,):
+    if tuple(asked) == AUTO:
         return kind.traits.engines
     strange = [name for name in asked if name not in kind.traits.engines]
     if strange:
@@ -56,19 +56,21 @@ def engines_of(folder: Path, asked: Sequence[str] = (AUTO,)) -> tuple[str, ...]:
     return tuple(asked)
 
 
-def try_engines(folder: Path, engines: Sequence[str]) -> Iterator[Trial]:
+def try_engines(
+    folder: Path, engines: Sequence[str], origin: Origin = Origin.ANYBODY
+) -> Iterator[Trial]:
     """Each engine's trial, one after the other.
 
     Raises CheckpointError naming an engine that fails, or whose log-probabilities are not those of the probe.
     """
     probe, metadata = read_probe(folder)
-    export = _export(folder, metadata.get("dtype"))
+    export = _export(folder, metadata.get("dtype"), origin)
     reference = _reference(export, kind_of(folder), metadata)
     for name in engines:
         yield _tried(name, export, probe, reference)
 
 
-def _export(folder: Path, dtype: str | None) -> Export:
+def _export(folder: Path, dtype: str | None, origin: Origin) -> Export:
     folder, kind = folder.resolve(), kind_of(folder)
     base = kind.base_of(folder)
     model = folder if base is None else base.resolve()
@@ -82,6 +84,7 @@ def _export(folder: Path, dtype: str | None) -> Export:
         model=model,
         adapter=adapter if adapter and (adapter / ADAPTER_CONFIG).is_file() else None,
         config=config,
+        origin=origin,
         dtype=dtype or str(config.get("dtype") or config.get("torch_dtype") or "float32"),
     )
 

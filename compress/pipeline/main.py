@@ -33,6 +33,7 @@ from compress.evaluation.original_scores import Originals
 from compress.exports import EXPORTS
 from compress.exports.load import stored_in
 from compress.exports.verification.verify import verify
+from compress.pipeline.engines import with_engines
 from compress.pipeline.export import export
 from compress.pipeline.report import make_report
 from compress.pipeline.repositories import missing_text, with_publishing
@@ -115,8 +116,10 @@ def run(
             exports = [_verified(name, folder, device, progress) for name in folders]
             exports = with_publishing(prepared, exports)
         (folder / VERIFIED).touch()
-        # Should the evaluation fail, `compress eval` finds there what to do.
+        # Should an engine or the evaluation fail, `compress eval` finds there what to do.
         (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+        with watch("engines"):
+            exports = [with_engines(it, folder, recipe.engines, progress) for it in exports]
         first = next(iter(folders.values()))
         scores: Comparison | None = None
         notes: tuple[str, ...] = ()

@@ -37,6 +37,7 @@ from compress.bases import open_original
 from compress.callbacks import Progress
 from compress.config.choices import StatisticsMode
 from compress.config.recipe import AUTO, Recipe
+from compress.engines.asked import refuse_engines
 from compress.errors import RecipeError
 from compress.exports import EXPORTS, Use, formats_for
 from compress.exports.storage import AdapterRanks
@@ -234,6 +235,7 @@ def _for_exports(plan: Plan, recipe: Recipe) -> Plan:
 def refuse_early(recipe: Recipe) -> None:
     """Raises for what the recipe alone can tell, the output folder aside."""
     refuse_unknown_exports(recipe.export, opening(recipe).use)
+    refuse_engines(recipe.engines, recipe.export)
     _refuse_padding(recipe)
     if PairStatistic.among(recipe.method.needs) and recipe.propagate is not Propagate.BLOCK:
         raise RecipeError(

@@ -102,6 +102,24 @@ class KeptTensor:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class EngineReport:
+    """What came of having an export loaded by an engine."""
+
+    engine: str
+    version: str | None
+    """The engine's; None if it was not tried."""
+    largest_difference: float | None
+    """Of the log-probabilities of the next token, absolute; None if it computed none."""
+    mean_difference: float | None
+    bound: float | None
+    """The largest difference that the engine's arithmetic explains."""
+    arithmetic: str | None
+    """That arithmetic in words."""
+    reason: str | None
+    """Why it was not tried, or why it loaded the export and computed nothing; None if it computed."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExportReport:
     """One export: its format, and how its logits in a fresh process differ from the compressed model's."""
 
@@ -126,6 +144,8 @@ class ExportReport:
     """Reasons for which servers of the format refuse it; None if they were not recorded."""
     file: str | None = None
     """Name of the file in its folder that holds the weights, for a format that is one file; None for any other."""
+    engines: tuple[EngineReport, ...] = ()
+    """The engines that its format is for, those included that were not tried."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from compress.report.card.facts import THIS_FOLDER, exporter_of, facts_of
+from compress.report.engines import engine_text
 from compress.report.report import ExportReport, Report
 
 
@@ -18,6 +19,9 @@ def loading(report: Report, own: ExportReport | None) -> Iterator[str]:
             f"model by {export.relative_difference:.1e} (relative, tolerance "
             f"{export.tolerance:.0e}) and agreed on {export.top1_agreement:.1%} of the top tokens."
         )
+        if export.engines:
+            yield "\n".join(f"- {_sentence(engine_text(found))}" for found in export.engines)
+
     yield _where(None if own is None else own.repository)
 
 
@@ -32,3 +36,7 @@ def _where(repository: str | None) -> str:
         f"`hf download {repository} --local-dir {folder}` puts the files into the folder `{folder}`, for commands that "
         f"name it. For a copy that you have, write its path in the place of `{repository}` and of `{folder}`."
     )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."

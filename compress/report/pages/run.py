@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from compress.report.card.names import source_name
 from compress.report.changes import correction_text
+from compress.report.engines import engine_text
 from compress.report.experts import experts_of, experts_text
 from compress.report.numbers import megabytes
 from compress.report.pages.charts import (
@@ -76,6 +77,11 @@ def run_page(report: Report) -> str:
         },
         experts_told=experts_text(report) if experts_of(report) else "",
         kinds=(KIND_HEAD, kind_rows(report)),
+        engines=[
+            f"{export.format}: {engine_text(found)}"
+            for export in report.exports
+            for found in export.engines
+        ],
         rows=layer_rows(report),
         most=MOST_LAYERS,
         megabytes=megabytes,

@@ -1,0 +1,47 @@
+"""The log-probabilities of a few tokens, as vLLM computes them: a program of its own that imports no toolkit.
+
+Called with the paths of a request and of the answer that it writes, both JSON; see `compress/engines/base.py`. The
+tokens are one prompt, whose log-probabilities vLLM gives (`prompt_logprobs`); with an adapter it is right for one
+sequence at a time.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def main(request_path: str, answer_path: str) -> None:
+    """Load the folder as its users do, and write what it makes of the tokens."""
+    request = json.loads(Path(request_path).read_text(encoding="utf-8"))
+    # One process, which ends with its last lines where loading fails; little room for the cache of a short prompt.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    import vllm
+    from vllm.lora.request import LoRARequest
+
+    ids = request["input_ids"]
+    options = {}
+    if request["adapter"]:
+        options = {"enable_lora": True, "max_lora_rank": request["rank"]}
+    model = vllm.LLM(
+        model=request["model"],
+        dtype=request["dtype"],
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        max_model_len=len(ids) + 16,
+        max_num_seqs=1,
+        gpu_memory_utilization=0.5,
+        **options,
+    )
+    answer = {"version": vllm.__version__, "dtype": str(model.model_config.dtype)}
+    adapter = LoRARequest("corrected", 1, request["adapter"]) if request["adapter"] else None
+    asked = vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+    output = model.generate({"prompt_token_ids": ids}, asked, lora_request=adapter, use_tqdm=False)
+    found = output[0].prompt_logprobs
+    answer["log_probabilities"] = [found[k][ids[k]].logprob for k in range(1, len(ids))]
+    Path(answer_path).write_text(json.dumps(answer), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
