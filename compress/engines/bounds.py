@@ -62,7 +62,7 @@ def bound_of(
 
 
 def _integers(bits: int | None) -> float:
-    """Half a step of a symmetric grid up to the largest number of a group, over the root of the numbers' mean square."""
+    """Half a step of a symmetric grid up to the largest of a group, over the root of the mean square."""
     return 0.0 if bits is None else PEAK / ((1 << bits) - 2)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.report.report import EngineReport
+from compress.report.report import EngineReport, Report
 
 
 def engine_text(found: EngineReport) -> str:
@@ -16,3 +16,12 @@ def engine_text(found: EngineReport) -> str:
         f"{loaded}, largest difference of log-probabilities {found.largest_difference:.1e} "
         f"(bound {found.bound:.1e}: {found.arithmetic})"
     )
+
+
+def engine_lines(report: Report) -> list[str]:
+    """A line for each export and engine."""
+    return [
+        f"{export.format}: {engine_text(found)}"
+        for export in report.exports
+        for found in export.engines
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compress.report.card.names import source_name
 from compress.report.changes import correction_text
-from compress.report.engines import engine_text
+from compress.report.engines import engine_lines
 from compress.report.experts import experts_of, experts_text
 from compress.report.numbers import megabytes
 from compress.report.pages.charts import (
@@ -21,6 +21,7 @@ from compress.report.pages.experts import (
     kind_rows,
     tokens_figure,
 )
+from compress.report.pages.figures import Figure
 from compress.report.pages.headline import headline, lead
 from compress.report.pages.layers import layer_rows
 from compress.report.pages.making import (
@@ -55,17 +56,7 @@ def run_page(report: Report) -> str:
         stats=headline(report),
         tasks=task_rows(report),
         correction="" if report.scores is None else correction_text(report.scores),
-        figures={
-            "tasks": tasks_figure(report, PAGE),
-            "errors": error_figure(report, PAGE),
-            "bits": bits_figure(report.bits_by_layer(), PAGE),
-            "ranks": ranks_figure(report, PAGE),
-            "expert_tokens": tokens_figure(report, PAGE),
-            "expert_errors": expert_errors_figure(report, PAGE),
-            "bytes": bytes_figure(report, PAGE),
-            "time": time_figure(report, PAGE),
-            "memory": memory_figure(report, PAGE),
-        },
+        figures=_figures(report),
         spectra=spectra,
         spectra_told=spectra_told,
         remarks=remarks(report),
@@ -77,12 +68,22 @@ def run_page(report: Report) -> str:
         },
         experts_told=experts_text(report) if experts_of(report) else "",
         kinds=(KIND_HEAD, kind_rows(report)),
-        engines=[
-            f"{export.format}: {engine_text(found)}"
-            for export in report.exports
-            for found in export.engines
-        ],
+        engines=engine_lines(report),
         rows=layer_rows(report),
         most=MOST_LAYERS,
         megabytes=megabytes,
     )
+
+
+def _figures(report: Report) -> dict[str, Figure]:
+    return {
+        "tasks": tasks_figure(report, PAGE),
+        "errors": error_figure(report, PAGE),
+        "bits": bits_figure(report.bits_by_layer(), PAGE),
+        "ranks": ranks_figure(report, PAGE),
+        "expert_tokens": tokens_figure(report, PAGE),
+        "expert_errors": expert_errors_figure(report, PAGE),
+        "bytes": bytes_figure(report, PAGE),
+        "time": time_figure(report, PAGE),
+        "memory": memory_figure(report, PAGE),
+    }
