@@ -128,9 +128,7 @@ def run(
                 scores, notes = _scores(prepared, first, originals, progress)
         report = make_report(prepared, outcome, exports, scores, watch)
         report = replace(report, notes=(*report.notes, *notes))
-        progress("describe", 0, 1)
-        _describe(report, folder)
-        progress("describe", 1, 1)
+        _describe(report, folder, progress)
     return report
 
 
@@ -254,11 +252,12 @@ def _verified(name: str, root: Path, device: str, progress: Progress) -> ExportR
     )
 
 
-def _describe(report: Report, folder: Path) -> None:
+def _describe(report: Report, folder: Path, progress: Progress) -> None:
     """Report, recipe and a card of its own go with every export, so that each folder can be published as it is.
 
     The page and the pictures are the same in all of them.
     """
+    progress("describe", 0, 1)
     cards = {folder: model_card(report)}
     if any(export.folder != "." for export in report.exports):
         cards |= {folder / export.folder: model_card(report, export) for export in report.exports}
@@ -276,3 +275,4 @@ def _describe(report: Report, folder: Path) -> None:
         if adapter_place(each) is not None:
             card = adapter_card(report, each)
             (folder / str(each.adapter) / CARD).write_text(card, encoding="utf-8")
+    progress("describe", 1, 1)
