@@ -21,9 +21,10 @@ from workspaces import fill, quicken, recipe
 import compress
 from compress.callbacks import no_progress
 from compress.cli.main import main
+from compress.config.publishing import refuse_bad_id
 from compress.config.recipe import Recipe
 from compress.errors import CheckpointError, PluginError, RecipeError
-from compress.exports.base import EXPORTS, Exporter, Traits, Use, formats_for
+from compress.exports.base import EXPORTS, Exporter, MadeOf, Traits, Use, formats_for
 from compress.exports.load import format_of, load_export, recognised, stored_in
 from compress.exports.verification.places import PROBE
 from compress.exports.verification.probe import file_digests, read_probe
@@ -282,6 +283,15 @@ def test_every_format_has_words_of_its_own(written: Run) -> None:
         assert all(text.__func__ is not getattr(Exporter, member).__func__ for text in texts)
     cards = [sections(written(name).card)["How to load it"].partition(":")[0] for name in NAMES]
     assert len(set(cards)) == len(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bits", [None, 4])
+def test_the_name_of_a_repository_ends_in_the_format(name: str, bits: int | None) -> None:
+    made = MadeOf(bits=bits, method="EoRA", rank=64)
+    refuse_bad_id(f"me/Model-135M{EXPORTS[name].repository_suffix(made)}", "publish_as")
+    others = {kind.repository_suffix(made) for kind in EXPORTS.values()}
+    assert len(others) == len(EXPORTS)
 
 
 @pytest.mark.parametrize("name", NAMES)

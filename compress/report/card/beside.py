@@ -29,7 +29,7 @@ def adapter_card(report: Report, export: ExportReport) -> str:
     parts = [
         f"---\n{adapter_matter(report, export).to_yaml()}\n---",
         f"# Corrections for {model_name(report)}",
-        f"This PEFT adapter holds the low-rank corrections of {layers_text(report)}, {_ranks(report)}, for the "
+        f"This adapter holds the low-rank corrections of {layers_text(report)}, {_ranks(report)}, for the "
         f"{export.format} checkpoint that it lies in. Without them that checkpoint is not corrected; scores are in the "
         "checkpoint's card.",
         *widened_note(facts),
@@ -44,6 +44,6 @@ def adapter_card(report: Report, export: ExportReport) -> str:
 def _ranks(report: Report) -> str:
     rank = adapter_rank(report)
     if is_padded(report):
-        return f"all of rank {rank}, padded with zeros"
+        return f"all of rank {rank}, zeros included that fill lower ranks up"
     alike = len({layer.rank for layer in report.layers}) == 1
     return f"of rank {rank}" if alike else f"of ranks up to {rank}"

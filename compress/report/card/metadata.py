@@ -94,7 +94,10 @@ def front_matter(report: Report, export: ExportReport | None) -> ModelCardData:
 
 def adapter_matter(report: Report, export: ExportReport) -> ModelCardData:
     """The same for an adapter in a folder of its export, to whose repository it belongs."""
-    matter = _common(report, ("lora",)) | {"library_name": "peft"}
+    library = exporter_of(export).traits.library
+    # Formats of transformers have their corrections in PEFT's.
+    library = "peft" if library == "transformers" else library
+    matter = _common(report, ("lora",)) | {"library_name": library}
     if export.repository is not None:
         matter |= {"base_model": export.repository, "base_model_relation": "adapter"}
     return ModelCardData(**matter)
