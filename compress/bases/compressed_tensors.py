@@ -221,14 +221,19 @@ class CompressedTensorsBase(PackedWords, ScaledWeights, Fp4Pairs, name="compress
         return told, weights
 
     def _group_of(self, name: str) -> Mapping[str, Any]:
+        of_class = None
         for group in self._groups():
             targets = group.get("targets") or []
             if not isinstance(targets, list):
                 raise CheckpointError(
                     f"{self.folder}: targets of a group are {targets!r}; they are a list"
                 )
-            if any(_is_target(str(target), name) for target in targets):
+            if any(_is_target(str(target), name) for target in targets if target != "Linear"):
                 return group
+            if of_class is None and "Linear" in targets:
+                of_class = group
+        if of_class is not None:  # a name goes before the class, whichever stands first
+            return of_class
         raise CheckpointError(
             f"{self.folder}: no config_groups entry has {name}, which is packed, among its targets"
         )

@@ -188,10 +188,8 @@ class Exporter(ABC):
         reasons = {name: cls.stores_dense(it, shapes[name]) for name, it in compressors.items()}
         if reasons and all(reasons.values()):
             name, reason = next(iter(reasons.items()))
-            raise RecipeError(
-                f"export: {cls.name} cannot hold {name}: {reason}; it could hold none of the chosen layers in codes; "
-                "choose native or dense"
-            )
+            advice = "so it is for all chosen layers; choose native or dense"
+            raise RecipeError(f"export: {cls.name} cannot hold {name}: {reason}; {advice}")
 
     @classmethod
     @abstractmethod
@@ -200,10 +198,9 @@ class Exporter(ABC):
 
     @classmethod
     def stores_dense(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
-        """Why the format stores the form of a weight (o, i) as an ordinary dense weight; empty if it stores the codes.
+        """Why it stores a weight (o, i) dense, correction included, in the source's dtype; empty if in codes.
 
-        The weight is that of the whole form, its correction included, in the source's dtype. A layer that no format of
-        a run stores in codes is not compressed at all, for it would take as many bytes.
+        A layer that no format of a run stores in codes is not compressed, for that would save nothing.
         """
         del compressor, shape
         return ""
@@ -212,7 +209,10 @@ class Exporter(ABC):
     def warnings(
         cls, compressors: Mapping[str, Compressor], shapes: Mapping[str, tuple[int, int]]
     ) -> tuple[str, ...]:
-        """Sentences on what the servers of the format do not read of a plan, each with the export that they do read."""
+        """Sentences on what no server of the format reads of a plan, which names the export that they do read.
+
+        `shapes` has those of matrices that stay as they are too, which have no compressor.
+        """
         del compressors, shapes
         return ()
 

@@ -16,6 +16,7 @@ from compress.errors import CheckpointError
 from compress.exports.base import Exporter, LayerExport
 from compress.exports.peft import STEM
 from compress.exports.stacks import Stacks
+from compress.forms.dense import Dense
 from compress.models.checkpoint import Reader, Tensors, Writer, read_json, some
 from compress.models.companions import READ, copy_companions
 from compress.models.model_config import QUANTISATION
@@ -112,6 +113,15 @@ class CheckpointExporter(Exporter):
             return
         for leaf, value in zip(("weight", "bias"), values, strict=False):
             self.writer.add(f"{layer.stored_name}.{leaf}", value)
+
+    def _copy_expert(self, layer: LayerExport) -> None:
+        """Write the weight of an expert that stays as it was beside others, and its bias."""
+        assert isinstance(layer.form, Dense)
+        values = {"weight": layer.form.weight.detach(), "bias": layer.bias}
+        for leaf, value in values.items():
+            if value is not None:
+                self._copied[f"{layer.stored_name}.{leaf}"] = tuple(value.shape)
+                self.writer.add(f"{layer.stored_name}.{leaf}", value)
 
     def base_config(self) -> dict[str, Any]:
         """The source's config.json, with the dtype that it may leave to the weights, and without a tie that is none."""

@@ -160,11 +160,8 @@ class GptqExporter(CheckpointExporter, name="gptq"):
         )
 
     def _write_layer(self, layer: LayerExport) -> None:
-        if layer.source_name and isinstance(
-            layer.form, Dense
-        ):  # an expert that stays as it was beside others
-            self._copied[f"{layer.stored_name}.weight"] = layer.form.shape
-            self.writer.add(f"{layer.stored_name}.weight", layer.form.weight.detach())
+        if layer.source_name and isinstance(layer.form, Dense):
+            self._copy_expert(layer)
             return
         base, correction = quantised_part(layer, self.name)
         problem = _problem(base.bits)

@@ -78,7 +78,12 @@ class Plan:
     def warnings(self) -> tuple[str, ...]:
         """Sentences on what no server of a format reads, and which export they do read."""
         compressors = {layer.name: layer.compressor for layer in self.layers}
-        shapes = {layer.name: layer.shape for layer in self.layers}
+        shapes = {
+            tensor.name.removesuffix(".weight"): (tensor.shape[0], tensor.shape[1])
+            for tensor in self.kept
+            if len(tensor.shape) == 2
+        }
+        shapes |= {layer.name: layer.shape for layer in self.layers}
         return tuple(
             f"{name}: {warning}"
             for name in self.exports

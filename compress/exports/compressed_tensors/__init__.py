@@ -1,0 +1,1 @@
+"""compressed-tensors checkpoints, which vLLM, SGLang, transformers and OpenVINO read."""
