@@ -58,7 +58,7 @@ def quantised(
     n_groups = -(-i // group_size)
     generator = torch.Generator().manual_seed(o + i)
     span = weight_oi.abs().max() / (1 << (bits - 1))
-    scales = (span * (1 + torch.rand(o, n_groups, generator=generator))).half().float()
+    scales = (span * (1 + torch.rand(o, n_groups, generator=generator))).bfloat16().float()
     scales[::3] *= -1 if zeros == "symmetric" else 1
     zero = torch.full((o, n_groups), 1 << (bits - 1))
     if zeros != "symmetric":

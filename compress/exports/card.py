@@ -97,11 +97,15 @@ def widened_note(card: CardFacts) -> list[str]:
     ]
 
 
-def load_with_transformers(card: CardFacts, options: str = "") -> str:
-    """Code that loads model and tokenizer with transformers; `options` are further arguments of the model's loading."""
+def load_with_transformers(card: CardFacts, options: str = "", imports: Sequence[str] = ()) -> str:
+    """Code that loads model and tokenizer with transformers; `options` are further arguments of the model's loading.
+
+    `imports`: classes of transformers that these name.
+    """
+    names = ", ".join([card.auto_class, "AutoTokenizer", *imports])
     return f"""\
 ```python
-from transformers import {card.auto_class}, AutoTokenizer
+from transformers import {names}
 
 model = {card.auto_class}.from_pretrained("{card.source}"{options})
 tokenizer = AutoTokenizer.from_pretrained("{card.source}")

@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from calibration.heads import Head
-from compress.bases import format_in, open_base
+from compress.bases import format_in
 from compress.bases.gptq import SERVED_BITS, SERVED_GROUPS
-from compress.callbacks import Progress
 from compress.errors import CheckpointError
 from compress.exports.base import CorrectionStorage, LayerExport, MadeOf, Planned, Traits, Use
 from compress.exports.card import (
@@ -42,17 +39,12 @@ from compress.exports.card import (
 from compress.exports.checkpoint import (
     ADAPTER,
     LOADING_READS,
-    CheckpointExporter,
 )
-from compress.exports.codes import dense_bytes, innermost, quantised_part, quantiser_of
-from compress.exports.contents import Contents, contents_of_base
-from compress.exports.peft import AdapterWriter, corrections_in, read_adapter
-from compress.exports.reading import add_corrections, load_bare
+from compress.exports.codes import CodesExporter, innermost, quantiser_of
 from compress.exports.storage import Outside
 from compress.families.base import Compressor
 from compress.families.correction import Correction
 from compress.families.quantiser import Quantiser
-from compress.forms.dense import Dense
 from compress.forms.packing import CODES_A_ROW, pack
 from compress.forms.quantised import Quantised
 from compress.models.checkpoint import write_json
@@ -62,7 +54,7 @@ BITS = (2, 3, 4, 8)
 _BLOCK = re.compile(r"(?P<blocks>.+?)\.\d+\.(?P<part>.+)")
 
 
-class GptqExporter(CheckpointExporter, name="gptq"):
+class GptqExporter(CodesExporter, name="gptq"):
     """Quantised layers in one checkpoint, their low-rank corrections in `adapter/` beside it."""
 
     traits = Traits(
@@ -82,14 +74,8 @@ class GptqExporter(CheckpointExporter, name="gptq"):
     )
 
     def _begin(self) -> None:
+        super()._begin()
         self._forms: dict[str, _Facts] = {}
-        self._adapter: AdapterWriter | None = None
-
-    @property
-    def rounded(self) -> torch.dtype | None:
-        """The dtype, in the adapter, of factors that were on grids; or that of layers that are stored dense."""
-        adapter = None if self._adapter is None else self._adapter.rounded
-        return adapter or (self.dtype if self._dense else None)
 
     @classmethod
     def problem(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
@@ -102,12 +88,6 @@ class GptqExporter(CheckpointExporter, name="gptq"):
             return f"its zero points are integers, and --symmetry {base.symmetry} has none; choose native, mlx or gguf"
         problem = _problem(base.bits)
         return f"{problem}; choose native or dense" if problem else ""
-
-    @classmethod
-    def stores_dense(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
-        """Layers whose shape does not fill whole words, or whole groups."""
-        base = quantiser_of(compressor)
-        return "" if base is None else _obstacle(base.group_of(shape[1]), shape)
 
     @classmethod
     def warnings(
@@ -131,7 +111,7 @@ class GptqExporter(CheckpointExporter, name="gptq"):
             if base is None:
                 raise ValueError(f"{layer.name}: {layer.compressor.name} does not quantise")
             if cls.stores_dense(layer.compressor, layer.shape):
-                layers += dense_bytes(plan, layer.shape)
+                layers += cls.dense_layer_bytes(plan, layer)
                 continue
             widened = layer.adapter_bytes - layer.correction_bytes
             layers += layer.native_bytes + widened + base.gptq_extra_bytes(layer.shape)
@@ -147,11 +127,6 @@ class GptqExporter(CheckpointExporter, name="gptq"):
         )
 
     @classmethod
-    def problem_of_stacks(cls) -> str:
-        """It has tensors for one matrix each."""
-        return "its tensors are of one matrix each, and have no name for an expert of a stack"
-
-    @classmethod
     def experts_text(cls) -> str:
         """Packed, by the source's names."""
         return (
@@ -159,30 +134,25 @@ class GptqExporter(CheckpointExporter, name="gptq"):
             "does not, for it keeps experts stacked and fills them with random numbers"
         )
 
-    def _write_layer(self, layer: LayerExport) -> None:
-        if layer.source_name and isinstance(layer.form, Dense):
-            self._copy_expert(layer)
-            return
-        base, correction = quantised_part(layer, self.name)
-        problem = _problem(base.bits)
-        if base.affine:
-            problem = "its grid is affine, and the format has integer zero points alone"
-        if problem:
-            raise CheckpointError(f"gptq export: {layer.name}: {problem}")
-        if _obstacle(base.group_size, base.shape):
-            self._write_dense(layer)
-            return
-        facts = _Facts(base)
+    @classmethod
+    def _unheld(cls, form: Quantised) -> str:
+        if form.affine:
+            return "its grid is affine, and the format has integer zero points alone"
+        return _problem(form.bits)
+
+    @classmethod
+    def _obstacle(cls, group_size: int, shape: tuple[int, int]) -> str:
+        o, i = shape
+        if o % CODES_A_ROW or i % CODES_A_ROW:
+            return f"its shape {shape} is not in multiples of {CODES_A_ROW}"
+        return super()._obstacle(group_size, shape)
+
+    def _write_codes(self, layer: LayerExport, form: Quantised) -> None:
+        facts = _Facts(form)
         self._forms[layer.stored_name] = facts
         self._refuse_mixture(layer.name, facts)
-        for key, tensor in gptq_tensors(base).items():
+        for key, tensor in gptq_tensors(form).items():
             self.writer.add(f"{layer.stored_name}.{key}", tensor)
-        if layer.bias is not None:
-            self.writer.add(f"{layer.stored_name}.bias", layer.bias)
-        if correction is not None or layer.padded_rank is not None:
-            if self._adapter is None:
-                self._adapter = AdapterWriter(self.folder / ADAPTER)
-            self._adapter.add(layer, correction)
 
     def _refuse_mixture(self, name: str, facts: _Facts) -> None:
         first, reference = next(iter(self._forms.items()))
@@ -241,20 +211,6 @@ class GptqExporter(CheckpointExporter, name="gptq"):
     def is_in(cls, folder: Path) -> bool:
         """Whether the quantisation in config.json, or a file beside it, is GPTQ."""
         return format_in(folder) == "gptq"
-
-    @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype | None, device: torch.device) -> PreTrainedModel:
-        """Read without gptqmodel; the corrections of an adapter beside it are added."""
-        model = load_bare(folder, dtype, device)
-        if (folder / ADAPTER).is_dir():
-            add_corrections(model, read_adapter(folder / ADAPTER), folder)
-        return model
-
-    @classmethod
-    def contents(cls, folder: Path, progress: Progress) -> Contents | None:
-        """Grids of the layers, and ranks of their corrections."""
-        found = contents_of_base(open_base(folder), progress)
-        return replace(found, corrections=corrections_in(folder / ADAPTER))
 
     @classmethod
     def repository_suffix(cls, made: MadeOf) -> str:
@@ -383,13 +339,3 @@ def _unserved(base: Quantiser, shape: tuple[int, int]) -> Iterator[str]:
 
 def _problem(bits: int) -> str:
     return "" if bits in BITS else f"{bits} bits; readers know {', '.join(map(str, BITS))}"
-
-
-def _obstacle(group_size: int, shape: tuple[int, int]) -> str:
-    """Why a layer's codes have no place in the layout; empty if they have."""
-    o, i = shape
-    if o % CODES_A_ROW or i % CODES_A_ROW:
-        return f"its shape {shape} is not in multiples of {CODES_A_ROW}"
-    if group_size < i and i % group_size:
-        return f"groups of {group_size} do not divide its {i} inputs"
-    return ""

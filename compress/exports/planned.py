@@ -36,6 +36,10 @@ class PlannedLayer(Protocol):
         """Bytes of the low-rank correction in its form; 0 without one."""
 
     @property
+    def padded_rank(self) -> int | None:
+        """The rank that zeros fill its factors up to in an adapter; None where each layer has its own."""
+
+    @property
     def adapter_bytes(self) -> int:
         """Bytes of that correction in a PEFT adapter, which holds 16 bits a number."""
 

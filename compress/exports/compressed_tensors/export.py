@@ -11,20 +11,16 @@ the class `Linear` does not cover Conv1D.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from calibration.heads import Head
 from calibration.layers import is_linear
 from calibration.skeleton import build_skeleton
-from compress.bases import format_in, open_base
-from compress.callbacks import Progress
+from compress.bases import format_in
 from compress.errors import CheckpointError
-from compress.exports.base import CorrectionStorage, LayerExport, Planned, Traits, Use
+from compress.exports.base import CorrectionStorage, LayerExport, MadeOf, Planned, Traits, Use
 from compress.exports.card import (
     CardFacts,
     load_adapter_beside,
@@ -33,19 +29,21 @@ from compress.exports.card import (
     vllm,
     widened_note,
 )
-from compress.exports.checkpoint import ADAPTER, LOADING_READS, CheckpointExporter
-from compress.exports.codes import dense_bytes, innermost, quantised_part, quantiser_of
-from compress.exports.compressed_tensors.fused import PLAIN, fused_warnings
+from compress.exports.checkpoint import ADAPTER, LOADING_READS
+from compress.exports.codes import CodesExporter, innermost, quantiser_of
 from compress.exports.compressed_tensors.schemes import Stored, quantisation, settled
 from compress.exports.compressed_tensors.tensors import packed_bytes, packed_tensors
-from compress.exports.contents import Contents, contents_of_base
-from compress.exports.peft import AdapterWriter, corrections_in, read_adapter
-from compress.exports.reading import add_corrections, load_bare
+from compress.exports.compressed_tensors.unread import (
+    PLAIN,
+    Told,
+    fused_warnings,
+    unread_by_transformers,
+)
 from compress.exports.storage import Outside
 from compress.families.base import Compressor
 from compress.families.correction import Correction
 from compress.families.quantiser import Quantiser
-from compress.forms.dense import Dense
+from compress.forms.quantised import Quantised
 from compress.models.checkpoint import write_json
 from compress.models.model_config import read_config
 from compress.solvers.grid import Symmetry
@@ -54,7 +52,7 @@ DRAFT = "mtp."
 """The prefix of draft heads' tensors, which vLLM builds by that name."""
 
 
-class CompressedTensorsExporter(CheckpointExporter, name="compressed-tensors"):
+class CompressedTensorsExporter(CodesExporter, name="compressed-tensors"):
     """Quantised layers in one checkpoint, their low-rank corrections in `adapter/` beside it."""
 
     traits = Traits(
@@ -69,20 +67,14 @@ class CompressedTensorsExporter(CheckpointExporter, name="compressed-tensors"):
         library="transformers",
         relation="quantized",
         weights="packed",
-        vllm=True,
+        engines=("vllm", "openvino", "transformers"),
         outside=Outside.HALF,
     )
 
     def _begin(self) -> None:
+        super()._begin()
         self._stored: dict[str, Stored] = {}
         self._names: set[str] = set()
-        self._adapter: AdapterWriter | None = None
-
-    @property
-    def rounded(self) -> torch.dtype | None:
-        """The dtype, in the adapter, of factors that were on grids; or that of layers that are stored dense."""
-        adapter = None if self._adapter is None else self._adapter.rounded
-        return adapter or (self.dtype if self._dense else None)
 
     @classmethod
     def problem(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
@@ -95,18 +87,12 @@ class CompressedTensorsExporter(CheckpointExporter, name="compressed-tensors"):
             return (
                 "vLLM refuses groups in activation order; choose --act-order none, native or dense"
             )
-        if base.symmetry not in (Symmetry.SYMMETRIC, Symmetry.ASYMMETRIC):
+        if base.symmetry is Symmetry.AFFINE:
             return (
-                f"its zero points are whole numbers, and {base.symmetry} grids have offsets that are none; choose "
-                "--symmetry asymmetric, native or dense"
+                f"its zero points are integers, and --symmetry {base.symmetry} has none; choose --symmetry asymmetric, "
+                "native, mlx or gguf"
             )
         return ""
-
-    @classmethod
-    def stores_dense(cls, compressor: Compressor, shape: tuple[int, int]) -> str:
-        """Layers whose last group would be shorter than the others."""
-        base = quantiser_of(compressor)
-        return "" if base is None else _obstacle(base.group_of(shape[1]), shape)
 
     @classmethod
     def warnings(
@@ -114,12 +100,12 @@ class CompressedTensorsExporter(CheckpointExporter, name="compressed-tensors"):
     ) -> tuple[str, ...]:
         """Layers that servers compute as one, and that are not stored alike."""
         stored = {
-            name: _told(compressors[name], shape)
+            name: _told(compressors[name])
             if name in compressors and not cls.stores_dense(compressors[name], shape)
             else PLAIN
             for name, shape in shapes.items()
         }
-        return tuple(fused_warnings(stored))
+        return (*fused_warnings(stored), *unread_by_transformers(stored))
 
     @classmethod
     def planned_bytes(cls, plan: Planned) -> int:
@@ -130,7 +116,7 @@ class CompressedTensorsExporter(CheckpointExporter, name="compressed-tensors"):
             if base is None:
                 raise ValueError(f"{layer.name}: {layer.compressor.name} does not quantise")
             if cls.stores_dense(layer.compressor, layer.shape):
-                layers += dense_bytes(plan, layer.shape)
+                layers += cls.dense_layer_bytes(plan, layer)
             else:
                 layers += _layer_bytes(base, layer.shape) + layer.adapter_bytes
         return layers + plan.rest_bytes(cls.name)
@@ -145,39 +131,25 @@ class CompressedTensorsExporter(CheckpointExporter, name="compressed-tensors"):
         )
 
     @classmethod
-    def problem_of_stacks(cls) -> str:
-        """It has tensors for one matrix each."""
-        return "its tensors are of one matrix each, and have no name for an expert of a stack"
-
-    @classmethod
     def experts_text(cls) -> str:
         """Packed, by the source's names."""
         return (
             "packed, each matrix under its name in the source, as vLLM and transformers read them"
         )
 
-    def _write_layer(self, layer: LayerExport) -> None:
-        if layer.source_name and isinstance(layer.form, Dense):
-            self._copy_expert(layer)
-            return
-        base, correction = quantised_part(layer, self.name)
-        if base.g_idx is not None:
-            raise CheckpointError(
-                f"{self.name} export: {layer.name}: vLLM refuses groups in activation order; choose native"
-            )
-        if _obstacle(base.group_size, base.shape):
-            self._write_dense(layer)
-            return
-        self._stored[layer.stored_name] = Stored.of(base)
+    @classmethod
+    def _unheld(cls, form: Quantised) -> str:
+        if form.affine:
+            return "its grid is affine, and the format has integer zero points alone"
+        return (
+            "" if form.g_idx is None else "its groups are in activation order, which vLLM refuses"
+        )
+
+    def _write_codes(self, layer: LayerExport, form: Quantised) -> None:
+        self._stored[layer.stored_name] = Stored.of(form)
         self._names.add(layer.name)
-        for key, tensor in packed_tensors(base).items():
+        for key, tensor in packed_tensors(form).items():
             self.writer.add(f"{layer.stored_name}.{key}", tensor)
-        if layer.bias is not None:
-            self.writer.add(f"{layer.stored_name}.bias", layer.bias)
-        if correction is not None:
-            if self._adapter is None:
-                self._adapter = AdapterWriter(self.folder / ADAPTER)
-            self._adapter.add(layer, correction)
 
     def _write_config(self) -> None:
         if not self._stored:
@@ -210,18 +182,9 @@ class CompressedTensorsExporter(CheckpointExporter, name="compressed-tensors"):
         return format_in(folder) == cls.name
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype | None, device: torch.device) -> PreTrainedModel:
-        """Read without compressed-tensors; the corrections of an adapter beside it are added."""
-        model = load_bare(folder, dtype, device)
-        if (folder / ADAPTER).is_dir():
-            add_corrections(model, read_adapter(folder / ADAPTER), folder)
-        return model
-
-    @classmethod
-    def contents(cls, folder: Path, progress: Progress) -> Contents | None:
-        """Grids of the layers, and ranks of their corrections."""
-        found = contents_of_base(open_base(folder), progress)
-        return replace(found, corrections=corrections_in(folder / ADAPTER))
+    def repository_suffix(cls, made: MadeOf) -> str:
+        """As others name them: "-w4a16"."""
+        return "-compressed-tensors" if made.bits is None else f"-w{made.bits}a16"
 
     @classmethod
     def introduction(cls, card: CardFacts) -> str:
@@ -232,10 +195,14 @@ class CompressedTensorsExporter(CheckpointExporter, name="compressed-tensors"):
     @classmethod
     def how_to_load(cls, card: CardFacts) -> str:
         """With transformers and compressed-tensors; the corrections with PEFT."""
-        code = load_with_transformers(card)
+        expanded = "CompressedTensorsConfig(dequantize=True)"
+        code = load_with_transformers(
+            card, f", quantization_config={expanded}", ("CompressedTensorsConfig",)
+        )
         text = (
-            "As a compressed-tensors checkpoint, with transformers and compressed-tensors 0.18 or later installed:"
-            f"\n\n{code}"
+            "As a compressed-tensors checkpoint, with transformers and compressed-tensors 0.18 or later installed "
+            f"(transformers expands the weights, and by `{expanded}` before the first forward, as zero points and PEFT "
+            f"need it):\n\n{code}"
         )
         return text if card.adapter is None else f"{text}\n\n{load_adapter_beside(card)}"
 
@@ -245,24 +212,15 @@ class CompressedTensorsExporter(CheckpointExporter, name="compressed-tensors"):
         return vllm(card)
 
 
-def _told(compressor: Compressor, shape: tuple[int, int]) -> str:
-    """The grid of a planned layer in words."""
+def _told(compressor: Compressor) -> Told:
+    """How a planned layer is stored."""
     base = quantiser_of(compressor)
     if base is None:
         return PLAIN
-    size = base.group_of(shape[1])
-    rows = "whole rows" if base.group_size == -1 else f"groups of {size}"
-    return f"{base.bits} bits, {rows}, {base.symmetry}"
+    return Told(base.bits, base.group_size, asymmetric=base.symmetry is Symmetry.ASYMMETRIC)
 
 
 def _layer_bytes(base: Quantiser, shape: tuple[int, int]) -> int:
     n_groups = -(-shape[1] // base.group_of(shape[1]))
     zero_points = 0 if base.symmetry is Symmetry.SYMMETRIC else n_groups
     return packed_bytes(shape, base.bits, n_groups, zero_points=zero_points)
-
-
-def _obstacle(group_size: int, shape: tuple[int, int]) -> str:
-    """Why a layer's codes have no place in the layout; empty if they have."""
-    i = shape[1]
-    uneven = group_size < i and i % group_size
-    return f"groups of {group_size} do not divide its {i} inputs" if uneven else ""
