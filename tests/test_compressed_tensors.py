@@ -1,4 +1,4 @@
-"""compressed-tensors exports: the bytes that its readers expect, by their own rules, and the settings that go with them."""
+"""compressed-tensors exports: the bytes that readers expect, by their own rules, and the settings that go with them."""
 
 import json
 from pathlib import Path
