@@ -22,6 +22,7 @@ from compress.cli.command import Argument
 from compress.cli.commands import COMMANDS
 from compress.config.options import choices
 from compress.config.recipe import Recipe
+from compress.engines import ENGINES
 from compress.exports.base import EXPORTS
 from compress.families.base import METHODS, Compressor
 from compress.families.option_types import choice_of, describe, is_leaf, option_hints, plain
@@ -225,6 +226,16 @@ def exports() -> str:
     return "\n".join(lines)
 
 
+def engines() -> str:
+    """Every engine, what its environment is made of, and the formats that are for it."""
+    lines = ["| engine | `pip install` | formats |", "| --- | --- | --- |"]
+    for name, kind in ENGINES.items():
+        formats = [it for it, export in EXPORTS.items() if name in export.traits.engines]
+        wanted = ", ".join(f"`{it}`" for it in kind.requirements)
+        lines.append(f"| `{name}` | {wanted} | {', '.join(formats)} |")
+    return "\n".join(lines)
+
+
 def bases() -> str:
     """Every base format, and who else loads it."""
     lines = ["| format | what it holds | transformers needs | PEFT | vLLM |"]
@@ -274,6 +285,7 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "recipe": recipe_options,
     "methods": method_options,
     "exports": exports,
+    "engines": engines,
     "bases": bases,
     "forms": forms,
     "statistics": statistics,

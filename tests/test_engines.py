@@ -2,12 +2,15 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from documents import ROOT
 from exported import IDS, compressed, export, quantised
+from outside import announce
 from workspaces import recipe
 
 import compress
@@ -231,3 +234,17 @@ def test_verify_with_engines_prints_a_line_for_each(dense, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert "reproduces the compressed model" in first
     assert "loaded by transformers" in second
+
+
+@pytest.mark.slow
+def test_the_example_of_the_documentation_is_an_engine_of_an_installed_package(
+    dense, tmp_path, monkeypatch
+):
+    site = tmp_path / "site"
+    site.mkdir()
+    shutil.copy(ROOT / "docs" / "extend" / "slow_engine.py", site)
+    announce(site, "slow-engine", "compress.engines", {"slow": "slow_engine:Slow"})
+    monkeypatch.syspath_prepend(site)
+    (trial,) = try_engines(dense, ["slow"])
+    ENGINES.forget("slow")
+    assert trial.largest_difference <= trial.bound < 1e-4

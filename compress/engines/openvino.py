@@ -35,14 +35,14 @@ class OpenVino(Engine, name="openvino"):
 
     @classmethod
     def modules(cls, export: Export) -> tuple[str, ...]:
-        """It, transformers, and the package of packed weights."""
-        packed = ("compressed_tensors",) if "quantization_config" in export.config else ()
-        return ("openvino", "transformers", *packed)
+        """It, and what loads plain weights into it, or packed ones."""
+        packed = "quantization_config" in export.config
+        return ("openvino", *(("transformers", "compressed_tensors") if packed else ("optimum",)))
 
     @classmethod
     def request(cls, export: Export) -> dict[str, Any]:
         """The folder."""
-        return {"model": str(export.model)}
+        return {"model": str(export.model), "packed": "quantization_config" in export.config}
 
     @classmethod
     def arithmetic(cls, export: Export, answer: Mapping[str, Any]) -> Arithmetic:
