@@ -52,7 +52,7 @@ def workspace(tmp_path_factory):
     folder = fill(tmp_path_factory.mktemp("cards"))
     with pytest.MonkeyPatch.context() as patch:
         quicken(patch)
-        compress.run(recipe(folder, export=("native", "dense", "gptq")))
+        compress.run(recipe(folder, export=("native", "dense", "gptq", "gguf")))
         shutil.copytree(folder / "out" / "dense", folder / "base")
         compress.run(on_base(folder, method=EoRA(rank=4), out=folder / "corrected"))
     return folder
@@ -93,7 +93,7 @@ def expected(folder):
 
 def test_the_code_of_every_card_runs_on_a_copy_of_its_folder_elsewhere(workspace, tmp_path):
     shutil.copytree(workspace / "base", tmp_path / "base")
-    folders = [workspace / "out" / name for name in ("native", "dense", "gptq")]
+    folders = [workspace / "out" / name for name in ("native", "dense", "gptq", "gguf")]
     folders.append(workspace / "corrected" / "adapter")
     codes = {}
     for folder in folders:
@@ -128,7 +128,7 @@ def test_the_code_of_every_card_runs_from_a_repository_of_the_hub(workspace, tmp
         api = HfApi(endpoint=server.url, token="hf_stand_in")
         codes = {}
         base = ("me/tiny-dense", "")
-        for folder in ("out/native", "out/dense", "out/gptq", "corrected/adapter"):
+        for folder in ("out/native", "out/dense", "out/gptq", "out/gguf", "corrected/adapter"):
             name = Path(folder).name
             if name == "adapter":
                 base = ("me/tiny-dense", server.repositories["me/tiny-dense"].commit)
@@ -136,17 +136,25 @@ def test_the_code_of_every_card_runs_from_a_repository_of_the_hub(workspace, tmp
             (publication,) = publications([workspace / folder], names)
             publish(publication, Visibility.PUBLIC, api)
             codes[name] = blocks(publication.card)
-            assert f'"me/tiny-{name}"' in codes[name][0]
+            if name == "gguf":  # a file: nothing but the card's own command fetches it
+                downloads = re.findall(r"`(hf download [^`]+)`", publication.card)
+            else:
+                assert f'"me/tiny-{name}"' in codes[name][0]
         variables = {
             "HF_ENDPOINT": server.url,
             "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",
             "HF_HOME": str(tmp_path / "home"),
         }
+        (download,) = downloads
+        hf = Path(sys.executable).parent / "hf"
+        words = [hf, *download.split()[1:]]
+        subprocess.run(words, cwd=tmp_path, env=os.environ | variables, check=True)
         found = results(codes, workspace, tmp_path, **variables)
     for name, folder in (
         ("native", "out/native"),
         ("dense", "out/dense"),
+        ("gguf", "out/gguf"),
         ("adapter", "corrected/adapter"),
     ):
         torch.testing.assert_close(found[name], expected(workspace / folder), rtol=0, atol=1e-4)

@@ -68,7 +68,7 @@ class CardFacts:
     base: CardBase | None
     """None: the model itself was compressed."""
     warnings: tuple[str, ...] | None
-    """Why servers of the format refuse it; None if the report is of a version that did not record it."""
+    """What `plan` says of servers that do not read it; None if the report is of a version that did not record it."""
     ranks_differ: bool
     """Whether layers of its adapter differ in rank, or layers that servers stack with others have none."""
     has_experts: bool

@@ -141,7 +141,7 @@ class ExportReport:
     bits: int | None = None
     """Bits of its codes; None if it has none, or of several widths, or they were not recorded."""
     warnings: tuple[str, ...] | None = None
-    """Reasons for which servers of the format refuse it; None if they were not recorded."""
+    """What was said before the run of servers that do not read it; None if it was not recorded."""
     file: str | None = None
     """Name of the file in its folder that holds the weights, for a format that is one file; None for any other."""
     engines: tuple[EngineReport, ...] = ()
