@@ -42,6 +42,7 @@ class Vllm(Engine, name="vllm"):
         request: dict[str, Any] = {
             "model": str(export.model),
             "adapter": None,
+            "bits": _bits(export),
             "dtype": "bfloat16" if packed and export.dtype == "float32" else export.dtype,
         }
         if export.adapter is not None:
@@ -55,6 +56,14 @@ class Vllm(Engine, name="vllm"):
         dtype = str(answer["dtype"]).removeprefix("torch.")
         rounded = dtype if export.adapter is not None else "float32"
         return Arithmetic(activations=dtype, weights=rounded)
+
+
+def _bits(export: Export) -> list[int]:
+    """The widths of packed weights; none for plain ones."""
+    settings = export.config.get("quantization_config") or {}
+    groups = settings.get("config_groups") or {}
+    found = {group["weights"]["num_bits"] for group in groups.values()}
+    return sorted(found or ({settings["bits"]} if "bits" in settings else set()))
 
 
 def _rank(export: Export) -> int:

@@ -9,6 +9,10 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
+
+KERNEL_BITS = [4]
+"""What its kernel for processors with AVX512 computes with."""
 
 
 def main(request_path: str, answer_path: str) -> None:
@@ -18,12 +22,25 @@ def main(request_path: str, answer_path: str) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     import vllm
+
+    try:
+        answer = computed(request)
+    except (AttributeError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
+        if not lacks_kernel(request["bits"]):
+            raise
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        answer = {"stopped": f"no kernel here for {request['bits']} bits: {told[0]}"}
+    answer["version"] = vllm.__version__
+    Path(answer_path).write_text(json.dumps(answer), encoding="utf-8")
+
+
+def computed(request: dict[str, Any]) -> dict[str, Any]:
+    """The log-probabilities, and the dtype that it computed in."""
+    import vllm
     from vllm.lora.request import LoRARequest
 
-    ids = request["input_ids"]
-    options = {}
-    if request["adapter"]:
-        options = {"enable_lora": True, "max_lora_rank": request["rank"]}
+    ids, adapter = request["input_ids"], request["adapter"]
+    options = {"enable_lora": True, "max_lora_rank": request["rank"]} if adapter else {}
     model = vllm.LLM(
         model=request["model"],
         dtype=request["dtype"],
@@ -34,13 +51,23 @@ def main(request_path: str, answer_path: str) -> None:
         gpu_memory_utilization=0.5,
         **options,
     )
-    answer = {"version": vllm.__version__, "dtype": str(model.model_config.dtype)}
-    adapter = LoRARequest("corrected", 1, request["adapter"]) if request["adapter"] else None
+    lora = LoRARequest("corrected", 1, adapter) if adapter else None
     asked = vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-    output = model.generate({"prompt_token_ids": ids}, asked, lora_request=adapter, use_tqdm=False)
+    output = model.generate({"prompt_token_ids": ids}, asked, lora_request=lora, use_tqdm=False)
     found = output[0].prompt_logprobs
-    answer["log_probabilities"] = [found[k][ids[k]].logprob for k in range(1, len(ids))]
-    Path(answer_path).write_text(json.dumps(answer), encoding="utf-8")
+    return {
+        "log_probabilities": [found[k][ids[k]].logprob for k in range(1, len(ids))],
+        "dtype": str(model.model_config.dtype),
+    }
+
+
+def lacks_kernel(bits: list[int]) -> bool:
+    """Whether this is a processor, and vLLM has no product with such weights on it."""
+    import torch
+    from vllm.platforms import current_platform
+
+    able = bits == KERNEL_BITS and torch.cpu._is_avx512_supported()
+    return bool(bits) and current_platform.is_cpu() and not able
 
 
 if __name__ == "__main__":
