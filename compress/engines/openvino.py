@@ -22,7 +22,9 @@ class OpenVino(Engine, name="openvino"):
 
     @classmethod
     def problem(cls, export: Export) -> str:
-        """Of packed weights it takes 4 bits by groups alone."""
+        """Of packed weights it takes 4 bits by groups alone, and adapters in another dialect than PEFT's."""
+        if export.adapter is not None:
+            return "it reads no PEFT adapter beside weights"
         settings = export.config.get("quantization_config")
         if settings is None:
             return ""
