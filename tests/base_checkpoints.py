@@ -49,6 +49,26 @@ def stacked(source: Path, folder: Path) -> Path:
     return folder
 
 
+MLX = {"group_size": 32, "bits": 4, "mode": "affine"}
+
+
+def mlx_layer(found: foreign.Grid) -> dict[str, Tensor]:
+    """MLX's tensors of a grid, number by number: a stream of bits a row, and what code 0 stands for."""
+    words = [foreign.stream(row, found.bits) for row in found.codes.tolist()]
+    return {
+        "weight": torch.tensor(words, dtype=torch.int32).view(torch.uint32),
+        "scales": found.scales.half(),
+        "biases": (-found.scales * found.zeros).half(),
+    }
+
+
+def mlx(source: Path, folder: Path) -> Path:
+    """As mlx-lm writes it: the settings twice, and no method's name."""
+    write(source, folder, MLX, lambda w: mlx_layer(grid(w, group_size=32)))
+    change_config(folder, quantization=MLX)
+    return folder
+
+
 CHECKPOINTS: Mapping[str, Maker] = {
     "awq": lambda source, folder: write(
         source, folder, foreign.AWQ, lambda w: foreign.awq_layer(grid(w, kind="asymmetric"))
@@ -71,6 +91,7 @@ CHECKPOINTS: Mapping[str, Maker] = {
     "int8-rows": lambda source, folder: write(
         source, folder, {"quant_method": "int8-rows"}, int8_rows
     ),
+    "mlx": mlx,
     "modelopt": lambda source, folder: write(
         source, folder, few_bits.MODELOPT, lambda w: few_bits.nvfp4_layer(w, "modelopt").tensors
     ),

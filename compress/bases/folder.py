@@ -14,6 +14,7 @@ from compress.models.model_config import MODELOPT_SETTINGS, QUANTISATION, is_lef
 
 _SIDE_FILES = ("quantize_config.json", "quant_config.json")
 """Files in which tools wrote their settings before config.json had a place for them."""
+_MLX = "quantization"
 _USUAL = frozenset({"model.safetensors", "model.safetensors.index.json"})
 
 
@@ -38,7 +39,8 @@ class CheckpointFolder:
     @cached_property
     def model_config(self) -> Mapping[str, Any]:
         """config.json without what it says of a quantisation."""
-        return {key: value for key, value in self.config.items() if key not in QUANTISATION}
+        own = (*QUANTISATION, *([_MLX] if self._mlx_quantisation else ()))
+        return {key: value for key, value in self.config.items() if key not in own}
 
     @cached_property
     def quantisation(self) -> Mapping[str, Any] | None:
@@ -49,7 +51,16 @@ class CheckpointFolder:
             return found
         return None if is_leftover(self.path, found) else found
 
+    @cached_property
+    def _mlx_quantisation(self) -> Mapping[str, Any] | None:
+        """Settings in the entry that mlx-lm alone writes; it repeats them where others have theirs, without a name."""
+        found = self.config.get(_MLX)
+        is_one = isinstance(found, Mapping) and {"bits", "group_size"} <= set(found)
+        return {"quant_method": "mlx", **found} if is_one and isinstance(found, Mapping) else None
+
     def _named_quantisation(self) -> Mapping[str, Any] | None:
+        if self._mlx_quantisation is not None:
+            return self._mlx_quantisation
         for key in QUANTISATION:
             found = self.config.get(key)
             if isinstance(found, Mapping) and found:

@@ -23,7 +23,6 @@ from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
 from compress.models.checkpoint import Tensors
 
-SCALE_BYTES = 2
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """Dtypes of matrices that are compressed."""
 
@@ -68,30 +67,33 @@ class PlannedTable:
         """How a format stores it."""
         if self.asked is not Storage.AUTO:
             return self.asked
-        found = EXPORTS[export].traits.outside.default(str(self.dtype).removeprefix("torch."))
-        return found if self._bytes_in(found) < self.n_bytes else Storage.AS_IS
+        kind = EXPORTS[export]
+        found = kind.traits.outside.default(str(self.dtype).removeprefix("torch."))
+        if found.bits is not None and kind.problem_of_table(self, found.bits):
+            return Storage.AS_IS
+        return found if self._bytes_in(found, export) < self.n_bytes else Storage.AS_IS
 
     def bytes_in(self, export: str) -> int:
         """Bytes that a format takes for it, the correction of its head included."""
-        storage = self.storage(export)
-        found = self._bytes_in(storage)
-        return found if storage.bits is None else EXPORTS[export].table_bytes(self.shape, found)
+        return self._bytes_in(self.storage(export), export)
 
-    def _bytes_in(self, storage: Storage) -> int:
+    def _bytes_in(self, storage: Storage, export: str) -> int:
         (v, d), bits = self.shape, storage.bits
         if storage is Storage.AS_IS:
             return self.n_bytes
         if bits is None:
             return v * d * dtype_of(storage).itemsize
-        if bits == 8:
-            return v * d + v * SCALE_BYTES
         correction = self.correction_in(storage)
         more = 0 if correction is None else correction.adapter_bytes(self.shape)
-        return self.quantiser(bits).planned_bytes(self.shape) + more
+        return EXPORTS[export].table_bytes(self, bits) + more
 
     def correction_in(self, storage: Storage) -> EoRA | None:
         """The correction that a storage gets: 8 bits and floats lose nothing that is worth its bytes."""
         return self.correction if (storage.bits or 8) < 8 else None
+
+    def is_corrected(self, bits: int) -> bool:
+        """Whether a storage of so many bits gets a correction."""
+        return self.correction_in(Storage(str(bits))) is not None
 
     def quantiser(self, bits: int) -> GPTQ:
         """The method of its codes: a scale for each row in 8 bits, else for the largest group that divides d."""
@@ -143,7 +145,9 @@ def planned_tables(
         storage = _storage_of(table, asked)
         has_head = table.role is not Role.EMBEDDINGS
         small = correction if rank and rank < min(table.shape) and has_head else None
-        tables.append(replace(table, asked=storage, correction=small))
+        planned = replace(table, asked=storage, correction=small)
+        _refuse_table(planned, exports)
+        tables.append(planned)
     return tuple(t for t in tables if any(t.storage(name) is not Storage.AS_IS for name in exports))
 
 
@@ -173,6 +177,19 @@ def _refuse_unfit(option: str, storage: Storage, exports: Sequence[str]) -> None
             f"{storage}, which the {name} format does not hold; it holds {', '.join(fit)}",
             option=option,
         )
+
+
+def _refuse_table(table: PlannedTable, exports: Sequence[str]) -> None:
+    """Raises RecipeError for codes that were asked for, and that one of the formats cannot make of this matrix."""
+    bits = table.asked.bits
+    if bits is None:
+        return
+    for name in exports:
+        if problem := EXPORTS[name].problem_of_table(table, bits):
+            raise RecipeError(
+                f"{bits} bits for {table.name}, which the {name} format does not hold: {problem}",
+                option="embeddings" if table.role is Role.EMBEDDINGS else "head",
+            )
 
 
 def _tables(loader: PartLoader, reader: Tensors) -> list[PlannedTable]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from calibration.heads import Head
 from compress.errors import PluginError, RecipeError
 from compress.exports.planned import Planned as Planned  # part of the contract
+from compress.exports.planned import VocabularyMatrix as VocabularyMatrix
 from compress.exports.storage import Outside
 from compress.registry import Registry
 
@@ -222,6 +223,25 @@ class Exporter(ABC):
         """Bytes of tensor data that an export of a plan will write, to the byte."""
 
     @classmethod
+    def warnings_of_model(cls, config: PretrainedConfig) -> tuple[str, ...]:
+        """Sentences on what the format's readers compute otherwise than the model does."""
+        del config
+        return ()
+
+    @classmethod
+    def problem_of_table(cls, table: VocabularyMatrix, bits: int) -> str:
+        """Why the format cannot hold embeddings or a head in codes of so many bits; empty if it can."""
+        del table, bits
+        return ""
+
+    @classmethod
+    def table_bytes(cls, table: VocabularyMatrix, bits: int) -> int:
+        """Bytes of the codes and scales of embeddings or a head, without a correction."""
+        v, d = table.shape
+        whole_rows = v * d + v * 2  # a byte a code, a scale of 16 bits a row
+        return whole_rows if bits == 8 else table.quantiser(bits).planned_bytes(table.shape)
+
+    @classmethod
     def problem_of_expert(cls, compressor: Compressor) -> str:
         """Why the format's readers do not take what a compressor makes of an expert's weight; empty if they do."""
         del compressor
@@ -243,12 +263,6 @@ class Exporter(ABC):
         """Why the format's readers do not take a model, or a part of it compressed so; empty if they do."""
         del source, config, compressors, shapes
         return ""
-
-    @classmethod
-    def table_bytes(cls, shape: tuple[int, int], native_bytes: int) -> int:
-        """Bytes of an embedding or a head (v, d) in codes, which the form itself takes `native_bytes` for."""
-        del shape
-        return native_bytes
 
     @classmethod
     def experts_text(cls) -> str:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from compress.families.base import Compressor
+    from compress.families.quantiser import Quantiser
 
 
 class PlannedLayer(Protocol):
@@ -80,3 +81,25 @@ class Planned(Protocol):
     @property
     def config(self) -> PretrainedConfig | None:
         """The model's configuration; None for a plan of bare layers."""
+
+
+class VocabularyMatrix(Protocol):
+    """Embeddings or a head: a matrix with a row for each token."""
+
+    @property
+    def name(self) -> str:
+        """The module: "model.embed_tokens"."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(tokens, hidden size)."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the source."""
+
+    def quantiser(self, bits: int) -> Quantiser:
+        """The method of its codes."""
+
+    def is_corrected(self, bits: int) -> bool:
+        """Whether a head in so many bits gets a low-rank correction of its own."""

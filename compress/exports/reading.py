@@ -25,6 +25,7 @@ from compress.forms.dense import Dense
 from compress.forms.linear import CompressedLinear
 from compress.forms.low_rank import LowRank
 from compress.forms.sum import Sum
+from compress.forms.tied import Tied
 from compress.models.checkpoint import Reader, some
 from compress.models.layers import bias_of, weight_oi
 from compress.models.model_config import make_portable, read_config, with_numbers
@@ -104,6 +105,9 @@ def _load_packed(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
             continue
         table[name] = {"shape": form.shape, "bias": f"{stored}.bias" in state, "form": form.spec()}
         state |= {f"{name}.form.{part}": value for part, value in form.state_dict().items()}
+    for head, owner in base.tied_heads.items():
+        tied = Tied(base.shape(owner), owner)
+        table[head] = {"shape": tied.shape, "bias": False, "form": tied.spec()}
     loading.register_quantizer()
     config.quantization_config = loading.CompressedQuantizationConfig(table)
     config.name_or_path = str(folder)

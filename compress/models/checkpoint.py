@@ -24,6 +24,7 @@ from compress.models.links import inside
 from compress.models.safetensors_file import (
     CHUNK,
     CODES,
+    FORMAT,
     Entry,
     copy_bytes,
     make_header,
@@ -142,9 +143,16 @@ class Writer:
     interrupted folder holds no checkpoint.
     """
 
-    def __init__(self, folder: Path, shard_bytes: int = 2 << 30, stem: str = "model") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shard_bytes: int = 2 << 30,
+        stem: str = "model",
+        metadata: Mapping[str, str] = FORMAT,
+    ) -> None:
         """`folder` must exist; `shard_bytes`: the most data in one file (unless one tensor is)."""
         self.folder, self.shard_bytes, self.stem = Path(folder), shard_bytes, stem
+        self.metadata = metadata
         self.n_bytes = 0
         self._names: set[str] = set()
         self._shards: list[tuple[Path, list[str]]] = []
@@ -206,7 +214,7 @@ class Writer:
         # Widest dtype first keeps every tensor aligned without holes.
         order = sorted(pending, key=lambda name: (-pending[name].dtype.itemsize, name))
         with self._scratch.open("rb") as source, part.open("wb") as file:
-            file.write(make_header({name: pending[name] for name in order}))
+            file.write(make_header({name: pending[name] for name in order}, self.metadata))
             for name in order:
                 source.seek(pending[name].offset)
                 copy_bytes(source, file, pending[name].n_bytes)

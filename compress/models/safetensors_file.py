@@ -46,7 +46,8 @@ CHUNK = 1 << 24
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
 _MAX_HEADER = 100_000_000
 _MAX_READ = 1 << 30
-_FORMAT = MappingProxyType({"format": "pt"})
+FORMAT = MappingProxyType({"format": "pt"})
+"""The metadata of files of torch's tensors."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _are_sizes(found: object) -> TypeGuard[list[int]]:
     return isinstance(found, list) and all(type(each) is int and each >= 0 for each in found)
 
 
-def make_header(entries: Mapping[str, Entry], metadata: Mapping[str, str] = _FORMAT) -> bytes:
+def make_header(entries: Mapping[str, Entry], metadata: Mapping[str, str] = FORMAT) -> bytes:
     """The first bytes of a file that holds these tensors and this metadata, both in the order given."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0

@@ -87,7 +87,10 @@ class Plan:
         return tuple(
             f"{name}: {warning}"
             for name in self.exports
-            for warning in EXPORTS[name].warnings(compressors, shapes)
+            for warning in (
+                *EXPORTS[name].warnings(compressors, shapes),
+                *(() if self.config is None else EXPORTS[name].warnings_of_model(self.config)),
+            )
         )
 
     @property

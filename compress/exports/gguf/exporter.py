@@ -52,7 +52,7 @@ from compress.exports.gguf.vocabulary import (
     read_vocabulary,
     write_vocabulary,
 )
-from compress.exports.planned import Planned
+from compress.exports.planned import Planned, VocabularyMatrix
 from compress.exports.storage import Outside
 from compress.families.base import Compressor
 from compress.families.correction import Correction
@@ -153,10 +153,10 @@ class GgufExporter(CheckpointExporter, name="gguf"):
         return planned.planned_bytes(plan, cls.name)
 
     @classmethod
-    def table_bytes(cls, shape: tuple[int, int], native_bytes: int) -> int:
+    def table_bytes(cls, table: VocabularyMatrix, bits: int) -> int:
         """Every block has the scale of its row."""
-        del native_bytes
-        return Q8_0.bytes_of(shape)
+        del bits
+        return Q8_0.bytes_of(table.shape)
 
     # In a run
 
