@@ -67,6 +67,19 @@ class TestEveryMethod:
             error = (alone.dense() - form.dense()).norm() / w.norm()
             assert error < 1e-3  # a code may flip where a rounding error meets a half
 
+    def test_weights_solved_beside_others_of_their_shapes_equal_those_alone(self, name):
+        problems = [
+            ([weight(*shape, seed) for shape in SHAPES.values()], statistics(inputs(64, seed=seed)))
+            for seed in range(3)
+        ]
+        beside = planned(name).compress_alike(problems)
+        for (weights, stats), forms in zip(problems, beside, strict=True):
+            alone = planned(name).compress(weights, stats)
+            for w, a, b in zip(weights, alone, forms, strict=True):
+                assert (
+                    a.dense() - b.dense()
+                ).norm() / w.norm() < 1e-3  # a code may flip, see above
+
     def test_plans_the_bytes_that_it_then_stores(self, name):
         weights = [weight(*shape) for shape in SHAPES.values()]
         for form in planned(name).compress(weights, statistics(inputs(64))):

@@ -21,8 +21,9 @@ def error(method, w, stats):
 
 
 def swept(w, gram, grid, size):
-    """GPTQ's sweep in the metric of a Gram."""
-    return sweep(w, inverse_factor(gram), gram.diagonal().float(), grid, size)
+    """GPTQ's sweep of one weight in the metric of a Gram."""
+    found = sweep(w[None], inverse_factor(gram)[None], gram.diagonal().float()[None], grid, size)
+    return [each[0] for each in found]
 
 
 @pytest.mark.parametrize("symmetry", SYMMETRIES)

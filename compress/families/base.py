@@ -227,6 +227,16 @@ class Compressor(Options, ABC):
         cannot be compressed.
         """
 
+    def compress_alike(
+        self, problems: Sequence[tuple[Sequence[Tensor], Statistics]]
+    ) -> list[list[Form]]:
+        """The forms of several groups of weights, each as `compress` takes it; all groups are equal in shapes.
+
+        So come the experts of a mixture. A method whose steps are small for one of them solves them as a stack. Raises
+        LayerError if one of them cannot be compressed.
+        """
+        return [self.compress(weights, stats) for weights, stats in problems]
+
     @abstractmethod
     def planned_bytes(self, shape: tuple[int, int]) -> int:
         """Bytes of tensor data that the form of a weight (o, i) will take, once planned."""

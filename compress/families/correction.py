@@ -159,8 +159,24 @@ class Correction(CorrectionOptions, ABC):
         by as much as BA moved, which halves the rounds where the base is pruned (theirs are not extrapolated). Of each
         layer's pairs that stays which loses least.
         """
+        return self._with_corrections(weights, self.resolved_base.compress(weights, stats), stats)
+
+    def compress_alike(
+        self, problems: Sequence[tuple[Sequence[Tensor], Statistics]]
+    ) -> list[list[Form]]:
+        """The base's forms of all groups at once, each group then corrected as `compress` does."""
+        bases = self.resolved_base.compress_alike(problems)
+        return [
+            self._with_corrections(weights, forms, stats)
+            for (weights, stats), forms in zip(problems, bases, strict=True)
+        ]
+
+    def _with_corrections(
+        self, weights: Sequence[Tensor], bases: Sequence[Form], stats: Statistics
+    ) -> list[Form]:
+        """The base's forms with corrections, after as many rounds as `base_rounds` asks for."""
         targets = self.targets(weights, stats)
-        found = best = self._pairs(weights, targets, stats)
+        found = best = self._pairs(bases, targets, stats)
         before: list[Tensor] | None = None
         for _ in range(self.base_rounds):
             now = [
@@ -168,7 +184,10 @@ class Correction(CorrectionOptions, ABC):
             ]
             ahead = now if before is None else _extrapolated(before, now)
             rests = [weight - correction for weight, correction in zip(weights, ahead, strict=True)]
-            found, before = self._pairs(rests, targets, stats), now
+            found, before = (
+                self._pairs(self.resolved_base.compress(rests, stats), targets, stats),
+                now,
+            )
             best = self._better(targets, best, found, stats)
         return best
 
@@ -204,15 +223,14 @@ class Correction(CorrectionOptions, ABC):
         return found
 
     def _pairs(
-        self, weights: Sequence[Tensor], targets: Sequence[Tensor], stats: Statistics
+        self, bases: Sequence[Form], targets: Sequence[Tensor], stats: Statistics
     ) -> list[Form]:
-        """The base's forms of the weights, each with a correction of its distance to the target.
+        """The base's forms, each with a correction of its distance to the target.
 
         A base that makes the mean output exact leaves only the variation around it to be corrected; its offset is then
         that of both together, or the mean would be counted twice. A base whose correction fails on the held-out
         sequences stands alone.
         """
-        bases = self.resolved_base.compress(weights, stats)
         residuals = [w - base.dense().double() for w, base in zip(targets, bases, strict=True)]
         corrections = self.corrections(residuals, stats)
         if self.shifts_outputs:

@@ -34,7 +34,14 @@ from compress.pipeline.layer_text import factor_bits, remarks, written
 from compress.pipeline.spectra import cut_of
 from compress.pipeline.stopwatch import Stopwatch
 from compress.pipeline.tables import Placed
-from compress.planning.groups import Group, Inputs, groups_of, inputs_in_turn, name_owners
+from compress.planning.groups import (
+    Group,
+    Inputs,
+    alike,
+    groups_of,
+    inputs_in_turn,
+    name_owners,
+)
 from compress.planning.layer import PlannedLayer
 from compress.planning.plan import Plan
 from compress.report.report import LayerReport, Spectrum
@@ -101,10 +108,10 @@ def compress_blocks(job: Job, watch: Stopwatch) -> Iterator[Finished]:
         waiting = {name: planned[name] for name in block.layers if name in planned}
         gradients = {k: v for index in block.indices for k, v in job.gradients(index).items()}
         found = watch.each("observe", _statistics(job, block, frozenset(waiting)))
-        for inputs in inputs_in_turn(found, waiting):
+        for turns in alike(inputs_in_turn(found, waiting), waiting):
             with watch("compress"):
-                finished = _compress_inputs(job, block, inputs, waiting, gradients)
-            del inputs  # or the last group's Gram would live through the next block's observation
+                finished = _compress_inputs(job, block, turns, waiting, gradients)
+            del turns  # or the last group's Gram would live through the next block's observation
             yield from finished
             trim()  # the next group's factors are larger than the pieces that this one left
         for layer in waiting.values():
@@ -178,28 +185,57 @@ def _save(job: Job, block: Block, found: Sequence[SharedInput]) -> None:
 def _compress_inputs(
     job: Job,
     block: Block,
-    inputs: Inputs,
+    turns: Sequence[Inputs],
     waiting: dict[str, PlannedLayer],
     gradients: Mapping[str, Statistics],
 ) -> list[Finished]:
-    """Compress the layers that read these inputs, those together that can be; they wait no longer."""
+    """Compress the layers that read these inputs, those together that can be; they wait no longer.
+
+    Where there are several inputs in turn, their layers have equal plans, and are solved as stacks.
+    """
+    groups = [groups_of(inputs, waiting, gradients) for inputs in turns]
     finished = [
-        one
-        for group in groups_of(inputs, waiting, gradients)
-        for one in compress_group(job, block, group)
+        one for stack in zip(*groups, strict=True) for one in _compress_stack(job, block, stack)
     ]
-    for shared in inputs:
-        shared.stats.forget()
+    for inputs in turns:
+        for shared in inputs:
+            shared.stats.forget()
     for one in finished:
         del waiting[one.planned.name]
     return finished
+
+
+def _compress_stack(job: Job, block: Block, groups: Sequence[Group]) -> list[Finished]:
+    """Compress groups of equal plans at once; one by one if they cannot be, for the error tells of which it is."""
+    if len(groups) == 1:
+        return compress_group(job, block, groups[0])
+    started = time.perf_counter()
+    problems = [
+        ([layer.name for layer in group.layers], _weights(block, group), group.stats)
+        for group in groups
+    ]
+    try:
+        forms = job.subject.forms_of_alike(problems, groups[0].layers[0].compressor.together)
+    except LayerError:
+        return [one for group in groups for one in compress_group(job, block, group)]
+    seconds = time.perf_counter() - started
+    share = seconds / sum(len(group.layers) for group in groups)
+    return [
+        one
+        for group, (_, weights, _), own in zip(groups, problems, forms, strict=True)
+        for one in _finish_group(job, block, group, (weights, own, share))
+    ]
+
+
+def _weights(block: Block, group: Group) -> list[Tensor]:
+    return [weight_oi(block.layers[layer.name]).float() for layer in group.layers]
 
 
 def compress_group(job: Job, block: Block, group: Group) -> list[Finished]:
     """Compress layers that have a compressor together, and put what stands for them into the block."""
     started = time.perf_counter()
     layers = group.layers
-    weights = [weight_oi(block.layers[layer.name]).float() for layer in layers]
+    weights = _weights(block, group)
     try:
         names, method = [layer.name for layer in layers], layers[0].compressor.together
         forms = job.subject.forms(names, weights, method, group.stats)
@@ -209,10 +245,21 @@ def compress_group(job: Job, block: Block, group: Group) -> list[Finished]:
         if len(layers) > 1:
             return [one for alone in group.apart() for one in compress_group(job, block, alone)]
         return [_left(job, block, layers[0], _forgive(job, error, layers))]
-    name_owners([layer.name for layer in layers], forms)
     seconds = (time.perf_counter() - started) / len(layers)
+    return _finish_group(job, block, group, (weights, forms, seconds))
+
+
+def _finish_group(
+    job: Job,
+    block: Block,
+    group: Group,
+    made: tuple[Sequence[Tensor], Sequence[Form], float],
+) -> list[Finished]:
+    """Put what stands for each layer into the block; made: weights, their forms, and seconds for each."""
+    weights, forms, seconds = made
+    name_owners([layer.name for layer in group.layers], forms)
     found = []
-    for layer, weight, form, own in zip(layers, weights, forms, group.own, strict=True):
+    for layer, weight, form, own in zip(group.layers, weights, forms, group.own, strict=True):
         measured = (
             weight,
             own,

@@ -12,7 +12,11 @@ from calibration.walk import SharedInput
 from compress.families.base import Compressor
 from compress.forms.base import Form
 from compress.forms.shared import Shared
+from compress.models.kinds import leaf_of
 from compress.planning.layer import PlannedLayer
+
+STACK_ENTRIES = 1 << 26
+"""Numbers in fp32 that experts solved as one stack may take: 268 MB."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,48 @@ def inputs_in_turn(
         else:
             held.append(bundle)
     yield from held
+
+
+def alike(turns: Iterable[Inputs], waiting: Mapping[str, PlannedLayer]) -> Iterator[list[Inputs]]:
+    """Inputs in turn, those of experts in one place whose layers have one plan together, up to `STACK_ENTRIES`."""
+    held: list[Inputs] = []
+    for inputs in turns:
+        if held and _plan_of(held[0], waiting) != _plan_of(inputs, waiting):
+            yield held
+            held = []
+        held.append(inputs)
+        if len(held) >= _most_in_a_stack(inputs, waiting):
+            yield held
+            held = []
+    if held:
+        yield held
+
+
+Place = tuple[str, tuple[int, int], Compressor]
+
+
+def _plan_of(inputs: Inputs, waiting: Mapping[str, PlannedLayer]) -> list[Place]:
+    """The plans of the layers that read an expert's input, by the layers' own names in it."""
+    found = [waiting[name] for name in inputs[0].names if name in waiting]
+    return [(leaf_of(each.name), each.shape, each.compressor.together) for each in found]
+
+
+def _most_in_a_stack(inputs: Inputs, waiting: Mapping[str, PlannedLayer]) -> int:
+    """How many experts like this one are solved at once; 1 for any other layers, and for those that share something."""
+    layers = [waiting[name] for name in inputs[0].names if name in waiting]
+    if len(inputs) > 1 or inputs[0].routed is None or not layers:
+        return 1
+    if any(GradientStatistic.among(layer.compressor.needs) for layer in layers):
+        return 1
+    return max(1, STACK_ENTRIES // sum(entries_in_a_stack(layer.shape) for layer in layers))
+
+
+def entries_in_a_stack(shape: tuple[int, int]) -> int:
+    """Numbers in fp32 that one expert's weight (o, i) takes in a stack: what is left of it, its codes and its errors,
+    and the factor of its Gram.
+    """
+    o, i = shape
+    return 4 * o * i + i * i
 
 
 def _owners(inputs: Inputs, stored_by: Mapping[str, str]) -> set[str]:

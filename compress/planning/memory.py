@@ -21,10 +21,11 @@ from calibration.skeleton import PartLoader, decoder_blocks
 from calibration.statistics.base import ObservedStatistic, PairStatistic, Statistic
 from calibration.text.data import Tokens
 from compress.models.names import block_and_place
+from compress.planning.groups import STACK_ENTRIES, entries_in_a_stack
 from compress.planning.layer import PlannedLayer
 from compress.planning.plan import Plan
 
-FP64 = 8
+FP32, FP64 = 4, 8
 SOLVER_SQUARES = 6
 """Matrices as large as a Gram that a solver holds besides it: damped, its factors and their inverse, in fp64."""
 FURTHER_SQUARES = 3
@@ -89,7 +90,7 @@ def peak_memory(
         statistics=at_once * max(_statistics(found, needs, loader) for found in layers.values()),
         hidden=ways * tokens.n_tokens * embeddings.embedding_dim * width,
         batch=_batch(loader, batch_size * tokens.input_ids.shape[1], width),
-        solver=max(_solver(found, loader) for found in _sharing(plan)),
+        solver=max(_solver(found, loader) for found in _sharing(plan)) + _stack(plan, loader),
     )
 
 
@@ -159,6 +160,13 @@ def _sharing(plan: Plan) -> Collection[list[PlannedLayer]]:
     for layer in plan.layers:
         found.setdefault(layer.stored_by, []).append(layer)
     return found.values()
+
+
+def _stack(plan: Plan, loader: PartLoader) -> int:
+    """Of the experts that are solved at once: as many as `STACK_ENTRIES` hold, or all that there are."""
+    experts = tuple(f"{path}." for path in loader.experts)
+    entries = [entries_in_a_stack(one.shape) for one in plan.layers if one.name.startswith(experts)]
+    return FP32 * min(STACK_ENTRIES, sum(entries))
 
 
 def _solver(layers: Sequence[PlannedLayer], loader: PartLoader) -> int:

@@ -29,7 +29,7 @@ from compress.planning.layer import PlannedLayer
 from compress.planning.make import Linears, make_plan
 from compress.planning.plan import Plan
 from compress.report.report import BaseReport
-from compress.subjects.subject import Description, Subject
+from compress.subjects.subject import Description, Problem, Subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +148,12 @@ class OrdinaryModel(Subject):
         """The forms that the method makes."""
         del names
         return method.compress(weights, stats)
+
+    def forms_of_alike(
+        self, problems: Sequence[Problem], method: Compressor
+    ) -> Sequence[Sequence[Form]]:
+        """The forms that the method makes of all of them at once."""
+        return method.compress_alike([(weights, stats) for _, weights, stats in problems])
 
     def dense(self, name: str, form: Form) -> Tensor:
         """The dense form."""

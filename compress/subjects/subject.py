@@ -32,6 +32,9 @@ from compress.planning.layer import PlannedLayer
 from compress.planning.plan import Plan
 from compress.report.report import BaseReport
 
+Problem = tuple[Sequence[str], Sequence[Tensor], Statistics]
+"""Names of layers that are solved together, their weights in fp32, and their statistics."""
+
 
 @dataclass(frozen=True)
 class Original:
@@ -93,6 +96,12 @@ class Subject(ABC):
         stats: Statistics,
     ) -> list[Form]:
         """Forms of layers that are solved together, given the original's weights in fp32. Raises LayerError."""
+
+    def forms_of_alike(
+        self, problems: Sequence[Problem], method: Compressor
+    ) -> Sequence[Sequence[Form]]:
+        """Forms of several such groups, equal in shapes and in their method, each with inputs of its own."""
+        return [self.forms(names, weights, method, stats) for names, weights, stats in problems]
 
     @abstractmethod
     def dense(self, name: str, form: Form) -> Tensor:
