@@ -45,12 +45,13 @@ class Transformers(Engine, name="transformers"):
             "model": str(export.model),
             "adapter": None if export.adapter is None else str(export.adapter),
             "dtype": export.dtype,
+            "packages": sorted(cls.modules(export), key=lambda it: it != cls.module),
             "own_code": "auto_map" in export.config,
             "sees": "vision_config" in export.config,
         }
 
     @classmethod
     def arithmetic(cls, export: Export, answer: Mapping[str, Any]) -> Arithmetic:
-        """The dtype that it was asked for, in everything."""
+        """The dtype that it was asked for, or that of a kernel for packed weights."""
         del export
         return Arithmetic(activations=answer["dtype"])

@@ -5,7 +5,9 @@ Called with the paths of a request and of the answer that it writes, both JSON; 
 
 import json
 import sys
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 
 def main(request_path: str, answer_path: str) -> None:
@@ -23,18 +25,34 @@ def main(request_path: str, answer_path: str) -> None:
         trust_remote_code=request["own_code"],
         local_files_only=True,
     )
-    version = transformers.__version__
     if request["adapter"]:
         import peft
 
         model = peft.PeftModel.from_pretrained(model, request["adapter"])
-        version = f"{version} with peft {peft.__version__}"
     ids = torch.tensor([request["input_ids"]], device=model.device)
     with torch.inference_mode():
         logits = model.eval()(input_ids=ids).logits[0, :-1].double().log_softmax(-1)
     found = logits.gather(1, ids[0, 1:, None])[:, 0].tolist()
-    answer = {"version": version, "log_probabilities": found, "dtype": request["dtype"]}
+    answer = {
+        "version": versions(request["packages"]),
+        "log_probabilities": found,
+        "dtype": products(model, request),
+    }
     Path(answer_path).write_text(json.dumps(answer), encoding="utf-8")
+
+
+def versions(packages: list[str]) -> str:
+    """The first package's, and in brackets those of the others: "7.7.0 (transformers 5.23.0)"."""
+    first, *others = packages
+    told = [f"{name} {metadata.version(name)}" for name in others]
+    return metadata.version(first) + (f" ({', '.join(told)})" if told else "")
+
+
+def products(model: Any, request: dict[str, Any]) -> str:
+    """The narrowest dtype in products: kernels for packed weights that cast inputs to bfloat16 have cast the scales."""
+    scales = (getattr(module, "scales", None) for module in model.modules())
+    narrow = any(str(getattr(each, "dtype", "")) == "torch.bfloat16" for each in scales)
+    return "bfloat16" if narrow else str(request["dtype"])
 
 
 if __name__ == "__main__":
