@@ -81,7 +81,7 @@ def make_report() -> Report:
                 tolerance=1e-4,
                 adapter="gptq/adapter" if name == "gptq" else None,
                 bits=None if name == "dense" else 4,
-                warnings=(),
+                refusals=(),
             )
             for name in ("native", "gptq", "dense")
         ),

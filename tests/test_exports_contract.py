@@ -221,6 +221,20 @@ def test_what_a_format_cannot_hold_is_refused_with_layer_and_format(name: str) -
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_what_servers_refuse_is_warned_of(name: str) -> None:
+    """Of 3 bits with zero points in every layer, and in one of a set that servers compute as one."""
+    odd, kind = RTN(bits=3, group_size=48, symmetry="asymmetric"), EXPORTS[name]  # type: ignore[arg-type]
+    parts = [f"model.layers.0.self_attn.{part}_proj" for part in "qkv"]
+    shapes = dict.fromkeys(parts, (96, 96))
+    refused = []
+    for compressors in (dict.fromkeys(parts, odd), {parts[0]: odd, parts[1]: RTN(bits=4)}):
+        refused.append(kind.refusals(compressors, shapes))
+        assert set(refused[-1]) <= set(kind.warnings(compressors, shapes))
+    expected = {"gptq": (True, True), "compressed-tensors": (False, True)}
+    assert tuple(map(bool, refused)) == expected.get(name, (False, False))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_does_not_write_a_format_refuses_it(name: str, workspace: Path) -> None:
     for use in set(Use) - EXPORTS[name].traits.uses:
         job = recipe(workspace, export=(name,))

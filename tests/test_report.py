@@ -185,11 +185,12 @@ def test_the_card_says_how_vllm_serves_what_it_can(report: Report) -> None:
 def test_the_card_gives_no_command_for_a_server_that_refuses_the_grid(report: Report) -> None:
     native, gptq, _ = report.exports
     ranked = replace(report, layers=tuple(replace(it, rank=8) for it in report.layers))
-    refused = replace(gptq, warnings=("no server reads GPTQ of 3 bits",))
-    for export in (refused, replace(gptq, warnings=None)):
+    refused = replace(gptq, refusals=("no server reads GPTQ of 3 bits",))
+    tensors = replace(refused, format="compressed-tensors")
+    for export in (refused, replace(gptq, refusals=None), tensors):
         for card in (model_card(ranked, export), adapter_card(ranked, export)):
             assert "vllm serve" not in card
-            assert ("no server reads GPTQ of 3 bits" in card) == bool(export.warnings)
+            assert ("no server reads GPTQ of 3 bits" in card) == bool(export.refusals)
     assert "vllm serve" in model_card(ranked, gptq)
     assert "vllm serve" not in model_card(ranked, native)
 

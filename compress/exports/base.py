@@ -218,6 +218,14 @@ class Exporter(ABC):
         return ()
 
     @classmethod
+    def refusals(
+        cls, compressors: Mapping[str, Compressor], shapes: Mapping[str, tuple[int, int]]
+    ) -> tuple[str, ...]:
+        """The warnings of checkpoints that servers refuse or misread: for these the card gives no command."""
+        del compressors, shapes
+        return ()
+
+    @classmethod
     @abstractmethod
     def planned_bytes(cls, plan: Planned) -> int:
         """Bytes of tensor data that an export of a plan will write, to the byte."""

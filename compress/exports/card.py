@@ -67,8 +67,8 @@ class CardFacts:
     """Whether factors of corrections were rounded to fewer than 16 bits."""
     base: CardBase | None
     """None: the model itself was compressed."""
-    warnings: tuple[str, ...] | None
-    """What `plan` says of servers that do not read it; None if the report is of a version that did not record it."""
+    refusals: tuple[str, ...] | None
+    """Reasons for which servers refuse it; None if the report is of a version that did not record them."""
     ranks_differ: bool
     """Whether layers of its adapter differ in rank, or layers that servers stack with others have none."""
     has_experts: bool
@@ -149,6 +149,8 @@ def vllm(card: CardFacts) -> str:
     """How vLLM serves a checkpoint that it reads, with its adapter if there is one."""
     if not card.writes_text:
         return NO_TEXT
+    if card.refusals:
+        return unserved(card.refusals)
     if card.adapter is not None:
         return vllm_lora(card, card.folder, None)
     return f"With vLLM: `vllm serve {card.source}`."

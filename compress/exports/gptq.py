@@ -32,7 +32,6 @@ from compress.exports.card import (
     load_with_gptqmodel,
     load_with_transformers,
     packed_introduction,
-    unserved,
     vllm,
     widened_note,
 )
@@ -101,6 +100,13 @@ class GptqExporter(CodesExporter, name="gptq"):
             and not cls.stores_dense(compressor, shapes[name])
         ]
         return tuple(dict.fromkeys(text for texts in found for text in texts))
+
+    @classmethod
+    def refusals(
+        cls, compressors: Mapping[str, Compressor], shapes: Mapping[str, tuple[int, int]]
+    ) -> tuple[str, ...]:
+        """All of its warnings."""
+        return cls.warnings(compressors, shapes)
 
     @classmethod
     def planned_bytes(cls, plan: Planned) -> int:
@@ -235,9 +241,9 @@ class GptqExporter(CodesExporter, name="gptq"):
     @classmethod
     def how_to_serve(cls, card: CardFacts) -> str:
         """With vLLM, which takes the adapter as a LoRA, where servers take the grid."""
-        if card.warnings is None:
+        if card.refusals is None:
             return UNKNOWN_GRID
-        return unserved(card.warnings) if card.warnings else vllm(card)
+        return vllm(card)
 
     def _kept_in_blocks(self) -> list[str]:
         """Matrices of the blocks that stay as they are, and that readers would take for ours."""

@@ -34,14 +34,12 @@ def repositories(recipe: Recipe, plan: Plan) -> dict[str, str | None]:
 def with_publishing(prepared: Prepared, exports: Sequence[ExportReport]) -> list[ExportReport]:
     """The exports with their repositories, the bits of their codes, and why servers refuse them."""
     plan, ids = prepared.plan, repositories(prepared.recipe, prepared.plan)
-    compressors = {layer.name: layer.compressor for layer in plan.layers}
-    shapes = {layer.name: layer.shape for layer in plan.layers}
     return [
         replace(
             export,
             repository=ids[export.format],
             bits=_bits(plan) if _holds_codes(EXPORTS[export.format].traits) else None,
-            warnings=EXPORTS[export.format].warnings(compressors, shapes),
+            refusals=plan.refusals(export.format),
         )
         for export in exports
     ]

@@ -77,13 +77,7 @@ class Plan:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences on what no server of a format reads, and which export they do read."""
-        compressors = {layer.name: layer.compressor for layer in self.layers}
-        shapes = {
-            tensor.name.removesuffix(".weight"): (tensor.shape[0], tensor.shape[1])
-            for tensor in self.kept
-            if len(tensor.shape) == 2
-        }
-        shapes |= {layer.name: layer.shape for layer in self.layers}
+        compressors, shapes = self._matrices()
         return tuple(
             f"{name}: {warning}"
             for name in self.exports
@@ -92,6 +86,20 @@ class Plan:
                 *(() if self.config is None else EXPORTS[name].warnings_of_model(self.config)),
             )
         )
+
+    def refusals(self, export: str) -> tuple[str, ...]:
+        """Reasons for which servers will refuse an export."""
+        return EXPORTS[export].refusals(*self._matrices())
+
+    def _matrices(self) -> tuple[dict[str, Compressor], dict[str, tuple[int, int]]]:
+        """Compressors of the layers, and shapes of these and of matrices that stay as they are, by name."""
+        shapes = {
+            tensor.name.removesuffix(".weight"): (tensor.shape[0], tensor.shape[1])
+            for tensor in self.kept
+            if len(tensor.shape) == 2
+        }
+        shapes |= {layer.name: layer.shape for layer in self.layers}
+        return {layer.name: layer.compressor for layer in self.layers}, shapes
 
     @property
     def notes(self) -> tuple[str, ...]:

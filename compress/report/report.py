@@ -140,8 +140,8 @@ class ExportReport:
     """Id of the repository on the hub that it is to be; None if none was given."""
     bits: int | None = None
     """Bits of its codes; None if it has none, or of several widths, or they were not recorded."""
-    warnings: tuple[str, ...] | None = None
-    """What was said before the run of servers that do not read it; None if it was not recorded."""
+    refusals: tuple[str, ...] | None = None
+    """Reasons for which servers refuse it, known before the run; None if they were not recorded."""
     file: str | None = None
     """Name of the file in its folder that holds the weights, for a format that is one file; None for any other."""
     engines: tuple[EngineReport, ...] = ()

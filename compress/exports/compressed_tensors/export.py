@@ -99,13 +99,26 @@ class CompressedTensorsExporter(CodesExporter, name="compressed-tensors"):
         cls, compressors: Mapping[str, Compressor], shapes: Mapping[str, tuple[int, int]]
     ) -> tuple[str, ...]:
         """Layers that servers compute as one, and that are not stored alike."""
-        stored = {
+        stored = cls._told_of(compressors, shapes)
+        return (*fused_warnings(stored), *unread_by_transformers(stored))
+
+    @classmethod
+    def refusals(
+        cls, compressors: Mapping[str, Compressor], shapes: Mapping[str, tuple[int, int]]
+    ) -> tuple[str, ...]:
+        """Those of what vLLM computes as one."""
+        return tuple(fused_warnings(cls._told_of(compressors, shapes)))
+
+    @classmethod
+    def _told_of(
+        cls, compressors: Mapping[str, Compressor], shapes: Mapping[str, tuple[int, int]]
+    ) -> dict[str, Told]:
+        return {
             name: _told(compressors[name])
             if name in compressors and not cls.stores_dense(compressors[name], shape)
             else PLAIN
             for name, shape in shapes.items()
         }
-        return (*fused_warnings(stored), *unread_by_transformers(stored))
 
     @classmethod
     def planned_bytes(cls, plan: Planned) -> int:

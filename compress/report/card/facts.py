@@ -58,7 +58,7 @@ def facts_of(report: Report, export: ExportReport, root: str | None) -> CardFact
         added_size=megabytes(added),
         rank=adapter_rank(report),
         few_bits=has_few_bits(report),
-        warnings=export.warnings,
+        refusals=export.refusals,
         ranks_differ=not is_padded(report) and len({layer.rank for layer in report.layers}) > 1,
         has_experts=any(layer.tokens is not None for layer in report.layers),
         base=None if base is None else _card_base(base),
