@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from calibration.heads import Head
 from compress.errors import PluginError, RecipeError
-from compress.exports.planned import Planned as Planned  # part of the contract
+from compress.exports.planned import MadeOf as MadeOf  # both are part of the contract
+from compress.exports.planned import Planned as Planned
 from compress.exports.planned import VocabularyMatrix as VocabularyMatrix
 from compress.exports.storage import Outside
 from compress.registry import Registry
@@ -86,18 +87,6 @@ class Traits:
     """Names of the engines that it is for, best first: "vllm", "openvino", "transformers"."""
     outside: Outside
     """How it stores embeddings, heads and whatever else no method compresses."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MadeOf:
-    """Facts on a result that names of repositories tell."""
-
-    bits: int | None
-    """Bits of the codes; None without codes, or where widths differ."""
-    method: str
-    """The method as its paper writes it: "EoRA"."""
-    rank: int | None
-    """The highest rank of a correction; None without one."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -103,3 +104,15 @@ class VocabularyMatrix(Protocol):
 
     def is_corrected(self, bits: int) -> bool:
         """Whether a head in so many bits gets a low-rank correction of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeOf:
+    """Facts on a result that names of repositories tell."""
+
+    bits: int | None
+    """Bits of the codes; None without codes, or where widths differ."""
+    method: str
+    """The method as its paper writes it: "EoRA"."""
+    rank: int | None
+    """The highest rank of a correction; None without one."""
