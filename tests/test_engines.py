@@ -225,6 +225,7 @@ def test_verify_runs_no_code_that_lies_in_the_folder(made, tmp_path):
 def test_a_native_export_of_this_run_is_loaded_by_transformers_alone(made, tmp_path):
     native = export(made, tmp_path / "native", "native")
     (trial,) = try_engines(native, ["transformers"], Origin.THIS_RUN)
+    assert trial.arithmetic == "activations in float32, 3 blocks"
     assert trial.largest_difference <= trial.bound < 1e-4
 
 

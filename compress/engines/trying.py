@@ -77,6 +77,8 @@ def _export(folder: Path, dtype: str | None, origin: Origin) -> Export:
     place = kind.traits.adapter
     adapter = None if place is None else (folder / place).resolve()
     config = read_json(model / "config.json") if (model / "config.json").is_file() else {}
+    # A native export has the sizes of its model in the configuration that it was made from.
+    config = {**(config.get("base_config") or {}), **config}
     return Export(
         format=kind.name,
         folder=folder,
