@@ -74,6 +74,8 @@ def write_sizes(writer: GGUFWriter, config: PretrainedConfig) -> None:
                 values[_OF_VALUES] = value
     if family.architecture == "llama":
         values["vocab_size"] = config.vocab_size
+    if family.architecture == "phi3":
+        values["attention.sliding_window"] = getattr(config, "sliding_window", None) or 0
     values |= rope_keys(config)
     for key, value in values.items():
         full = f"{family.architecture}.{key}"

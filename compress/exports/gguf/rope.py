@@ -88,7 +88,7 @@ def rope_keys(config: PretrainedConfig) -> dict[str, str | int | float]:
     if config.model_type in _WITH_FACTORS:
         keys["rope.scaling.original_context_length"] = _original(config)
     if kind == "longrope":
-        keys |= {"rope.scaling.type": kind, "rope.scaling.attn_factor": _attention_factor(config)}
+        keys["rope.scaling.attn_factor"] = _attention_factor(config)
     return keys
 
 
