@@ -37,7 +37,8 @@ def refuse_engines(asked: Sequence[str], exports: Sequence[str]) -> None:
                 option="engines",
             )
         engine = ENGINES[name]
-        if interpreter(name, (engine.module,)) is None:
+        modules = (engine.module, *engine.stand_ins)
+        if all(interpreter(name, (module,)) is None for module in modules):
             raise RecipeError(
                 f"{name} is not installed; install {' '.join(engine.requirements)} here or in a virtual environment "
                 f"{environment(name)}, or leave it out",

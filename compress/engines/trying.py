@@ -17,7 +17,6 @@ from compress.errors import CheckpointError
 from compress.exports.base import Exporter
 from compress.exports.peft import CONFIG as ADAPTER_CONFIG
 from compress.exports.verification.probe import Probe, kind_of, read_probe
-from compress.models.checkpoint import read_json
 from eval.footprint import bytes_on_disk
 
 _NARROWEST_FIRST = ("bfloat16", "float16")
@@ -76,7 +75,7 @@ def _export(folder: Path, dtype: str | None, origin: Origin) -> Export:
     model = folder if base is None else base.resolve()
     place = kind.traits.adapter
     adapter = None if place is None else (folder / place).resolve()
-    config = read_json(model / "config.json") if (model / "config.json").is_file() else {}
+    config = kind.config_in(model)
     # A native export has the sizes of its model in the configuration that it was made from.
     config = {**(config.get("base_config") or {}), **config}
     return Export(

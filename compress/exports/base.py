@@ -329,6 +329,14 @@ class Exporter(ABC):
         """Bytes that an export takes, without a base that it does not hold."""
 
     @classmethod
+    def config_in(cls, folder: Path) -> Mapping[str, Any]:
+        """The configuration of the model in a folder, with its quantisation; empty where there is none."""
+        from compress.models.checkpoint import read_json  # imports torch
+
+        path = folder / "config.json"
+        return read_json(path) if path.is_file() else {}
+
+    @classmethod
     def file_in(cls, folder: Path) -> str | None:
         """The name of the file in an export that a user gives to programs; None where they take the folder."""
         del folder

@@ -73,6 +73,11 @@ def read_factors(folder: Path) -> dict[str, LowRank]:
     }
 
 
+def least_rank(folder: Path) -> int | None:
+    """The lowest rank of a correction; None where there is no adapter."""
+    return min((int(down.shape[1]) for down, _ in _pairs(folder).values()), default=None)
+
+
 def corrections_in(folder: Path) -> tuple[StoredTensor, ...]:
     """The low-rank correction of every layer, by the name of its weight in the file."""
     return tuple(

@@ -11,7 +11,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -292,6 +292,11 @@ class GgufExporter(CheckpointExporter, name="gguf"):
         """The type of every tensor, and ranks of the corrections, by the names in the file."""
         del progress
         return reading.contents(folder)
+
+    @classmethod
+    def config_in(cls, folder: Path) -> Mapping[str, Any]:
+        """What the keys of the file make."""
+        return reading.config_of(folder).to_dict()
 
     @classmethod
     def file_in(cls, folder: Path) -> str | None:

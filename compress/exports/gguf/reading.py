@@ -67,6 +67,11 @@ def load(folder: Path, dtype: torch.dtype | None, device: torch.device) -> PreTr
     return found
 
 
+def config_of(folder: Path) -> PretrainedConfig:
+    """The configuration that the keys of the file make. Raises CheckpointError as `load`."""
+    return _Model(_only(folder)).config
+
+
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Every tensor as it is stored, blocks as bytes; those of an adapter by their file's name."""
     for prefix, path in _files(folder):

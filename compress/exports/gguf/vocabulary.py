@@ -50,6 +50,8 @@ _MERGED = frozenset(_RULES.values()) - {"tekken"}
 """The names of rules without."""
 _SPACE = "▁"
 _BARS = ("|", "\N{FULLWIDTH VERTICAL LINE}")
+_NO_MERGE = "\x01 \x01"
+"""A merge of characters that no text of bytes has, for llama.cpp demands one."""
 _ADDED_SCORE = -1000.0
 
 
@@ -124,6 +126,8 @@ def write_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, folder: Path) -
     special = SpecialVocab(
         folder, load_merges=vocabulary.model == "gpt2", n_vocab=len(vocabulary.tokens)
     )
+    if special.load_merges and not special.merges:
+        special.merges = [_NO_MERGE]
     special.add_special_token.update(vocabulary.adds)
     special.add_to_gguf(writer, quiet=True)
 
