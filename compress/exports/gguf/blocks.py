@@ -127,7 +127,7 @@ def _packed(codes_on: Tensor, kind: BlockType) -> list[Bytes]:
         return [(codes - (1 << 7)).astype(np.int8).view(np.uint8)]
     unsigned: Bytes = codes.astype(np.uint8)
     first, second = unsigned[..., : BLOCK // 2], unsigned[..., BLOCK // 2 :]
-    nibbles: Bytes = (first & 15) | (second << 4)
+    nibbles: Bytes = ((first & 15) | (second << 4)).astype(np.uint8)
     if kind.bits == 4:
         return [nibbles]
     return [np.packbits(unsigned >> 4, axis=-1, bitorder="little"), nibbles]
