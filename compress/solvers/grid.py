@@ -86,7 +86,7 @@ class Grid:
 
     @property
     def digits(self) -> int:
-        """The most significant bits of a scale."""
+        """How many significant bits a scale has at most."""
         product_bits = FP16_DIGITS - self.bits
         return min(DIGITS, product_bits) if self.stores_products else DIGITS
 
