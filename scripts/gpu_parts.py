@@ -19,6 +19,7 @@ from calibration.statistics.fisher import Fisher
 from calibration.statistics.gram import Gram
 from compress.families.base import METHODS, Compressor, LayerShape
 from compress.forms.quantised import Quantised
+from compress.methods.gptq import GPTQ
 from compress.solvers.linalg import cholesky, conditioned_, inverse_factor, output_energy
 
 SAME_ERROR, SAME_CODES = 0.01, 0.99
@@ -27,6 +28,8 @@ SAME_ERROR, SAME_CODES = 0.01, 0.99
 
 LOCAL_OPTIMA, LOCAL_ERROR = ("cospadi",), 1.1
 """Alternations that end in another optimum after a rounding error: its error may be so many times the CPU's."""
+
+N_EXPERTS = 32
 
 
 @dataclass(frozen=True)
@@ -286,6 +289,27 @@ def layers(job: Job) -> Iterator[Row]:
         yield Row(
             "layers", f"{name}, one block", f"{seconds:.2f} s; 32 blocks {32 * seconds:,.0f} s"
         )
+
+
+def experts(job: Job) -> Iterator[Row]:
+    """GPTQ of experts as wide as a 30B mixture's: one after another, and as stacks of so many."""
+    method = GPTQ(group_size=128)
+    for o, i in ((1536, 2048), (2048, 768)):
+        problems = [_expert(job, (job.width(o), max(job.width(i), 128))) for _ in range(N_EXPERTS)]
+        for at_once in (1, 4, 16):
+            reset_peak(job)
+            started = time.perf_counter()
+            for first in range(0, N_EXPERTS, at_once):
+                method.compress_alike(problems[first : first + at_once])
+            settle(job)
+            told = f"{time.perf_counter() - started:.2f} s, peak {peak(job) / 1e9:.1f} GB"
+            yield Row("experts", f"{N_EXPERTS} of {o:,} x {i:,}, {at_once} at once", told)
+
+
+def _expert(job: Job, shape: tuple[int, int]) -> tuple[list[Tensor], Statistics]:
+    """A random weight (o, i) and the Gram of its random inputs."""
+    x = torch.randn(2 * shape[1], shape[1], device=job.device)
+    return [0.02 * torch.randn(shape, device=job.device)], Statistics({Gram: Gram.of(x, 1)})
 
 
 def decode(job: Job) -> Iterator[Row]:

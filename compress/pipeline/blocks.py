@@ -108,7 +108,7 @@ def compress_blocks(job: Job, watch: Stopwatch) -> Iterator[Finished]:
         waiting = {name: planned[name] for name in block.layers if name in planned}
         gradients = {k: v for index in block.indices for k, v in job.gradients(index).items()}
         found = watch.each("observe", _statistics(job, block, frozenset(waiting)))
-        for turns in alike(inputs_in_turn(found, waiting), waiting):
+        for turns in alike(inputs_in_turn(found, waiting), waiting, job.device):
             with watch("compress"):
                 finished = _compress_inputs(job, block, turns, waiting, gradients)
             del turns  # or the last group's Gram would live through the next block's observation

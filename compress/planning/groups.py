@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from calibration.experts.pooling import Routed
 from calibration.statistics.base import GradientStatistic
 from calibration.statistics.collection import Pooled, Statistics
@@ -17,6 +19,8 @@ from compress.planning.layer import PlannedLayer
 
 STACK_ENTRIES = 1 << 26
 """Numbers in fp32 that experts solved as one stack may take: 268 MB."""
+STACK_ENTRIES_APART = 1 << 28
+"""The same on a device with memory of its own, where launching a step takes longer than doing it."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +84,18 @@ def inputs_in_turn(
     yield from held
 
 
-def alike(turns: Iterable[Inputs], waiting: Mapping[str, PlannedLayer]) -> Iterator[list[Inputs]]:
-    """Inputs in turn, those of experts in one place whose layers have one plan together, up to `STACK_ENTRIES`."""
+def alike(
+    turns: Iterable[Inputs], waiting: Mapping[str, PlannedLayer], device: torch.device
+) -> Iterator[list[Inputs]]:
+    """Inputs in turn, those of experts in one place whose layers have one plan together, as many as a stack holds."""
+    entries = STACK_ENTRIES if device.type == "cpu" else STACK_ENTRIES_APART
     held: list[Inputs] = []
     for inputs in turns:
         if held and _plan_of(held[0], waiting) != _plan_of(inputs, waiting):
             yield held
             held = []
         held.append(inputs)
-        if len(held) >= _most_in_a_stack(inputs, waiting):
+        if len(held) >= _most_in_a_stack(inputs, waiting, entries):
             yield held
             held = []
     if held:
@@ -104,14 +111,14 @@ def _plan_of(inputs: Inputs, waiting: Mapping[str, PlannedLayer]) -> list[Place]
     return [(leaf_of(each.name), each.shape, each.compressor.together) for each in found]
 
 
-def _most_in_a_stack(inputs: Inputs, waiting: Mapping[str, PlannedLayer]) -> int:
+def _most_in_a_stack(inputs: Inputs, waiting: Mapping[str, PlannedLayer], entries: int) -> int:
     """How many experts like this one are solved at once; 1 for any other layers, and for those that share something."""
     layers = [waiting[name] for name in inputs[0].names if name in waiting]
     if len(inputs) > 1 or inputs[0].routed is None or not layers:
         return 1
     if any(GradientStatistic.among(layer.compressor.needs) for layer in layers):
         return 1
-    return max(1, STACK_ENTRIES // sum(entries_in_a_stack(layer.shape) for layer in layers))
+    return max(1, entries // sum(entries_in_a_stack(layer.shape) for layer in layers))
 
 
 def entries_in_a_stack(shape: tuple[int, int]) -> int:
