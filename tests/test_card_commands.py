@@ -24,17 +24,23 @@ from compress.publishing.upload import Visibility, publish
 
 pytestmark = [pytest.mark.slow, pytest.mark.as_run]
 ROOT = Path(__file__).resolve().parent.parent
+FOREIGN = ("gptq", "compressed-tensors")
+"""Formats that transformers loads with packages which environments for tests may lack."""
 IDS = list(range(3, 19))
 SCRIPT = """
-import json, sys
+import importlib.util, json, sys
 sys.path.insert(0, {root!r})
 import torch, transformers
 from safetensors.torch import save_file
 real = transformers.AutoModelForCausalLM.from_pretrained
 found = {{}}
 for name, codes in json.load(open({codes!r})).items():
-    if "gptq" in name:  # gptqmodel is in no environment of the tests: any model of the same layers takes its place
+    needed = {{"gptq": "gptqmodel"}}.get(name.split()[0], name.replace("-", "_"))
+    if name.startswith(("gptq", "compressed-tensors")) and not importlib.util.find_spec(needed):
+        # A model of the same layers takes the place of what the package would load. transformers is looked up: it
+        # puts another module into its own place while it loads models.
         transformers.AutoModelForCausalLM.from_pretrained = lambda *_, **__: real({model!r})
+        sys.modules["transformers"].CompressedTensorsConfig = dict
     else:
         transformers.AutoModelForCausalLM.from_pretrained = real
     scope = {{}}
@@ -52,7 +58,7 @@ def workspace(tmp_path_factory):
     folder = fill(tmp_path_factory.mktemp("cards"))
     with pytest.MonkeyPatch.context() as patch:
         quicken(patch)
-        compress.run(recipe(folder, export=("native", "dense", "gptq", "gguf")))
+        compress.run(recipe(folder, export=("native", "dense", *FOREIGN, "gguf")))
         shutil.copytree(folder / "out" / "dense", folder / "base")
         compress.run(on_base(folder, method=EoRA(rank=4), out=folder / "corrected"))
     return folder
@@ -93,7 +99,7 @@ def expected(folder):
 
 def test_the_code_of_every_card_runs_on_a_copy_of_its_folder_elsewhere(workspace, tmp_path):
     shutil.copytree(workspace / "base", tmp_path / "base")
-    folders = [workspace / "out" / name for name in ("native", "dense", "gptq", "gguf")]
+    folders = [workspace / "out" / name for name in ("native", "dense", *FOREIGN, "gguf")]
     folders.append(workspace / "corrected" / "adapter")
     codes = {}
     for folder in folders:
@@ -112,7 +118,7 @@ def test_the_code_of_every_card_runs_on_a_copy_of_its_folder_elsewhere(workspace
     codes["native of the root"] = blocks(root)[:1]
     found = results(codes, workspace, tmp_path)
     for folder in folders:
-        if folder.name != "gptq":
+        if folder.name not in FOREIGN:
             torch.testing.assert_close(found[folder.name], expected(folder), rtol=0, atol=1e-4)
     assert torch.equal(found["native of the root"], found["native"])
     assert torch.equal(found["gptq adapter"], found["gptq"])
@@ -128,7 +134,13 @@ def test_the_code_of_every_card_runs_from_a_repository_of_the_hub(workspace, tmp
         api = HfApi(endpoint=server.url, token="hf_stand_in")
         codes = {}
         base = ("me/tiny-dense", "")
-        for folder in ("out/native", "out/dense", "out/gptq", "out/gguf", "corrected/adapter"):
+        for folder in (
+            "out/native",
+            "out/dense",
+            *(f"out/{name}" for name in FOREIGN),
+            "out/gguf",
+            "corrected/adapter",
+        ):
             name = Path(folder).name
             if name == "adapter":
                 base = ("me/tiny-dense", server.repositories["me/tiny-dense"].commit)

@@ -311,6 +311,7 @@ class MlxExporter(CheckpointExporter, name="mlx"):
     def how_to_load(cls, card: CardFacts) -> str:
         """With mlx-lm, the corrections as its adapter."""
         more = "" if card.adapter is None else f', adapter_path="{card.adapter}"'
+        model = card.source if card.adapter is None else card.folder
         adapter = (
             ""
             if card.adapter is None
@@ -324,7 +325,7 @@ mlx-lm`):
 ```python
 from mlx_lm import generate, load
 
-model, tokenizer = load("{card.folder}"{more})
+model, tokenizer = load("{model}"{more})
 print(generate(model, tokenizer, prompt="Once upon a time", max_tokens=50))
 ```{adapter}
 
@@ -334,9 +335,10 @@ With transformers it loads through the toolkit alone: `compress.load_export("{ca
     def how_to_serve(cls, card: CardFacts) -> str:
         """With mlx-lm's own server."""
         more = "" if card.adapter is None else f" --adapter-path {card.adapter}"
+        model = card.source if card.adapter is None else card.folder
         return (
-            f"With mlx-lm: `mlx_lm.server --model {card.folder}{more}`, or for one text `mlx_lm.generate --model "
-            f'{card.folder}{more} --prompt "Once upon a time"`.'
+            f"With mlx-lm: `mlx_lm.server --model {model}{more}`, or for one text `mlx_lm.generate --model "
+            f'{model}{more} --prompt "Once upon a time"`.'
         )
 
 
