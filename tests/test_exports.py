@@ -64,6 +64,8 @@ def made(request, tmp_path):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_an_export_read_back_gives_the_logits_of_the_compressed_model(made, tmp_path, name):
+    if problem := EXPORTS[name].problem_of_model(made.source, made.model.config, {}, {}):
+        pytest.skip(f"the format refuses it: {problem}")
     model = load_export(export(made, tmp_path / name, name))
     assert model.dtype == made.model.dtype
     # Read back, experts are apart; products of their few tokens may round otherwise, with several threads.
@@ -158,7 +160,7 @@ def rewrite(folder, change):
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "gguf"])
 @pytest.mark.parametrize("part", ["norm", "k_proj"])
 @pytest.mark.parametrize("change", ["missing", "renamed", "extra"])
 def test_a_missing_renamed_or_extra_tensor_is_an_error(tmp_path, name, part, change):

@@ -5,6 +5,7 @@ Nothing beside the files is needed, so what is verified is what llama.cpp gets.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,14 +54,14 @@ def is_in(folder: Path) -> bool:
 
 
 def load(folder: Path, dtype: torch.dtype | None, device: torch.device) -> PreTrainedModel:
-    """The model in eval mode; `dtype` None is fp32.
+    """The model in eval mode; `dtype` None is that of the matrices that are no codes, or fp32.
 
     Raises CheckpointError for a file of another architecture, and for one whose tensors do not fit its keys.
     """
     model = _Model(_only(folder))
     kind: Any = AutoModelForCausalLM._model_mapping[type(model.config)]
     loaded = kind.from_pretrained(
-        None, config=model.config, state_dict=model.state(), dtype=dtype or torch.float32
+        None, config=model.config, state_dict=model.state(), dtype=dtype or model.dtype
     )
     found: PreTrainedModel = loaded.to(device).eval()
     add_corrections(found, model.corrections(folder), folder)
@@ -199,6 +200,15 @@ class _Model:
         )
         apply_rope(found, read_rope(self.reader, family.architecture), self.path)
         return found
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The dtype of most matrices that are stored in floats; fp32 where there are none."""
+        kinds = Counter(
+            tensor.tensor_type.name for tensor in self.tensors.values() if len(tensor.shape) > 1
+        )
+        found = {dtype: kinds[kind] for dtype, kind in FLOATS.items() if kinds[kind]}
+        return max(found, key=lambda dtype: found[dtype], default=torch.float32)
 
     def _has(self, key: str) -> bool:
         return f"{self.family.architecture}.{key}" in self.keys
