@@ -158,7 +158,7 @@ def test_report_and_card_tell_what_each_engine_made_of_the_export(workspace, mon
         return Trial(engine=name, version="9.8", arithmetic="activations in float32", **numbers)
 
     answers(monkeypatch, tried)
-    report = compress.run(recipe(workspace, export=("dense",)))
+    report = compress.run(recipe(workspace, export=("dense",), engines=("auto",)))
     assert Report.load(workspace / "out") == report
     found = report.exports[0].engines
     assert tuple(it.engine for it in found) == EXPORTS["dense"].traits.engines
@@ -176,7 +176,7 @@ def test_an_engine_that_fails_fails_the_run_and_the_verified_work_is_kept(worksp
 
     answers(monkeypatch, fail)
     with pytest.raises(CheckpointError, match="vllm computes something else") as caught:
-        compress.run(recipe(workspace, export=("dense",)))
+        compress.run(recipe(workspace, export=("dense",), engines=("auto",)))
     assert any("kept in" in note for note in caught.value.__notes__)
     assert (workspace / "out.unfinished" / "verification" / "probe.st").is_file()
     assert not (workspace / "out").exists()

@@ -14,6 +14,7 @@ import compress
 from calibration.errors import InputError
 from compress.config.recipe import Recipe
 from compress.errors import CheckpointError, LayerError, RecipeError
+from compress.exports import EXPORTS
 from compress.exports.load import load_export
 from compress.methods.eora import EoRA
 from compress.methods.gptq import GPTQ
@@ -134,12 +135,16 @@ def test_a_sharded_bf16_model_with_an_untied_head_goes_through(workspace):
 @pytest.mark.slow
 @pytest.mark.as_run
 @pytest.mark.parametrize("formats", [("gptq",), ("dense",), ("native", "gptq", "dense")])
-def test_every_export_is_verified_in_a_fresh_process(workspace, formats):
-    report = compress.run(
-        recipe(workspace, export=formats, method=EoRA(rank=4, base=GPTQ(group_size=32)))
-    )
+def test_every_export_is_verified_in_a_fresh_process_and_by_the_engines_there_are(
+    workspace, formats
+):
+    method = EoRA(rank=4, base=GPTQ(group_size=32))
+    report = compress.run(recipe(workspace, export=formats, engines=("auto",), method=method))
     assert [export.format for export in report.exports] == list(formats)
     assert all(export.relative_difference <= export.tolerance for export in report.exports)
+    for export in report.exports:
+        assert [it.engine for it in export.engines] == list(EXPORTS[export.format].traits.engines)
+        assert all(it.reason or it.largest_difference <= it.bound for it in export.engines)
     if len(formats) > 1:
         assert all((workspace / "out" / name / "config.json").is_file() for name in formats)
 

@@ -38,6 +38,7 @@ def recipe(workspace: Path, **changes: object) -> Recipe:
         "seq_len": 32,
         "eval_windows": 0,
         "tasks": (),
+        "engines": (),
         "embeddings": "as-is",
         "head": "as-is",
         "method": EoRA(rank=4, base=GPTQ(group_size=32)),
