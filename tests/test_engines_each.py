@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from compress.engines import ENGINES
 from compress.engines.base import Export, Origin
@@ -101,3 +103,33 @@ def test_factors_that_vllm_rounds_widen_its_bound(tmp_path):
     with_adapter = an_export(tmp_path, adapter=tmp_path)
     assert ENGINES["vllm"].arithmetic(an_export(tmp_path), answer).weights == "float32"
     assert ENGINES["vllm"].arithmetic(with_adapter, answer).weights == "bfloat16"
+
+
+def test_transformers_expands_codes_with_zero_points_and_below_an_adapter(tmp_path):
+    engine, answer = ENGINES["transformers"], {"dtype": "float32"}
+    zeros = {"config_groups": {"group_0": {"weights": {"num_bits": 4, "symmetric": False}}}}
+    for export, expanded in (
+        (an_export(tmp_path, packed(4)), False),
+        (an_export(tmp_path, packed(4), adapter=tmp_path), True),
+        (an_export(tmp_path, packed(4) | zeros), True),
+        (an_export(tmp_path, GPTQ, adapter=tmp_path), False),
+    ):
+        assert engine.request(export)["expand"] == expanded
+        weights = engine.arithmetic(export, answer).weights
+        assert weights == ("float16" if expanded else "float32")
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        (("weight_packed", "weight_scale"), ""),
+        (("weight",), "experts are not quantised"),
+        (("weight_packed", "weight_zero_point"), "no experts with zero points"),
+    ],
+)
+def test_transformers_refuses_experts_that_it_does_not_load(tmp_path, parts, told):
+    names = [f"model.layers.0.mlp.experts.1.up_proj.{part}" for part in parts]
+    save_file({name: torch.zeros(1) for name in names}, tmp_path / "model.safetensors")
+    problem = ENGINES["transformers"].problem(an_export(tmp_path, packed(4)))
+    assert told in problem
+    assert bool(problem) == bool(told)

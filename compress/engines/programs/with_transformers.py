@@ -19,11 +19,13 @@ def main(request_path: str, answer_path: str) -> None:
 
     request = json.loads(Path(request_path).read_text(encoding="utf-8"))
     kind = "AutoModelForImageTextToText" if request["sees"] else "AutoModelForCausalLM"
+    expanded = {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)}
     model = getattr(transformers, kind).from_pretrained(
         request["model"],
         dtype=getattr(torch, request["dtype"]),
         trust_remote_code=request["own_code"],
         local_files_only=True,
+        **(expanded if request["expand"] else {}),
     )
     if request["adapter"]:
         import peft
