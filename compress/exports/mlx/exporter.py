@@ -310,14 +310,14 @@ class MlxExporter(CheckpointExporter, name="mlx"):
     @classmethod
     def how_to_load(cls, card: CardFacts) -> str:
         """With mlx-lm, the corrections as its adapter."""
-        more = "" if card.adapter is None else f', adapter_path="{card.adapter}"'
-        model = card.source if card.adapter is None else card.folder
-        adapter = (
-            ""
-            if card.adapter is None
-            else "\n\nThe low-rank corrections are the adapter beside it; without `adapter_path` the model is not "
-            "corrected."
-        )
+        model = f'"{card.source}"'
+        adapter = ""
+        if card.adapter is not None:
+            model = f'"{card.folder}", adapter_path="{card.adapter}"'
+            adapter = (
+                "\n\nThe low-rank corrections are the adapter beside it; without `adapter_path` the model is not "
+                "corrected."
+            )
         return f"""\
 As an MLX checkpoint, with mlx-lm installed (`pip install mlx-lm`; where there is no Mac, `pip install "mlx[cpu]" \
 mlx-lm`):
@@ -325,7 +325,7 @@ mlx-lm`):
 ```python
 from mlx_lm import generate, load
 
-model, tokenizer = load("{model}"{more})
+model, tokenizer = load({model})
 print(generate(model, tokenizer, prompt="Once upon a time", max_tokens=50))
 ```{adapter}
 
@@ -334,11 +334,12 @@ With transformers it loads through the toolkit alone: `compress.load_export("{ca
     @classmethod
     def how_to_serve(cls, card: CardFacts) -> str:
         """With mlx-lm's own server."""
-        more = "" if card.adapter is None else f" --adapter-path {card.adapter}"
-        model = card.source if card.adapter is None else card.folder
+        model = card.source
+        if card.adapter is not None:
+            model = f"{card.folder} --adapter-path {card.adapter}"
         return (
-            f"With mlx-lm: `mlx_lm.server --model {model}{more}`, or for one text `mlx_lm.generate --model "
-            f'{model}{more} --prompt "Once upon a time"`.'
+            f"With mlx-lm: `mlx_lm.server --model {model}`, or for one text `mlx_lm.generate --model {model} --prompt "
+            '"Once upon a time"`.'
         )
 
 
