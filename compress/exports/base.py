@@ -18,7 +18,6 @@ from calibration.heads import Head
 from compress.errors import PluginError, RecipeError
 from compress.exports.planned import MadeOf as MadeOf  # both are part of the contract
 from compress.exports.planned import Planned as Planned
-from compress.exports.planned import VocabularyMatrix as VocabularyMatrix
 from compress.exports.storage import Outside
 from compress.registry import Registry
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from compress.callbacks import Progress
     from compress.exports.card import CardFacts
     from compress.exports.contents import Contents
+    from compress.exports.planned import VocabularyMatrix
     from compress.families.base import Compressor
     from compress.families.low_rank import Factors
     from compress.forms.base import Form
@@ -106,7 +106,6 @@ class LayerExport:
     """Its name in the source, where that calls an expert otherwise than the model; empty where both are one."""
     slices: tuple[Slice, ...] = ()
     """Where the source stacks experts, the parts of its tensors that are this one's weight, and its bias if any."""
-
     padded_rank: int | None = None
     """The rank that zeros fill its correction up to in a PEFT adapter; None: its own."""
 
@@ -172,8 +171,7 @@ class Exporter(ABC):
         Raises RecipeError naming the layer.
         """
         for name, compressor in compressors.items():
-            problem = cls.problem(compressor, shapes[name])
-            if problem:
+            if problem := cls.problem(compressor, shapes[name]):
                 raise RecipeError(f"export: {cls.name} cannot hold {name}: {problem}")
         reasons = {name: cls.stores_dense(it, shapes[name]) for name, it in compressors.items()}
         if reasons and all(reasons.values()):
@@ -234,9 +232,8 @@ class Exporter(ABC):
     @classmethod
     def table_bytes(cls, table: VocabularyMatrix, bits: int) -> int:
         """Bytes of the codes and scales of embeddings or a head, without a correction."""
-        v, d = table.shape
-        whole_rows = v * d + v * 2  # a byte a code, a scale of 16 bits a row
-        return whole_rows if bits == 8 else table.quantiser(bits).planned_bytes(table.shape)
+        v, d = table.shape  # in 8 bits a scale of 16 bits a row
+        return v * (d + 2) if bits == 8 else table.quantiser(bits).planned_bytes(table.shape)
 
     @classmethod
     def problem_of_expert(cls, compressor: Compressor) -> str:
@@ -399,5 +396,5 @@ def stores_codes(exports: Sequence[str]) -> bool:
 
 def widens(exports: Sequence[str]) -> bool:
     """Whether corrections of few bits are written in 16 bits alone, for none of these formats stores their codes."""
-    stored = {EXPORTS[name].traits.corrections for name in exports}
-    return CorrectionStorage.HALF in stored and not stores_codes(exports)
+    halves = (EXPORTS[name].traits.corrections is CorrectionStorage.HALF for name in exports)
+    return any(halves) and not stores_codes(exports)
