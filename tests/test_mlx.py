@@ -233,7 +233,8 @@ def test_experts_lie_in_stacks_and_are_read_back_from_them(workspace, family, me
     assert planned == sum(prod(value.shape) * value.dtype.itemsize for value in tensors.values())
 
 
-@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.usefixtures("quick_verification")
 def test_embeddings_are_packed_and_a_tied_head_reads_them(workspace, tied):
     replaced(workspace, "llama", tie_word_embeddings=tied, num_key_value_heads=4)
