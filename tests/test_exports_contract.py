@@ -143,6 +143,19 @@ def test_the_planned_bytes_are_those_of_the_tensors_that_are_written(
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_no_scale_or_offset_changes_where_a_server_casts_it_to_the_models_dtype(
+    written: Run, name: str
+) -> None:
+    found = written(name)
+    of_grids = re.compile(r"(scales?|offsets|biases)$")
+    numbers = {n: t for n, t in found.kind.tensors(found.folder) if of_grids.search(n)}
+    assert bool(numbers) == (name in {"compressed-tensors", "gptq", "mlx", "native"})
+    for tensor in numbers.values():
+        for dtype in (torch.bfloat16, torch.float16):
+            assert torch.equal(tensor.to(dtype).double(), tensor.double())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_folder_is_recognised_by_its_own_format_and_by_no_other_special_one(
     written: Run, name: str
 ) -> None:
