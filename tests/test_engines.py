@@ -136,6 +136,8 @@ def test_a_bound_grows_with_the_coarseness_of_the_arithmetic():
     bounds = [bound_of(kind, reference, {"num_hidden_layers": 4}, logits) for kind in kinds]
     assert sorted(bounds, key=lambda bound: bound.value) == bounds
     assert bounds[0].value < 1e-4 < bounds[2].value
+    of_mixture = bound_of(kinds[3], reference, {"num_hidden_layers": 4, "num_experts": 8}, logits)
+    assert of_mixture.value > bounds[3].value
     assert "8 bits" in bounds[-1].text
     assert "4 blocks" in bounds[-1].text
     assert json.dumps([bound.value for bound in bounds])

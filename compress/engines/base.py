@@ -75,6 +75,14 @@ class Arithmetic:
     """The largest number of such a group over the root of its mean square; 3 in activations without outliers."""
 
 
+def n_experts(config: Mapping[str, Any]) -> int:
+    """Experts in each mixture of a model with this config.json; 0 without mixtures."""
+    inner = config.get("text_config")
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    places = [config, inner] if isinstance(inner, Mapping) else [config]
+    return next((int(place[name]) for place in places for name in names if place.get(name)), 0)
+
+
 class Engine(ABC):
     """Has an export loaded by a program of others; never made, only asked."""
 

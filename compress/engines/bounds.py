@@ -3,7 +3,8 @@
 Each product of a layer adds an error of its own, relative to its outputs: the rounding of its inputs, of its weights,
 and of sums over n inputs in fp32. Independent errors of 2 sublayers in each of L blocks add as squares. An error of a
 share e in the last hidden state moves a logit by about e times the standard deviation s of the logits, and the largest
-of many positions by some more, for which a factor of 4 stands:
+of many positions by some more, for which a factor of 4 stands; 8 for a mixture of experts, whose router sends a token
+elsewhere where two scores are close:
 
     bound = 4 s sqrt(2 L ((2 a^2 + w^2 + c^2 + 2 q^2) / 3 + n 2^-48)) + 2 a m + 1e-5
 
@@ -22,7 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
-from compress.engines.base import Arithmetic
+from compress.engines.base import Arithmetic, n_experts
 
 ROUNDOFF: Mapping[str, float] = {
     "float64": 2.0**-53,
@@ -31,6 +32,7 @@ ROUNDOFF: Mapping[str, float] = {
     "bfloat16": 2.0**-8,
 }
 SAFETY = 4.0
+SAFETY_OF_MIXTURES = 8.0
 SOFTMAX = 1e-5
 
 
@@ -56,7 +58,8 @@ def bound_of(
         last += 2 * a
     logits = logits_nv.double()
     spread, largest = float(logits.std(-1).mean()), float(logits.abs().max())
-    value = SAFETY * spread * math.sqrt(2 * blocks * squares) + last * largest + SOFTMAX
+    safety = SAFETY_OF_MIXTURES if n_experts(config) else SAFETY
+    value = safety * spread * math.sqrt(2 * blocks * squares) + last * largest + SOFTMAX
     return Bound(value=value, text=f"{_told(engine, reference)}, {blocks} blocks")
 
 

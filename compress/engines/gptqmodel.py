@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from compress.engines.base import Export
+from typing import Any
+
+from compress.engines.base import Export, n_experts
 from compress.engines.transformers import Transformers
 
 
@@ -16,3 +18,9 @@ class GptqModel(Transformers, name="gptqmodel"):
     def modules(cls, export: Export) -> tuple[str, ...]:
         """It, optimum, which transformers calls it through, and PEFT for an adapter."""
         return (*super().modules(export), "optimum")
+
+    @classmethod
+    def request(cls, export: Export) -> dict[str, Any]:
+        """The folder; a mixture is loaded by gptqmodel itself: transformers stacks experts and finds no packed ones."""
+        loader = "gptqmodel" if n_experts(export.config) else "transformers"
+        return super().request(export) | {"loader": loader}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compress.engines.base import PROGRAMS, Arithmetic, Engine, Export
+from compress.engines.base import PROGRAMS, Arithmetic, Engine, Export, n_experts
 
 METHOD = "compressed-tensors"
 
@@ -22,12 +22,14 @@ class OpenVino(Engine, name="openvino"):
 
     @classmethod
     def problem(cls, export: Export) -> str:
-        """Of packed weights it takes 4 bits by groups alone, and adapters in another dialect than PEFT's."""
+        """Of packed weights it takes layers of no expert, in 4 bits by groups; adapters in no dialect of PEFT."""
         if export.adapter is not None:
             return "it reads no PEFT adapter beside weights"
         settings = export.config.get("quantization_config")
         if settings is None:
             return ""
+        if n_experts(export.config):
+            return "the transformers that optimum-intel takes loads no packed experts"
         if settings.get("quant_method") != METHOD:
             return f"it reads no {settings.get('quant_method')}"
         weights = [group["weights"] for group in settings["config_groups"].values()]

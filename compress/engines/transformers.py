@@ -47,6 +47,7 @@ class Transformers(Engine, name="transformers"):
         return {
             "model": str(export.model),
             "adapter": None if export.adapter is None else str(export.adapter),
+            "loader": "transformers",
             "dtype": export.dtype,
             "packages": sorted(cls.modules(export), key=lambda it: it != cls.module),
             "own_code": "auto_map" in export.config,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress.bases import open_base
-from compress.engines.base import PROGRAMS, Arithmetic, Engine, Export
+from compress.engines.base import PROGRAMS, Arithmetic, Engine, Export, n_experts
 from compress.exports.peft import CONFIG
 from compress.families.correction_options import VLLM_RANKS
 from compress.models.checkpoint import read_json
@@ -43,6 +43,7 @@ class Vllm(Engine, name="vllm"):
             "model": str(export.model),
             "adapter": None,
             "bits": _bits(export),
+            "packed": "experts" if n_experts(export.config) else "layers",
             "dtype": "bfloat16" if packed and export.dtype == "float32" else export.dtype,
         }
         if export.adapter is not None:

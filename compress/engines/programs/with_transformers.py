@@ -15,18 +15,9 @@ def main(request_path: str, answer_path: str) -> None:
     for name in ("compress", "calibration", "eval"):
         sys.modules[name] = None  # type: ignore[assignment]  # what makes an import fail
     import torch
-    import transformers
 
     request = json.loads(Path(request_path).read_text(encoding="utf-8"))
-    kind = "AutoModelForImageTextToText" if request["sees"] else "AutoModelForCausalLM"
-    expanded = {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)}
-    model = getattr(transformers, kind).from_pretrained(
-        request["model"],
-        dtype=getattr(torch, request["dtype"]),
-        trust_remote_code=request["own_code"],
-        local_files_only=True,
-        **(expanded if request["expand"] else {}),
-    )
+    model = by_gptqmodel(request) if request["loader"] == "gptqmodel" else by_transformers(request)
     if request["adapter"]:
         import peft
 
@@ -43,6 +34,29 @@ def main(request_path: str, answer_path: str) -> None:
     Path(answer_path).write_text(json.dumps(answer), encoding="utf-8")
 
 
+def by_transformers(request: dict[str, Any]) -> Any:
+    """The model as `from_pretrained` makes it."""
+    import torch
+    import transformers
+
+    kind = "AutoModelForImageTextToText" if request["sees"] else "AutoModelForCausalLM"
+    expanded = {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)}
+    return getattr(transformers, kind).from_pretrained(
+        request["model"],
+        dtype=getattr(torch, request["dtype"]),
+        trust_remote_code=request["own_code"],
+        local_files_only=True,
+        **(expanded if request["expand"] else {}),
+    )
+
+
+def by_gptqmodel(request: dict[str, Any]) -> Any:
+    """The model as gptqmodel makes it, which keeps experts apart."""
+    from gptqmodel import GPTQModel
+
+    return GPTQModel.load(request["model"], device="cpu").model
+
+
 def versions(packages: list[str]) -> str:
     """The first package's, and in brackets those of the others: "7.7.0 (transformers 5.23.0)"."""
     first, *others = packages
@@ -51,10 +65,15 @@ def versions(packages: list[str]) -> str:
 
 
 def products(model: Any, request: dict[str, Any]) -> str:
-    """The narrowest dtype in products: kernels for packed weights that cast inputs to bfloat16 have cast the scales."""
+    """The narrowest dtype in products: of what was asked, and of matrices that stay narrower.
+
+    Kernels for packed weights that cast inputs to bfloat16 have cast the scales.
+    """
+    held = {str(each.dtype).removeprefix("torch.") for each in model.parameters() if each.ndim > 1}
     scales = (getattr(module, "scales", None) for module in model.modules())
-    narrow = any(str(getattr(each, "dtype", "")) == "torch.bfloat16" for each in scales)
-    return "bfloat16" if narrow else str(request["dtype"])
+    packed = {str(getattr(each, "dtype", "")).removeprefix("torch.") for each in scales}
+    found = held | {request["dtype"]} | (packed & {"bfloat16"})
+    return next((name for name in ("bfloat16", "float16") if name in found), "float32")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 KERNEL_BITS = [4]
-"""What its kernel for processors with AVX512 computes with."""
+"""What its kernel for processors with AVX512 computes with, in layers of no expert."""
 
 
 def main(request_path: str, answer_path: str) -> None:
@@ -26,10 +26,11 @@ def main(request_path: str, answer_path: str) -> None:
     try:
         answer = computed(request)
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
-        if not lacks_kernel(request["bits"]):
+        if not lacks_kernel(request):
             raise
         told = str(error).strip().splitlines() or [type(error).__name__]
-        answer = {"stopped": f"no kernel here for {request['bits']} bits: {told[0]}"}
+        kind = f"{request['packed']} in {request['bits']} bits"
+        answer = {"stopped": f"no kernel here for {kind}: {told[0].strip()}"}
     answer["version"] = vllm.__version__
     Path(answer_path).write_text(json.dumps(answer), encoding="utf-8")
 
@@ -61,13 +62,15 @@ def computed(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def lacks_kernel(bits: list[int]) -> bool:
-    """Whether this is a processor, and vLLM has no product with such weights on it."""
+def lacks_kernel(request: dict[str, Any]) -> bool:
+    """Whether this is a processor, and vLLM has no product with such packed weights on it."""
     import torch
     from vllm.platforms import current_platform
 
-    able = bits == KERNEL_BITS and torch.cpu._is_avx512_supported()
-    return bool(bits) and current_platform.is_cpu() and not able
+    able = request["bits"] == KERNEL_BITS and torch.cpu._is_avx512_supported()
+    if request["packed"] == "experts":
+        able = False
+    return bool(request["bits"]) and current_platform.is_cpu() and not able
 
 
 if __name__ == "__main__":
