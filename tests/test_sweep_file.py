@@ -185,6 +185,10 @@ def test_a_budget_makes_points_of_that_size_for_methods_that_have_one(points) ->
             "{recipe: {out: x}, points: [{method: rtn}]}",
             "recipe.out: each point has a folder of its own",
         ),
+        (
+            "recipe: {publish_as: me/demo}\npoints: [{method: rtn}]",
+            "recipe.publish_as: each point is another model",
+        ),
         ("axes: {out: [x]}", "axes.out: each point has a folder of its own"),
         ("points: [rtn, rtn]", "points[1]: rtn is the same job as rtn of points[0]"),
         (

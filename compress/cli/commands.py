@@ -89,7 +89,9 @@ _ALL = (
                 name="--plan", const=True, about="check everything and print the plan; run nothing"
             ),
         ),
-        options=tuple(it.name for it in fields(Recipe) if it.name not in ("method", "out")),
+        options=tuple(
+            it.name for it in fields(Recipe) if it.name not in ("method", "out", "publish_as")
+        ),
         recipe=_of_sweep,
     ),
     Command(

@@ -169,6 +169,11 @@ def _drafts(
     if "out" in base or "out" in partial:
         place = "recipe" if "out" in base else where
         raise RecipeError(f"{place}.out: each point has a folder of its own; give --out instead")
+    if base.get("publish_as") not in (None, "none"):
+        raise RecipeError(
+            "recipe.publish_as: each point is another model; give a point its own, or name the repository to compress "
+            "publish"
+        )
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         try:
