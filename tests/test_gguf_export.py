@@ -15,9 +15,10 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from workspaces import TEXT, recipe
 
 import compress
+from calibration.statistics.gram import Gram
 from compress.engines.base import Export, Origin
 from compress.engines.llama_cpp import LlamaCpp
-from compress.errors import CheckpointError
+from compress.errors import CheckpointError, RecipeError
 from compress.exports.gguf.adapter import FILE, read_factors
 from compress.exports.gguf.blocks import (
     Q8_0,
@@ -30,6 +31,7 @@ from compress.exports.gguf.blocks import (
 )
 from compress.exports.gguf.exporter import GgufExporter
 from compress.exports.gguf.families import FAMILIES, context_of, problem_of_config
+from compress.exports.gguf.imatrix import Text, write_imatrix
 from compress.exports.gguf.names import Names
 from compress.exports.gguf.reading import config_of, model_files
 from compress.exports.gguf.rope import problem_of_rope, rope_tensors
@@ -464,3 +466,42 @@ def test_llama_cpp_is_given_the_file_and_its_adapter(
     fork.add("llama_cpp")
     assert LlamaCpp.modules(given) == ("llama_cpp",)
     assert LlamaCpp.problem(given) == ""
+
+
+# imatrix.gguf
+
+
+def test_an_imatrix_holds_the_squares_of_every_layers_inputs(tmp_path: Path) -> None:
+    config = tiny_model("qwen3_moe").config
+    x, y = torch.randn(7, 32), torch.randn(3, 32)
+    inputs = [
+        ("model.layers.0.self_attn.q_proj", Gram.of(x, 1)),
+        ("model.layers.0.mlp.experts.2.gate_proj", Gram.of(y, 1)),
+    ]
+    text = Text(sources=["a.txt"], n_sequences=1, seq_len=7)
+    assert write_imatrix(tmp_path / "imatrix.gguf", config, inputs, text) == 2
+    reader = GGUFReader(str(tmp_path / "imatrix.gguf"))
+    keys = {name: field.contents() for name, field in reader.fields.items()}
+    assert keys["general.type"] == "imatrix"
+    assert keys["imatrix.datasets"] == ["a.txt"]
+    assert (keys["imatrix.chunk_count"], keys["imatrix.chunk_size"]) == (1, 7)
+    found = {tensor.name: torch.from_numpy(np.array(tensor.data)) for tensor in reader.tensors}
+    torch.testing.assert_close(found["blk.0.attn_q.weight.in_sum2"][0], (x**2).sum(0))
+    assert found["blk.0.attn_q.weight.counts"].tolist() == [[7.0]]
+    torch.testing.assert_close(found["blk.0.ffn_gate_exps.weight.in_sum2"][2], (y**2).sum(0))
+    assert found["blk.0.ffn_gate_exps.weight.counts"].flatten().tolist() == [0.0, 0.0, 3.0, 0.0]
+
+
+def test_calibrating_writes_an_imatrix_of_all_layers(workspace: Path) -> None:
+    path = workspace / "imatrix.gguf"
+    job = recipe(workspace, method=GPTQ(group_size=32), statistics="reuse")
+    compress.calibrate(job, imatrix=path)
+    sums = [t for t in GGUFReader(str(path)).tensors if t.name.endswith(".in_sum2")]
+    assert len(sums) == 3 * 7
+    assert all((np.array(tensor.data) > 0).all() for tensor in sums)
+
+
+def test_an_imatrix_of_layers_without_names_is_refused(workspace: Path) -> None:
+    save_tiny(workspace / "model", "gpt2")
+    with pytest.raises(RecipeError, match="imatrix: gpt2 is none of the families"):
+        compress.calibrate(recipe(workspace), imatrix=workspace / "imatrix.gguf")

@@ -123,7 +123,16 @@ _ALL = (
         home="methods.methods",
         extra="",
     ),
-    _of_recipe("calibrate", "Collect and save the statistics that a run would use."),
+    _of_recipe(
+        "calibrate",
+        "Collect and save the statistics that a run would use.",
+        Argument(
+            name="--imatrix",
+            metavar="FILE",
+            kind=Path,
+            about="write the mean squares of layers' inputs to this .gguf file too, which llama-quantize reads",
+        ),
+    ),
     Command(
         name="verify",
         about="Load an export in a fresh process and compare its logits.",

@@ -41,8 +41,10 @@ def calibrate(given: Given) -> None:
     from compress.pipeline import main as pipeline
 
     with shown_progress() as progress:
-        folder = pipeline.calibrate(recipe, progress=progress)
+        folder = pipeline.calibrate(recipe, progress=progress, imatrix=given.own.imatrix)
     print(f"statistics are in {folder}; a run on equal model, text and settings uses them")
+    if given.own.imatrix is not None:
+        print(f"{given.own.imatrix} has their diagonals, for llama-quantize --imatrix")
 
 
 def _recipe(command: str, given: Given) -> Recipe:

@@ -35,6 +35,7 @@ from compress.exports.load import stored_in
 from compress.exports.verification.verify import verify
 from compress.pipeline.engines import with_engines
 from compress.pipeline.export import export
+from compress.pipeline.imatrix import refuse_imatrix, save_imatrix
 from compress.pipeline.report import make_report
 from compress.pipeline.repositories import missing_text, with_publishing
 from compress.pipeline.stopwatch import Stopwatch
@@ -143,10 +144,13 @@ def _scores(
     return compare_with(original, export, recipe, progress, found.scores), found.notes
 
 
-def calibrate(recipe: Recipe, *, progress: Progress = no_progress) -> Path:
+def calibrate(
+    recipe: Recipe, *, progress: Progress = no_progress, imatrix: Path | None = None
+) -> Path:
     """Collect and save the original model's statistics, which every later run with `--propagate none` finds.
 
-    Returns the folder they are in. Raises what `prepare` raises, and RecipeError if statistics are not to be saved.
+    `imatrix`: a file for llama-quantize that is made of them. Returns the folder they are in. Raises what `prepare`
+    raises, and RecipeError if statistics are not to be saved, or make no such file.
     """
     if recipe.statistics is StatisticsMode.OFF:
         raise RecipeError(
@@ -157,13 +161,16 @@ def calibrate(recipe: Recipe, *, progress: Progress = no_progress) -> Path:
     store = prepared.store()
     if store is None:
         raise RecipeError("there is no store to save them in", option="statistics")
-    if store.complete:
-        return store.folder
-    refuse_small_statistics_disk(prepared)
-    n_blocks = prepared.plan.n_blocks
-    for block, _ in original_blocks(prepared, store):
-        progress("calibrate", block.index, n_blocks)
-    progress("calibrate", n_blocks, n_blocks)
+    if imatrix is not None:
+        refuse_imatrix(prepared)
+    if not store.complete:
+        refuse_small_statistics_disk(prepared)
+        n_blocks = prepared.plan.n_blocks
+        for block, _ in original_blocks(prepared, store):
+            progress("calibrate", block.index, n_blocks)
+        progress("calibrate", n_blocks, n_blocks)
+    if imatrix is not None:
+        save_imatrix(prepared, store, imatrix)
     return store.folder
 
 
