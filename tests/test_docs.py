@@ -27,7 +27,7 @@ import reference_tables
 EVERY_COMMAND = [(name_of(page), line) for page in pages() for line in commands(page)]
 FOLDERS = re.compile(r"\b(?:demo-[\w-]+|runs/\w+)\b")
 FOREIGN = re.compile(
-    r"`(?:vllm|pip|scripts/\w+)\b[^`]*`|^ *(?:[$] .*|(?:pip|python|vllm|scripts/\w+) .*)$",
+    r"`(?:vllm|pip|llama-\w+|scripts/\w+)\b[^`]*`|^ *(?:[$] .*|(?:pip|python|vllm|llama-\w+|scripts/\w+) .*)$",
     re.MULTILINE,
 )
 """Commands of other programs, whose options are theirs, and of examples that are tried apart."""

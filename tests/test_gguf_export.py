@@ -288,6 +288,20 @@ def test_experts_of_two_types_are_refused_at_plan() -> None:
     )
 
 
+# Embeddings
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_verification")
+def test_embeddings_and_heads_are_in_as_many_bits_as_asked_for(workspace: Path) -> None:
+    job = recipe(workspace, export=("gguf",), method=RTN(group_size=32), embeddings="5", head="4")
+    plan, report = compress.plan(job).plan, compress.run(job)
+    assert report.exports[0].tensor_bytes == plan.written_bytes("gguf")
+    tensors = {t.name: t for t in GGUFReader(str(model_files(workspace / "out")[0])).tensors}
+    assert tensors["token_embd.weight"].tensor_type.name == "Q5_0"
+    assert tensors["output.weight"].tensor_type.name == "Q4_0"
+
+
 # Refusals
 
 
@@ -330,7 +344,10 @@ def test_factors_of_llama_3_divide_what_transformers_divides() -> None:
 
 
 def test_a_window_that_llama_cpp_does_not_know_limits_the_context() -> None:
-    assert context_of(tiny_model("mistral", sliding_window=8).config) == 8
+    narrow = tiny_model("mistral", sliding_window=8).config
+    assert context_of(narrow) == 8
+    assert "8 tokens and not" in GgufExporter.warnings_of_model(narrow)[0]
+    assert GgufExporter.warnings_of_model(tiny_model("llama").config) == ()
     assert (
         context_of(tiny_model("mistral", sliding_window=None, max_position_embeddings=99).config)
         == 99

@@ -121,7 +121,7 @@ class OutsideBlocks:
     @staticmethod
     def narrows(export: str) -> bool:
         """Whether a format stores fp32 tensors in bf16 where nothing is lost."""
-        return EXPORTS[export].traits.outside in (Outside.CODES, Outside.BYTES, Outside.HALF)
+        return EXPORTS[export].traits.outside in (Outside.CODES, Outside.HALF)
 
 
 def planned_tables(

@@ -33,8 +33,6 @@ class Outside(enum.StrEnum):
 
     CODES = "codes"
     """Embeddings and head as codes in few bits, if asked or by default; other fp32 in bf16 where that loses nothing."""
-    BYTES = "8 bits"
-    """Embeddings and head in 8 bits by default, never in fewer; other fp32 in bf16 where that loses nothing."""
     HALF = "16 bits"
     """Embeddings and head in 16 bits by default, never in fewer; other fp32 in bf16 where that loses nothing."""
     WHOLE = "whole"
@@ -44,7 +42,7 @@ class Outside(enum.StrEnum):
 
     def default(self, source: str) -> Storage:
         """The storage that `auto` means, for weights of a dtype such as "float32"."""
-        if self in (Outside.CODES, Outside.BYTES):
+        if self is Outside.CODES:
             return Storage.BITS_8
         wide = source in ("float32", "float64")
         return Storage.BFLOAT16 if self is Outside.HALF and wide else Storage.AS_IS
@@ -53,8 +51,6 @@ class Outside(enum.StrEnum):
         """Whether weights can be stored so."""
         if self is Outside.ABSENT:
             return storage in (Storage.AUTO, Storage.AS_IS)
-        if self is Outside.BYTES:
-            return storage.bits in (None, 8)
         return storage.bits is None or self is Outside.CODES
 
 

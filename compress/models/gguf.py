@@ -83,6 +83,13 @@ def is_converted(folder: Path) -> bool:
     return (folder / SOURCE_FILE).is_file()
 
 
+def converted_from(folder: Path) -> str | None:
+    """The name of the GGUF file that a folder was made from; None for one that `convert` did not make."""
+    if not is_converted(folder):
+        return None
+    return str(json.loads((folder / SOURCE_FILE).read_bytes())["file"])
+
+
 def refuse_bad_magic(path: Path) -> None:
     """Raise CheckpointError unless the file begins as GGUF files do."""
     if not is_gguf(path):

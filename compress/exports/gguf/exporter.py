@@ -29,14 +29,16 @@ from compress.exports.contents import Contents
 from compress.exports.gguf import cards, planned, reading
 from compress.exports.gguf.adapter import AdapterFile
 from compress.exports.gguf.blocks import (
+    BLOCK,
     Q8_0,
     Bytes,
     problem_of_groups,
     quantised_blocks,
     row_blocks,
+    symmetric_type,
     type_of,
 )
-from compress.exports.gguf.families import problem_of_config
+from compress.exports.gguf.families import context_of, problem_of_config
 from compress.exports.gguf.file import FLOATS, GgufFile
 from compress.exports.gguf.metadata import (
     Parameters,
@@ -87,7 +89,7 @@ class GgufExporter(CheckpointExporter, name="gguf"):
         relation="quantized",
         weights="packed in blocks of 32",
         engines=("llama.cpp",),
-        outside=Outside.BYTES,
+        outside=Outside.CODES,
     )
 
     def _begin(self) -> None:
@@ -153,10 +155,29 @@ class GgufExporter(CheckpointExporter, name="gguf"):
         return planned.planned_bytes(plan, cls.name)
 
     @classmethod
+    def warnings_of_model(cls, config: PretrainedConfig) -> tuple[str, ...]:
+        """llama.cpp knows no windows in most families."""
+        context = context_of(config)
+        if context >= config.max_position_embeddings:
+            return ()
+        return (
+            f"llama.cpp knows no window of attention in {config.model_type}: the file's context is the window, "
+            f"{context} tokens and not {config.max_position_embeddings}, within which it computes the same",
+        )
+
+    @classmethod
+    def problem_of_table(cls, table: VocabularyMatrix, bits: int) -> str:
+        """It holds embeddings and heads whose rows are made of blocks, without corrections of their own."""
+        if table.shape[1] % BLOCK:
+            return f"blocks of {BLOCK} do not divide rows of {table.shape[1]}"
+        if table.is_corrected(bits):
+            return "its adapter holds no correction of embeddings or heads; take 8"
+        return ""
+
+    @classmethod
     def table_bytes(cls, table: VocabularyMatrix, bits: int) -> int:
-        """Every block has the scale of its row."""
-        del bits
-        return Q8_0.bytes_of(table.shape)
+        """Blocks of a symmetric grid."""
+        return symmetric_type(bits).bytes_of(table.shape)
 
     # In a run
 

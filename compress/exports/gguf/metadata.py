@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +11,13 @@ from transformers import PretrainedConfig
 
 from compress.exports.gguf.families import FAMILIES, context_of, size_of
 from compress.exports.gguf.rope import rope_keys
+from compress.models.gguf import converted_from
 from compress.models.resolve import SourceModel, is_hub_id
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter, Metadata
 
+_TYPE = re.compile(r"[.-](I?Q\d\w*|F16|F32|BF16|MXFP4)$", re.IGNORECASE)
 HUB = "https://huggingface.co"
 _OF_VALUES = "attention.value_length"
 
@@ -33,6 +36,12 @@ def describe_source(source: SourceModel, parameters: Parameters) -> Metadata:
     from gguf import Metadata, size_label
 
     found = Metadata.load(model_path=source.folder, total_params=parameters.total)
+    if name := converted_from(source.folder):
+        # The folder is one of our cache, and its name is not the model's.
+        stem = _TYPE.sub("", Path(name).stem)
+        found.name = Metadata.id_to_title(stem)
+        parts = Metadata.get_model_id_components(stem, parameters.total)
+        found.basename, found.finetune, found.version, found.size_label = parts[2:]
     if found.size_label is None:
         shared = parameters.total - parameters.of_experts
         n = parameters.n_experts
