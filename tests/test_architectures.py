@@ -365,6 +365,18 @@ def test_draft_heads_are_named_to_be_skipped_in_a_gptq_checkpoint(drafting):
     assert not skip("lm_head")
 
 
+def test_draft_heads_are_ignored_by_name_in_a_compressed_tensors_checkpoint(drafting):
+    compress.run(recipe(drafting, method=RTN(group_size=32), export=("compressed-tensors",)))
+    config = json.loads((drafting / "out" / "config.json").read_text())
+    ignored = config["quantization_config"]["ignore"]
+    assert ignored[0] == "re:^mtp.*"
+    assert {"lm_head", "mtp.layers.0.mlp.up_proj"} <= set(ignored)
+    stored = load_file(drafting / "out" / "model.safetensors")
+    draft = "mtp.layers.0.mlp.up_proj.weight"
+    assert torch.equal(stored[draft], load_file(drafting / "model" / "model.safetensors")[draft])
+    load_export(drafting / "out")
+
+
 def test_an_encoder_with_a_decoder_is_refused_by_name(tmp_path):
     config = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
     (tmp_path / "model").mkdir()
