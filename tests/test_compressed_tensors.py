@@ -7,6 +7,7 @@ import pytest
 import torch
 from exported import compressed, corrected, export, logits, quantised
 from families import save_tiny
+from transformers import AutoConfig
 from workspaces import TEXT, recipe
 
 import compress
@@ -200,6 +201,12 @@ def test_what_the_format_cannot_hold_is_refused_before_work():
     ):
         with pytest.raises(RecipeError, match=f"{NAME} cannot hold a: .*{words}"):
             EXPORTS[NAME].check({"a": method}, shapes)
+
+
+def test_models_whose_layers_transformers_does_not_take_for_linear_ones_are_warned_about():
+    (text,) = EXPORTS[NAME].warnings_of_model(AutoConfig.for_model("gpt2"))
+    assert "transformers loads no gpt2" in text
+    assert EXPORTS[NAME].warnings_of_model(AutoConfig.for_model("llama")) == ()
 
 
 def test_layers_that_vllm_makes_one_of_are_warned_about_where_they_differ():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from compress.engines.base import PROGRAMS, Arithmetic, Engine, Export, Origin
+from compress.exports.compressed_tensors.schemes import CONV1D
 from compress.models.checkpoint import Reader
 from compress.models.kinds import expert_of
 
@@ -81,6 +82,8 @@ def _is_expanded(export: Export) -> bool:
 
 def _unread(export: Export) -> str:
     """What transformers 5.23 does not load of a compressed-tensors checkpoint; empty if it loads all."""
+    if export.config.get("model_type") in CONV1D:
+        return "in compressed-tensors it loads no Conv1D"
     parts = {name.rpartition(".")[2] for name in Reader(export.model) if expert_of(name)}
     if "weight" in parts:
         return "it loads no compressed-tensors checkpoint whose experts are not quantised"

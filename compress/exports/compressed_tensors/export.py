@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
+from transformers import PretrainedConfig
 
 from calibration.heads import Head
 from calibration.layers import is_linear
@@ -31,7 +32,7 @@ from compress.exports.card import (
 )
 from compress.exports.checkpoint import ADAPTER, LOADING_READS
 from compress.exports.codes import CodesExporter, innermost, quantiser_of
-from compress.exports.compressed_tensors.schemes import Stored, quantisation, settled
+from compress.exports.compressed_tensors.schemes import CONV1D, Stored, quantisation, settled
 from compress.exports.compressed_tensors.tensors import packed_bytes, packed_tensors
 from compress.exports.compressed_tensors.unread import (
     PLAIN,
@@ -119,6 +120,16 @@ class CompressedTensorsExporter(CodesExporter, name="compressed-tensors"):
             else PLAIN
             for name, shape in shapes.items()
         }
+
+    @classmethod
+    def warnings_of_model(cls, config: PretrainedConfig) -> tuple[str, ...]:
+        """GPT-2's layers, which transformers does not take for linear ones."""
+        if config.model_type not in CONV1D:
+            return ()
+        return (
+            f"transformers loads no {config.model_type} in this format, for its Conv1D is not of the class Linear; "
+            "--export native or dense is loaded",
+        )
 
     @classmethod
     def planned_bytes(cls, plan: Planned) -> int:

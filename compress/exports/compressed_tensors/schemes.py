@@ -17,6 +17,8 @@ VERSION = "0.18.0"
 CLASS = "Linear"
 """The target that stands for every linear layer which no other target names."""
 KERNEL_GROUPS = (32, 64, 128)
+CONV1D = ("gpt2", "openai-gpt")
+"""Model types whose layers are Conv1D, which the class does not stand for."""
 
 
 @dataclass(frozen=True)
