@@ -40,13 +40,15 @@ def by_transformers(request: dict[str, Any]) -> Any:
     import transformers
 
     kind = "AutoModelForImageTextToText" if request["sees"] else "AutoModelForCausalLM"
-    expanded = {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)}
+    further = {}
+    if request["expand"]:
+        further = {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)}
     return getattr(transformers, kind).from_pretrained(
         request["model"],
         dtype=getattr(torch, request["dtype"]),
         trust_remote_code=request["own_code"],
         local_files_only=True,
-        **(expanded if request["expand"] else {}),
+        **further,
     )
 
 
