@@ -135,7 +135,8 @@ class TestEveryBase:
         assert all(package in card for package in loading.packages if loading.peft)
         assert all(statement in card for statement in loading.imports)
         assert ("PeftModel.from_pretrained" in card) == loading.peft
-        assert ("vllm serve" in card) == (loading.vllm is not None)
+        is_served = loading.vllm is not None and not open_base(folder).unserved
+        assert ("vllm serve" in card) == is_served
 
     def test_refuses_a_checkpoint_that_lacks_a_tensor_by_its_name(self, name, folders, tmp_path):
         if BASES[name].ordinary:

@@ -224,9 +224,9 @@ def test_a_loaded_model_generates(tmp_path):
     assert model.generate(IDS, max_new_tokens=3, do_sample=False).shape == (1, IDS.shape[1] + 3)
 
 
-def test_tokenizer_and_generation_config_go_with_every_export(tmp_path):
+def test_tokenizer_and_generation_config_go_with_every_export_that_is_no_single_file(tmp_path):
     made = compressed(tmp_path / "source")
-    for name in FORMATS:
+    for name in [name for name in FORMATS if name != "gguf"]:
         files = {path.name for path in export(made, tmp_path / name, name).iterdir()}
         assert {"tokenizer.json", "tokenizer_config.json", "generation_config.json"} <= files
         assert not {path for path in files if path.endswith((".part", ".scratch"))}

@@ -48,7 +48,13 @@ def test_a_command_whose_extra_is_missing_is_refused_in_one_line(
     name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    needs = {"sweep": ["sweep.yaml"], "inspect": ["demo"], "eval": ["."], "report": ["."]}
+    needs = {
+        "sweep": ["sweep.yaml"],
+        "inspect": ["demo"],
+        "eval": ["."],
+        "report": ["."],
+        "publish": ["."],
+    }
     (tmp_path / "sweep.yaml").write_text("points: {}\n")
     assert main([name, *needs.get(name, [])]) == 2
     [line] = capsys.readouterr().err.splitlines()

@@ -171,7 +171,7 @@ def test_patterns_choose_the_layers(workspace):
         ({"exclude": ("layers",)}, "leaves no layer to compress"),
         (
             {"export": ("onnx",)},
-            "export: 'onnx' is no format; there are adapter, dense, gptq, native",
+            "export: 'onnx' is no format; there are adapter, compressed-tensors, dense, gguf, gptq, mlx, native",
         ),
         (
             {"export": ("adapter",)},
