@@ -1,6 +1,7 @@
 """Exports for MLX, read back by a few plain lines: no test here needs MLX."""
 
 import json
+from dataclasses import replace
 from math import prod
 
 import pytest
@@ -16,6 +17,7 @@ from compress.errors import CheckpointError, RecipeError
 from compress.exports.load import load_export
 from compress.exports.mlx.architectures import complete
 from compress.exports.mlx.tensors import mlx_tensors
+from compress.exports.storage import AdapterRanks
 from compress.forms.int8 import Int8
 from compress.forms.low_rank import LowRank
 from compress.forms.quantised import Quantised
@@ -252,6 +254,13 @@ def test_embeddings_are_packed_and_a_tied_head_reads_them(workspace, tied):
     model = load_export(workspace / "out")
     assert model.get_output_embeddings().form.describe().startswith("tied" if tied else "8-bit")
     assert torch.isfinite(model(input_ids=IDS).logits).all()
+
+
+def test_an_adapter_is_planned_alike_whatever_rank_others_are_padded_to(workspace):
+    job = recipe(workspace, export=("gptq", "mlx"))
+    plans = [compress.plan(replace(job, adapter_ranks=ranks)).plan for ranks in AdapterRanks]
+    assert plans[0].written_bytes("mlx") == plans[1].written_bytes("mlx")
+    assert plans[0].written_bytes("gptq") != plans[1].written_bytes("gptq")
 
 
 def test_a_head_with_a_correction_of_its_own_is_refused_with_what_would_be_right(workspace):

@@ -54,6 +54,7 @@ from compress.exports.planned import Planned, PlannedLayer, VocabularyMatrix
 from compress.exports.reading import add_corrections, load_bare
 from compress.exports.storage import Outside
 from compress.families.base import Compressor
+from compress.families.correction import Correction
 from compress.families.quantiser import Quantiser
 from compress.forms.dense import Dense
 from compress.forms.int8 import Int8
@@ -158,6 +159,7 @@ class MlxExporter(CheckpointExporter, name="mlx"):
     def planned_bytes(cls, plan: Planned) -> int:
         """Codes, scales and biases of each layer, and all corrections in one rank."""
         layers, ranks, corrected = 0, [0], 0
+        paths = {_path(layer.name) for layer in plan.layers if _rank(layer)}
         for layer in plan.layers:
             base = quantiser_of(layer.compressor)
             if base is None:
@@ -167,8 +169,8 @@ class MlxExporter(CheckpointExporter, name="mlx"):
                 continue
             group = base.group_of(layer.shape[1])
             layers += bytes_of(layer.shape, base.bits, group, (_HALF, _bias_bytes(base)))
-            ranks.append(layer.adapter_bytes // padded_bytes(layer.shape, 1))
-            corrected += padded_bytes(layer.shape, 1) * _is_padded(layer, plan)
+            ranks.append(_rank(layer))
+            corrected += padded_bytes(layer.shape, 1) * (_path(layer.name) in paths)
         return layers + corrected * max(ranks) + plan.rest_bytes(cls.name)
 
     @classmethod
@@ -235,17 +237,15 @@ class MlxExporter(CheckpointExporter, name="mlx"):
         wide = isinstance(form, Quantised) and form.qzeros is not None and bits > WIDE_ZEROS
         dtype = _dtype_for(name, self.dtype)
         parts = mlx_tensors(name, form, dtype, _FULL if wide else dtype.itemsize)
-        place, n_groups = place_of(name), parts["scales"].shape[1]
-        self._grids[name if place is None else place.path] = (bits, form.shape[1] // n_groups)
+        self._grids[_path(name)] = (bits, form.shape[1] // parts["scales"].shape[1])
         self._write_parts(name, parts)
 
     def _write_parts(self, name: str, parts: Mapping[str, Tensor]) -> None:
         """Write a layer's tensors, or an expert's to its stack."""
         place = place_of(name)
-        path = name if place is None else place.path
         whole = parts if place is None else self._experts.put(place, parts)
         for part, tensor in whole.items():
-            self.writer.add(f"{path}.{part}", tensor)
+            self.writer.add(f"{_path(name)}.{part}", tensor)
 
     def _write_config(self) -> None:
         if not self._grids:
@@ -358,16 +358,18 @@ def _bias_bytes(base: Quantiser) -> int:
     return _FULL if wide else _HALF
 
 
-def _is_padded(layer: PlannedLayer, plan: Planned) -> bool:
-    """Whether the adapter has factors for a layer: its own, or zeros beside those of other experts of its stack."""
-    if layer.adapter_bytes:
-        return True
-    place = place_of(layer.name)
-    return place is not None and any(
-        one.adapter_bytes
-        for one in plan.layers
-        if (other := place_of(one.name)) is not None and other.path == place.path
-    )
+def _rank(layer: PlannedLayer) -> int:
+    """The rank of a layer's own correction, whatever PEFT adapters are padded to; 0 without one."""
+    method = layer.compressor
+    if not isinstance(method, Correction):
+        return 0
+    return method.adapter_bytes(layer.shape) // padded_bytes(layer.shape, 1)
+
+
+def _path(name: str) -> str:
+    """MLX's path of a layer: that of the stack, for an expert's, where one that has no correction has zeros."""
+    place = place_of(name)
+    return name if place is None else place.path
 
 
 def _quantisation(grids: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
