@@ -133,3 +133,8 @@ def test_transformers_refuses_experts_that_it_does_not_load(tmp_path, parts, tol
     problem = ENGINES["transformers"].problem(an_export(tmp_path, packed(4)))
     assert told in problem
     assert bool(problem) == bool(told)
+
+
+def test_gptqmodel_expands_codes_in_the_dtype_of_their_scales(tmp_path):
+    found = ENGINES["gptqmodel"].arithmetic(an_export(tmp_path, GPTQ), {"dtype": "float32"})
+    assert (found.activations, found.weights) == ("float32", "float16")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from compress.engines.base import Export, n_experts
+from compress.engines.base import Arithmetic, Export, n_experts
 from compress.engines.transformers import Transformers
 
 
@@ -24,3 +25,9 @@ class GptqModel(Transformers, name="gptqmodel"):
         """The folder; a mixture is loaded by gptqmodel itself: transformers stacks experts and finds no packed ones."""
         loader = "gptqmodel" if n_experts(export.config) else "transformers"
         return super().request(export) | {"loader": loader}
+
+    @classmethod
+    def arithmetic(cls, export: Export, answer: Mapping[str, Any]) -> Arithmetic:
+        """That of transformers, with codes expanded in the dtype of their scales."""
+        of_others = super().arithmetic(export, answer)
+        return Arithmetic(activations=of_others.activations, weights="float16")
