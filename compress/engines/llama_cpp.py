@@ -15,6 +15,7 @@ from compress.exports.gguf.blocks import BLOCK
 
 _EXPERTS = ("num_local_experts", "num_experts")
 _LEAST_RANK = 8
+_WITH_OFFSETS = ("-Q4_1.gguf", "-Q5_1.gguf")
 
 
 class LlamaCpp(Engine, name="llama.cpp"):
@@ -44,6 +45,11 @@ class LlamaCpp(Engine, name="llama.cpp"):
             return (
                 "ik-llama-cpp-python computes some mixtures otherwise than llama.cpp (Mixtral, and experts in Q4_1); "
                 "llama-cpp-python is llama.cpp itself"
+            )
+        if str(EXPORTS[export.format].file_in(export.folder)).endswith(_WITH_OFFSETS):
+            return (
+                "ik-llama-cpp-python computes blocks with offsets otherwise than llama.cpp; llama-cpp-python is llama.cpp "
+                "itself"
             )
         rank = least_rank(export.folder)
         if rank is not None and rank < _LEAST_RANK:
