@@ -48,8 +48,8 @@ class LlamaCpp(Engine, name="llama.cpp"):
             )
         if str(EXPORTS[export.format].file_in(export.folder)).endswith(_WITH_OFFSETS):
             return (
-                "ik-llama-cpp-python computes blocks with offsets otherwise than llama.cpp; llama-cpp-python is llama.cpp "
-                "itself"
+                "ik-llama-cpp-python computes blocks with offsets otherwise than llama.cpp; llama-cpp-python is "
+                "llama.cpp itself"
             )
         rank = least_rank(export.folder)
         if rank is not None and rank < _LEAST_RANK:
