@@ -41,12 +41,17 @@ class OpenVino(Engine, name="openvino"):
     def modules(cls, export: Export) -> tuple[str, ...]:
         """It, and what loads plain weights into it, or packed ones."""
         packed = "quantization_config" in export.config
-        return ("openvino", *(("transformers", "compressed_tensors") if packed else ("optimum",)))
+        loader = "optimum" if n_experts(export.config) else "transformers"
+        return ("openvino", loader, *(("compressed_tensors",) if packed else ()))
 
     @classmethod
     def request(cls, export: Export) -> dict[str, Any]:
         """The folder."""
-        return {"model": str(export.model), "packed": "quantization_config" in export.config}
+        return {
+            "model": str(export.model),
+            "packed": "quantization_config" in export.config,
+            "mixture": n_experts(export.config) > 0,
+        }
 
     @classmethod
     def arithmetic(cls, export: Export, answer: Mapping[str, Any]) -> Arithmetic:

@@ -1,8 +1,9 @@
 """The log-probabilities of a few tokens, as OpenVINO computes them: a program of its own that imports no toolkit.
 
-Called with the paths of a request and of the answer that it writes, both JSON; see `compress/engines/base.py`. Plain
-weights are loaded by optimum-intel. Those that compressed-tensors holds in few bits are converted as they are, without
-being expanded first, and the constants of the graph are counted by type.
+Called with the paths of a request and of the answer that it writes, both JSON; see `compress/engines/base.py`. The
+model that transformers makes is converted; a mixture of plain weights is loaded by optimum-intel, which knows its
+routers. What compressed-tensors holds in few bits is converted as it is, without being expanded first, and the
+constants of the graph are counted by type.
 """
 
 import json
@@ -24,7 +25,9 @@ def main(request_path: str, answer_path: str) -> None:
     import torch
 
     ids = torch.tensor([request["input_ids"]])
-    compute = packed if request["packed"] else plain
+    if request["packed"]:
+        stay_packed()
+    compute = by_optimum if request["mixture"] else converted
     logits, graph = compute(request["model"], ids)
     scores = logits[0, :-1].double().log_softmax(-1)
     answer = {
@@ -44,8 +47,8 @@ def constants(graph: Any) -> Counter[str]:
     )
 
 
-def plain(folder: str, ids: Any) -> tuple[Any, Any]:
-    """Logits (1, t, v) and graph of plain weights."""
+def by_optimum(folder: str, ids: Any) -> tuple[Any, Any]:
+    """Logits (1, t, v) and graph, as optimum-intel makes it."""
     import torch
     from optimum.intel import OVModelForCausalLM
 
@@ -54,14 +57,13 @@ def plain(folder: str, ids: Any) -> tuple[Any, Any]:
     return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits, model.model
 
 
-def packed(folder: str, ids: Any) -> tuple[Any, Any]:
-    """Logits (1, t, v) and graph of weights in few bits."""
+def converted(folder: str, ids: Any) -> tuple[Any, Any]:
+    """Logits (1, t, v) and graph of the model that transformers makes."""
     import numpy
     import openvino
     import torch
     from transformers import AutoModelForCausalLM
 
-    stay_packed()
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
     ).eval()
