@@ -50,6 +50,9 @@ def settings() -> Iterator[Setting]:
     yield Setting("llama", "fwsvd", {"keep": 0.5})
     yield Setting("llama", "cospadi", {"keep": 0.6})
     yield Setting("llama", "sparsegpt", {"pattern": "2:4"}, ("native", "dense"))
+    served = ("compressed-tensors", "gguf", "mlx")
+    yield Setting("llama", "gptq", {"group_size": 32}, served)
+    yield Setting("llama", "gptq", {"group_size": 32, "symmetry": "affine"}, served[1:])
     for family in FAMILIES:
         yield Setting(family, "gptq", {"group_size": 16})  # experts are that narrow
     yield from mixtures()
