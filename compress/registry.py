@@ -148,6 +148,15 @@ def _named_classes(source: str) -> Iterator[str]:
                 yield str(keyword.value.value)
 
 
+def unwritten(kind: type, abstract: frozenset[str]) -> list[str]:
+    """The members that a class must write itself, and has left abstract, by name."""
+    return [
+        member
+        for member in sorted(abstract)
+        if getattr(getattr(kind, member), "__isabstractmethod__", False)
+    ]
+
+
 def _home(member: type) -> str:
     return f"{member.__module__}.{member.__qualname__}"
 

@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 
 from compress.errors import PluginError
 from compress.exports.base import Traits
-from compress.registry import Registry
+from compress.registry import Registry, unwritten
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -103,11 +103,7 @@ class Engine(ABC):
         super().__init_subclass__(**kwargs)
         if not name:
             return
-        absent = [
-            member
-            for member in sorted(_ABSTRACT)
-            if getattr(getattr(cls, member), "__isabstractmethod__", False)
-        ]
+        absent = unwritten(cls, _ABSTRACT)
         absent += [it for it in ("module", "requirements", "program") if not hasattr(cls, it)]
         if absent:
             raise PluginError(

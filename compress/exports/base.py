@@ -19,7 +19,7 @@ from compress.errors import PluginError, RecipeError
 from compress.exports.planned import MadeOf as MadeOf  # both are part of the contract
 from compress.exports.planned import Planned as Planned
 from compress.exports.storage import Outside
-from compress.registry import Registry
+from compress.registry import Registry, unwritten
 
 if TYPE_CHECKING:
     import torch
@@ -129,11 +129,7 @@ class Exporter(ABC):
         super().__init_subclass__(**kwargs)
         if not name:
             return
-        absent = [
-            member
-            for member in sorted(_ABSTRACT)
-            if getattr(getattr(cls, member), "__isabstractmethod__", False)
-        ]
+        absent = unwritten(cls, _ABSTRACT)
         absent += [] if isinstance(getattr(cls, "traits", None), Traits) else ["traits"]
         if absent:
             raise PluginError(

@@ -9,15 +9,17 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from calibration.heads import Head
 from compress.bases import open_base
 from compress.callbacks import Progress
 from compress.errors import CheckpointError
-from compress.exports.base import LayerExport
-from compress.exports.checkpoint import ADAPTER, CheckpointExporter
+from compress.exports.base import CorrectionStorage, LayerExport, Traits, Use
+from compress.exports.checkpoint import ADAPTER, LOADING_READS, CheckpointExporter
 from compress.exports.contents import Contents, contents_of_base
 from compress.exports.peft import AdapterWriter, corrections_in, read_adapter
 from compress.exports.planned import Planned, PlannedLayer
 from compress.exports.reading import add_corrections, load_bare
+from compress.exports.storage import Outside
 from compress.families.base import Compressor
 from compress.families.low_rank import Factors
 from compress.families.quantiser import Quantiser
@@ -28,6 +30,25 @@ from compress.forms.product import Product
 from compress.forms.quantised import Quantised
 from compress.forms.sum import Sum
 from compress.models.checkpoint import some
+
+
+def traits_of_codes(engines: tuple[str, ...]) -> Traits:
+    """The facts that formats of codes have in common, with the engines that one is for."""
+    return Traits(
+        uses=frozenset({Use.MODEL}),
+        heads=frozenset({Head.NEXT_TOKEN, Head.IMAGE_TEXT}),
+        corrections=CorrectionStorage.HALF,
+        needs_base=False,
+        own_folder=False,
+        adapter=ADAPTER,
+        ordinary=False,
+        loading_reads=(*LOADING_READS, f"{ADAPTER}/*.json"),
+        library="transformers",
+        relation="quantized",
+        weights="packed",
+        engines=engines,
+        outside=Outside.HALF,
+    )
 
 
 class CodesExporter(CheckpointExporter):

@@ -20,11 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calibration.heads import Head
 from compress.bases import format_in
 from compress.bases.gptq import SERVED_BITS, SERVED_GROUPS
 from compress.errors import CheckpointError
-from compress.exports.base import CorrectionStorage, LayerExport, MadeOf, Planned, Traits, Use
+from compress.exports.base import LayerExport, MadeOf, Planned
 from compress.exports.card import (
     UNKNOWN_GRID,
     CardFacts,
@@ -35,12 +34,7 @@ from compress.exports.card import (
     vllm,
     widened_note,
 )
-from compress.exports.checkpoint import (
-    ADAPTER,
-    LOADING_READS,
-)
-from compress.exports.codes import CodesExporter, innermost, quantiser_of
-from compress.exports.storage import Outside
+from compress.exports.codes import CodesExporter, innermost, quantiser_of, traits_of_codes
 from compress.families.base import Compressor
 from compress.families.correction import Correction
 from compress.families.quantiser import Quantiser
@@ -56,21 +50,7 @@ _BLOCK = re.compile(r"(?P<blocks>.+?)\.\d+\.(?P<part>.+)")
 class GptqExporter(CodesExporter, name="gptq"):
     """Quantised layers in one checkpoint, their low-rank corrections in `adapter/` beside it."""
 
-    traits = Traits(
-        uses=frozenset({Use.MODEL}),
-        heads=frozenset({Head.NEXT_TOKEN, Head.IMAGE_TEXT}),
-        corrections=CorrectionStorage.HALF,
-        needs_base=False,
-        own_folder=False,
-        adapter=ADAPTER,
-        ordinary=False,
-        loading_reads=(*LOADING_READS, f"{ADAPTER}/*.json"),
-        library="transformers",
-        relation="quantized",
-        weights="packed",
-        engines=("vllm", "gptqmodel"),
-        outside=Outside.HALF,
-    )
+    traits = traits_of_codes(engines=("vllm", "gptqmodel"))
 
     def _begin(self) -> None:
         super()._begin()

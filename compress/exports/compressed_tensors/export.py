@@ -16,12 +16,11 @@ from pathlib import Path
 from torch import nn
 from transformers import PretrainedConfig
 
-from calibration.heads import Head
 from calibration.layers import is_linear
 from calibration.skeleton import build_skeleton
 from compress.bases import format_in
 from compress.errors import CheckpointError
-from compress.exports.base import CorrectionStorage, LayerExport, MadeOf, Planned, Traits, Use
+from compress.exports.base import LayerExport, MadeOf, Planned
 from compress.exports.card import (
     CardFacts,
     load_adapter_beside,
@@ -30,8 +29,7 @@ from compress.exports.card import (
     vllm,
     widened_note,
 )
-from compress.exports.checkpoint import ADAPTER, LOADING_READS
-from compress.exports.codes import CodesExporter, innermost, quantiser_of
+from compress.exports.codes import CodesExporter, innermost, quantiser_of, traits_of_codes
 from compress.exports.compressed_tensors.schemes import CONV1D, Stored, quantisation, settled
 from compress.exports.compressed_tensors.tensors import packed_bytes, packed_tensors
 from compress.exports.compressed_tensors.unread import (
@@ -40,7 +38,6 @@ from compress.exports.compressed_tensors.unread import (
     fused_warnings,
     unread_by_transformers,
 )
-from compress.exports.storage import Outside
 from compress.families.base import Compressor
 from compress.families.correction import Correction
 from compress.families.quantiser import Quantiser
@@ -56,21 +53,7 @@ DRAFT = "mtp."
 class CompressedTensorsExporter(CodesExporter, name="compressed-tensors"):
     """Quantised layers in one checkpoint, their low-rank corrections in `adapter/` beside it."""
 
-    traits = Traits(
-        uses=frozenset({Use.MODEL}),
-        heads=frozenset({Head.NEXT_TOKEN, Head.IMAGE_TEXT}),
-        corrections=CorrectionStorage.HALF,
-        needs_base=False,
-        own_folder=False,
-        adapter=ADAPTER,
-        ordinary=False,
-        loading_reads=(*LOADING_READS, f"{ADAPTER}/*.json"),
-        library="transformers",
-        relation="quantized",
-        weights="packed",
-        engines=("vllm", "openvino", "transformers"),
-        outside=Outside.HALF,
-    )
+    traits = traits_of_codes(engines=("vllm", "openvino", "transformers"))
 
     def _begin(self) -> None:
         super()._begin()
